@@ -1,0 +1,198 @@
+"""The vocabulary: a network is data, a tuple of named layers with no devices and no tensors.
+
+Shapes here are those of one image, `(C, H, W)` before `Flatten` and `(features,)` after it.
+Every layer is a frozen dataclass whose fields carry the names of torch.nn; `output_shape` and
+`parameter_shapes` say what it makes and what it owns, so that parameter and MAC counts, the
+plan, the weight check and the reference all read the same declaration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+
+class NetworkError(ValueError):
+    """A network that cannot be built on this input: names the layer, what it wanted, what came."""
+
+
+def _features(shape: Shape, kind: str) -> Shape:
+    if len(shape) != 3:
+        raise NetworkError(f"{kind} wants (channels, height, width), got {shape}")
+    return shape
+
+
+def _window(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Output positions of a sliding window along one axis, torch's floor rule."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2d:
+    """`out_channels` filters of `kernel_size`², square, zero padded on all four sides."""
+
+    out_channels: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = _features(shape, "Conv2d")
+        if channels % self.groups or self.out_channels % self.groups:
+            raise NetworkError(
+                f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups"
+            )
+        size = [
+            _window(s, self.kernel_size, self.stride, self.padding, self.dilation)
+            for s in (height, width)
+        ]
+        return _positive((self.out_channels, *size), shape)
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        taps = (self.kernel_size, self.kernel_size)
+        return {
+            "weight": (self.out_channels, shape[0] // self.groups, *taps),
+            "bias": (self.out_channels,),
+        }
+
+    def macs(self, shape: Shape) -> int:
+        """Multiply-accumulates for one image, counted as torch counts them: padding taps too."""
+        fan_in = shape[0] // self.groups * self.kernel_size**2
+        return math.prod(self.output_shape(shape)) * fan_in
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool2d:
+    """The largest value of each window; padding counts as minus infinity."""
+
+    kernel_size: int
+    stride: int
+    padding: int = 0
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = _features(shape, "MaxPool2d")
+        size = [_window(s, self.kernel_size, self.stride, self.padding) for s in (height, width)]
+        return _positive((channels, *size), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveAvgPool2d:
+    """Averages whatever comes to `output_size`²; the identity when it has that size already."""
+
+    output_size: int
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (_features(shape, "AdaptiveAvgPool2d")[0], self.output_size, self.output_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A fully connected layer on flattened features."""
+
+    out_features: int
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 1:
+            raise NetworkError(f"Linear wants flattened features, got {shape}; put a Flatten first")
+        return (self.out_features,)
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        return {"weight": (self.out_features, shape[0]), "bias": (self.out_features,)}
+
+    def macs(self, shape: Shape) -> int:
+        return self.out_features * shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ReLU:
+    """max(x, 0); the plan fuses it into the layer before."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """The identity: this is an inference engine. Kept so that the network reads as published."""
+
+    p: float = 0.5
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Flatten:
+    """(C, H, W) to (C*H*W,), in that order."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (math.prod(shape),)
+
+
+Layer = Conv2d | MaxPool2d | AdaptiveAvgPool2d | Linear | ReLU | Dropout | Flatten
+
+
+def _positive(shape: Shape, came: Shape) -> Shape:
+    if min(shape) < 1:
+        raise NetworkError(f"input {came} is too small: the output would be {shape}")
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """From a picture to the network's input: torchvision's `ImageClassification` preset.
+
+    The shorter side is resized to `resize` (bilinear, antialiased), the centre `crop`² is cut out,
+    pixels become `(value / 255 - mean) / std`, channel by channel.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A named chain of named layers, the shape of the image it is published for, and its words.
+
+    `classes` names the file of class names beside `zoo.py`, one a line.
+    """
+
+    name: str
+    input_shape: Shape
+    layers: tuple[tuple[str, Layer], ...]
+    preprocess: Preprocess
+    classes: str
+
+    def walk(self, input_shape: Shape | None = None) -> Iterator[tuple[str, Layer, Shape, Shape]]:
+        """Each layer as `(name, layer, input shape, output shape)`, for this image shape.
+
+        Raises NetworkError naming the first layer that the shape does not fit.
+        """
+        shape = self.input_shape if input_shape is None else input_shape
+        for name, layer in self.layers:
+            try:
+                output = layer.output_shape(shape)
+            except NetworkError as error:
+                raise NetworkError(f"{self.name}, layer {name}: {error}") from None
+            yield name, layer, shape, output
+            shape = output
+
+    def output_shape(self, input_shape: Shape | None = None) -> Shape:
+        """Shape of what the last layer makes of one image."""
+        return list(self.walk(input_shape))[-1][3]
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """The canonical state: `{"conv1.weight": (64, 3, 11, 11), ...}` in network order."""
+        return {
+            f"{name}.{key}": wanted
+            for name, layer, shape, _ in self.walk()
+            if isinstance(layer, Conv2d | Linear)
+            for key, wanted in layer.parameter_shapes(shape).items()
+        }

@@ -1,0 +1,118 @@
+"""One kernel source, two ways to run it: compiled on a GPU, interpreted on a CPU.
+
+`@triton.jit` decides at decoration, for the whole process, whether a kernel is compiled or
+interpreted. `@jit` here keeps both forms, so that one process can run a kernel on CUDA tensors,
+prove it on CPU tensors and compile it for a GPU that is not there. A `Launch` picks by the device
+of its tensors; it is what every launcher in this package returns.
+
+Kernels must not call Triton's own jit library (`tl.zeros`, `tl.sum`, `tl.cdiv`, ...): those are
+fixed as compiled functions when Triton is imported. Builtins (`tl.full`, `tl.dot`) do the same work.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from threadpoolctl import ThreadpoolController
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# Triton's interpreter patches `triton.language` while a kernel runs, so only one may run at a time.
+_INTERPRETER = threading.RLock()
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+class Kernel(JITFunction):  # type: ignore[misc]
+    """A Triton kernel or device function that exists both compiled and interpreted."""
+
+    def __init__(self, fn: Callable[..., Any], do_not_specialize: Sequence[str] = ()) -> None:
+        super().__init__(fn, do_not_specialize=list(do_not_specialize))
+        self._interpreted = InterpretedFunction(fn)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Device function, called by an interpreted kernel: `triton.language` is patched already."""
+        return self._interpreted.rewrite()(*args, **kwargs)
+
+    def interpret(self, grid: tuple[int, ...], **arguments: Any) -> None:
+        """Run every program of `grid` in Triton's interpreter; tensors must be on the CPU."""
+        # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
+        # when another process wants the cores.
+        with _INTERPRETER, _blas().limit(limits=1, user_api="blas"):
+            self._interpreted[grid](**arguments)
+
+
+def jit(
+    fn: Callable[..., Any] | None = None, *, do_not_specialize: Sequence[str] = ()
+) -> Any:  # Kernel, or a decorator that makes one
+    """`@triton.jit`, but the kernel can also be interpreted in the same process.
+
+    `do_not_specialize` names integer arguments that must not make a new binary when their value
+    happens to be 1 or a multiple of 16.
+    """
+    if fn is None:
+        return lambda f: Kernel(f, do_not_specialize)
+    return Kernel(fn)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an operation must at least do: floating point operations and bytes to and from memory.
+
+    Each input is read once, each output written once; a multiply-accumulate is two operations.
+    """
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel bound to its grid, arguments and options: calling it runs it.
+
+    Calling is asynchronous on a GPU (on the current stream) and immediate on a CPU. The same
+    object can be compiled for a GPU that is not there, since it knows everything a binary needs.
+    """
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        for value in self.arguments.values():
+            base = value.base if isinstance(value, TensorDescriptor) else value
+            if isinstance(base, torch.Tensor):
+                return base.device
+        raise ValueError(f"{self.kernel.__name__}: no tensor among its arguments")
+
+    def __call__(self) -> None:
+        device = self.device
+        if device.type == "cpu":
+            self.kernel.interpret(self.grid, **self.arguments)
+            return
+        # Triton launches on the current device, whatever device the tensors are on.
+        with torch.cuda.device(device):
+            self.kernel[self.grid](
+                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
+            )
+
+
+def power_of_two(size: int, low: int, high: int) -> int:
+    """The smallest power of two that covers `size`, within [low, high]."""
+    return min(max(1 << max(size - 1, 0).bit_length(), low), high)

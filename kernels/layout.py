@@ -1,0 +1,67 @@
+"""Activations are `[H, W, N, C]`: images inside pixels, channels innermost.
+
+A block of images at one pixel is then one contiguous box of memory, so a tap of a filter is a
+plain tile load: no gather, no mask, and a tap outside the image is simply skipped. cuda-convnet
+kept images innermost for the same reason (A. Krizhevsky, 2012); TVM calls the layout HWNC.
+
+An activation is an ordinary torch tensor of shape [H, W, N, C] whose images lie `pitch` elements
+apart, C rounded up to a multiple of 8, because the tensor memory accelerator wants strides in
+multiples of 16 bytes. The elements between C and the pitch are never read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+CHANNEL_ALIGNMENT = 8  # elements: 16 bytes in half precision, 32 in single
+
+
+def aligned(channels: int) -> int:
+    """`channels` rounded up to the alignment."""
+    return -(-channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
+
+
+def empty(
+    height: int,
+    width: int,
+    images: int,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """An uninitialised activation [height, width, images, channels], aligned."""
+    shape = (height, width, images, aligned(channels))
+    return torch.empty(shape, dtype=dtype, device=device)[..., :channels]
+
+
+def pitch(activation: torch.Tensor) -> int:
+    """Elements from one image to the next.
+
+    Raises ValueError if the tensor [H, W, N, C] is not laid out as this module lays it out.
+    """
+    height, width, images, channels = activation.shape
+    step = aligned(channels)
+    if activation.numel() and activation.stride() != (
+        width * images * step,
+        images * step,
+        step,
+        1,
+    ):
+        raise ValueError(
+            f"activation {tuple(activation.shape)} has strides {activation.stride()}, wanted "
+            f"images {step} elements apart and dense; make it with layout.empty or layout.pack"
+        )
+    return step
+
+
+def pack(images: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W], any strides, to an activation [H, W, N, C]."""
+    n, c, h, w = images.shape
+    activation = empty(h, w, n, c, images.dtype, images.device)
+    activation.copy_(images.permute(2, 3, 0, 1))
+    return activation
+
+
+def unpack(activation: torch.Tensor) -> torch.Tensor:
+    """An activation [H, W, N, C] to a contiguous [N, C, H, W]."""
+    return activation.permute(2, 3, 0, 1).contiguous()

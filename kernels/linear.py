@@ -1,0 +1,298 @@
+"""Fully connected layer + bias + activation: a GEMM, and its skinny form for small batches.
+
+    y[n, oc] = act(bias[oc] + sum over p, c of x[p, n, c] * w[oc, p, c])
+
+x is an activation [P, N, C]: P pixels of C channels an image, so that the first linear layer reads
+a pooled activation [H, W, N, C] where it lies (P = H*W) and no flattened copy is made; a plain
+matrix has P = 1. The weights are permuted once, when they are packed.
+
+With few images the layer is a stream of weights through the chip, 2 * OC * P * C bytes in half
+precision, and the tile's long side belongs to the weights. TRANSPOSED computes y^T = w x^T: filters
+on the M side of the matrix instruction, which has at least 64 rows, images on its N side. SPLIT_K
+cuts the sum into parts so that every multiprocessor streams; a second kernel adds the parts in a
+fixed order, so the result does not depend on which part was ready first.
+
+Cost: 2 * N * OC * P * C FLOPs; x, w and y move once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import layout
+from .epilogue import finish
+from .jit import Launch, Work, jit, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """One linear problem: N images of P pixels with C channels each, to OC outputs."""
+
+    N: int
+    P: int
+    C: int
+    OC: int
+
+
+# --- kernels ---------------------------------------------------------------------------------
+
+
+@jit(do_not_specialize=("N", "P"))
+def _linear_kernel(
+    x,  # [P, N, C aligned], as a descriptor or a pointer
+    w,  # [P, OC, C aligned], as a descriptor or a pointer
+    bias,  # [OC] or None
+    y,  # [N, OC aligned]; with SPLIT_K > 1 float32 [SPLIT_K, N, OC aligned]
+    N,
+    P,
+    C: tl.constexpr,
+    OC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Image blocks run fastest: programs that run together share their weights, the larger operand.
+    n_blocks = (N + BLOCK_M - 1) // BLOCK_M
+    program = tl.program_id(0)
+    n0 = (program % n_blocks) * BLOCK_M
+    oc0 = (program // n_blocks) * BLOCK_N
+    part = tl.program_id(1)
+    image = n0 + tl.arange(0, BLOCK_M)
+    channel = oc0 + tl.arange(0, BLOCK_N)
+
+    C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    PITCH: tl.constexpr = (C + 7) // 8 * 8
+    steps = P * C_BLOCKS
+    per_part = (steps + SPLIT_K - 1) // SPLIT_K
+    if TRANSPOSED:
+        acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
+    else:
+        acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for i in range(part * per_part, tl.minimum((part + 1) * per_part, steps)):
+        p = i // C_BLOCKS
+        c0 = (i % C_BLOCKS) * BLOCK_K
+        if DESCRIPTORS:
+            a = x.load([p, n0, c0]).reshape(BLOCK_M, BLOCK_K)
+            b = w.load([p, oc0, c0]).reshape(BLOCK_N, BLOCK_K)
+        else:
+            k = c0 + tl.arange(0, BLOCK_K)
+            x_row = x + (p.to(tl.int64) * N + image)[:, None] * PITCH
+            w_row = w + (p.to(tl.int64) * OC + channel)[:, None] * PITCH
+            a = tl.load(x_row + k[None, :], mask=(image < N)[:, None] & (k < C)[None, :], other=0.0)
+            b = tl.load(
+                w_row + k[None, :], mask=(channel < OC)[:, None] & (k < C)[None, :], other=0.0
+            )
+        if TRANSPOSED:
+            acc = tl.dot(b, a.T, acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+
+    if TRANSPOSED:
+        acc = tl.trans(acc)
+    row = image.to(tl.int64)
+    if SPLIT_K == 1:
+        acc = finish(acc, bias, channel, channel < OC, ACTIVATION)
+    else:
+        row += part.to(tl.int64) * N
+    target = y + row[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
+    inside = (image < N)[:, None] & (channel < OC)[None, :]
+    tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
+
+
+@jit(do_not_specialize=("N",))
+def _sum_parts_kernel(
+    parts,  # float32 [SPLIT_K, N, OC aligned]
+    bias,  # [OC] or None
+    y,  # [N, OC aligned]
+    N,
+    OC: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    image = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (image < N)[:, None] & (channel < OC)[None, :]
+    offset = image.to(tl.int64)[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for part in tl.static_range(SPLIT_K):
+        step = N.to(tl.int64) * (part * ((OC + 7) // 8 * 8))
+        acc += tl.load(parts + step + offset, mask=inside, other=0.0)
+    acc = finish(acc, bias, channel, channel < OC, ACTIVATION)
+    tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
+
+
+# --- configurations --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """How one linear layer is cut into tiles, and what the compiler is told."""
+
+    BLOCK_M: int  # images
+    BLOCK_N: int  # output channels
+    BLOCK_K: int
+    SPLIT_K: int = 1
+    transposed: bool = False
+    num_warps: int = 4
+    num_stages: int = 3
+    descriptors: bool = True  # operands through tensor descriptors: TMA, so sm_90 and later
+
+
+def default_config(
+    shape: LinearShape,
+    dtype: torch.dtype,
+    precision: str,
+    arch: int | None,
+    batch_invariant: bool = False,
+) -> LinearConfig:
+    """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
+
+    None is the interpreter: few, large tiles. With `batch_invariant` the choice does not look at
+    the number of images and the sum is never split.
+    """
+    if arch is None:
+        rows = 256 if batch_invariant else power_of_two(shape.N, 16, 1024)
+        return LinearConfig(rows, power_of_two(shape.OC, 16, 1024), power_of_two(shape.C, 16, 1024))
+    tma = arch >= 90
+    if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
+        return LinearConfig(64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
+    block_k = power_of_two(shape.C, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
+    if batch_invariant:
+        return LinearConfig(64, 64, block_k, num_warps=4, num_stages=4, descriptors=tma)
+    if shape.N <= 64:
+        blocks = -(-shape.OC // 64)
+        steps = shape.P * -(-shape.C // block_k)
+        split = max(1, min(256 // blocks, steps // 4, 8))
+        return LinearConfig(
+            power_of_two(shape.N, 16, 64), 64, block_k, split, True, 4, 4, descriptors=tma
+        )
+    return LinearConfig(128, 128, block_k, num_warps=8, num_stages=3, descriptors=tma)
+
+
+# --- packing ---------------------------------------------------------------------------------
+
+
+def pack_weight(weight: torch.Tensor, pixels: int = 1) -> torch.Tensor:
+    """[OC, C*P] to [P, OC, C], channels aligned, where the input was flattened from [C, P].
+
+    torch flattens [C, H, W], so a weight's columns run over channels first; here they run over
+    pixels first, as activations do.
+    """
+    oc, features = weight.shape
+    c = features // pixels
+    packed = weight.new_zeros((pixels, oc, layout.aligned(c)))
+    packed[..., :c] = weight.reshape(oc, c, pixels).permute(2, 0, 1)
+    return packed[..., :c]
+
+
+# --- launcher --------------------------------------------------------------------------------
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    config: LinearConfig,
+    activation: str | None = None,
+    precision: str = "ieee",
+) -> tuple[Launch, ...]:
+    """Bind one linear layer; calling the results in order fills `out`.
+
+    x is an activation [H, W, N, C], weight what `pack_weight` made of it [H*W, OC, C], bias [OC]
+    or None, out an activation [1, 1, N, OC]; one dtype for all. `precision` is that of float32
+    products: "ieee" or "tf32". Split sums are kept in a float32 tensor that the launches own.
+    """
+    height, width, n, c = x.shape
+    pixels, oc, _ = weight.shape
+    pitch = layout.pitch(x)
+    layout.pitch(out)
+    split = config.SPLIT_K > 1
+    target = layout.empty(1, config.SPLIT_K, n, oc, torch.float32, x.device) if split else out
+    arguments = {
+        "x": x,
+        "w": weight,
+        "bias": None if split else bias,
+        "y": target,
+        "N": n,
+        "P": height * width,
+        "C": c,
+        "OC": oc,
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_K": config.BLOCK_K,
+        "SPLIT_K": config.SPLIT_K,
+        "TRANSPOSED": config.transposed,
+        "DESCRIPTORS": config.descriptors,
+        "ACTIVATION": None if split else activation,
+        "PRECISION": precision,
+    }
+    if config.descriptors:
+        arguments["x"] = TensorDescriptor(
+            x,
+            shape=[pixels, n, c],
+            strides=[n * pitch, pitch, 1],
+            block_shape=[1, config.BLOCK_M, config.BLOCK_K],
+        )
+        arguments["w"] = TensorDescriptor(
+            weight,
+            shape=[pixels, oc, c],
+            strides=[oc * pitch, pitch, 1],
+            block_shape=[1, config.BLOCK_N, config.BLOCK_K],
+        )
+    blocks = -(-n // config.BLOCK_M) * -(-oc // config.BLOCK_N)
+    product = Launch(
+        _linear_kernel, (blocks, config.SPLIT_K), arguments, config.num_warps, config.num_stages
+    )
+    if not split:
+        return (product,)
+    block_m, block_n = min(config.BLOCK_M, 16), 64
+    parts = {
+        "parts": target,
+        "bias": bias,
+        "y": out,
+        "N": n,
+        "OC": oc,
+        "SPLIT_K": config.SPLIT_K,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "ACTIVATION": activation,
+    }
+    grid = (-(-n // block_m), -(-oc // block_n))
+    return product, Launch(_sum_parts_kernel, grid, parts, num_warps=4, num_stages=1)
+
+
+# --- reference and work ----------------------------------------------------------------------
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None
+) -> torch.Tensor:
+    """The same layer in float64 by torch: [N, C*P] and [OC, C*P] to [N, OC]."""
+    y = torch.nn.functional.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    match activation:
+        case "relu":
+            return y.relu()
+        case "sigmoid":
+            return y.sigmoid()
+    return y
+
+
+def work(shape: LinearShape, dtype: torch.dtype) -> Work:
+    """FLOPs of the product; x, w, bias and y moved once."""
+    features = shape.P * shape.C
+    elements = shape.N * (features + shape.OC) + shape.OC * (features + 1)
+    return Work(2 * shape.N * features * shape.OC, elements * dtype.itemsize)

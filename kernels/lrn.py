@@ -1,0 +1,114 @@
+"""Local response normalisation across channels, as in the 2012 AlexNet (and torch).
+
+    y[c] = x[c] / (k + alpha/size * sum of x[j]^2 for j from c - size//2 to c + (size-1)//2) ^ beta
+
+A tile is BLOCK_M pixels of all channels; the window's neighbours are loaded again at a shift and
+found in the cache. Squares and sums are float32, so half precision neither overflows nor loses the
+sum. Cost: size multiply-adds and one power per element; x and y move once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+
+from . import layout
+from .jit import Launch, Work, jit, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class LRNShape:
+    """M pixels (all images together) of C channels, and the window's size."""
+
+    M: int
+    C: int
+    size: int
+
+
+@jit(do_not_specialize=("M", "alpha", "beta", "k"))
+def _lrn_kernel(
+    x,  # [M, C aligned]
+    y,  # [M, C aligned]
+    M,
+    alpha,  # already divided by the size
+    beta,
+    k,
+    C: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = row.to(tl.int64)[:, None] * ((C + 7) // 8 * 8)
+    inside = (row < M)[:, None] & (c < C)[None, :]
+    total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
+    for j in range(SIZE):
+        near = c + j - SIZE // 2
+        mask = inside & ((near >= 0) & (near < C))[None, :]
+        value = tl.load(x + start + near[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += value * value
+    value = tl.load(x + start + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    scale = tl.exp2(-beta * tl.log2(k + alpha * total))
+    tl.store(y + start + c[None, :], (value * scale).to(y.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True, slots=True)
+class LRNConfig:
+    """Pixels and channels of a tile."""
+
+    BLOCK_M: int
+    BLOCK_C: int
+    num_warps: int = 4
+
+
+def default_config(shape: LRNShape, arch: int | None) -> LRNConfig:
+    """A configuration that runs without a measurement; `arch` None is the interpreter."""
+    if arch is None:
+        block_c = power_of_two(shape.C, 1, 4096)
+        return LRNConfig(power_of_two(shape.M, 1, max(1, 262144 // block_c)), block_c)
+    block_c = power_of_two(shape.C, 16, 256)
+    return LRNConfig(2048 // block_c, block_c)
+
+
+def local_response_norm(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    shape: LRNShape,
+    config: LRNConfig,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+) -> Launch:
+    """Bind one normalisation; calling the result fills `out` from x, activations [H, W, N, C]."""
+    layout.pitch(x)
+    layout.pitch(out)
+    arguments = {
+        "x": x,
+        "y": out,
+        "M": shape.M,
+        "alpha": alpha / shape.size,
+        "beta": beta,
+        "k": k,
+        "C": shape.C,
+        "SIZE": shape.size,
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_C": config.BLOCK_C,
+    }
+    grid = (-(-shape.M // config.BLOCK_M), -(-shape.C // config.BLOCK_C))
+    return Launch(_lrn_kernel, grid, arguments, config.num_warps, num_stages=1)
+
+
+def reference(
+    x: torch.Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> torch.Tensor:
+    """The same normalisation in float64 by torch: [N, C, ...] to [N, C, ...]."""
+    return torch.nn.functional.local_response_norm(x.double(), size, alpha, beta, k)
+
+
+def work(shape: LRNShape, dtype: torch.dtype) -> Work:
+    """A multiply-add per window element, and the scaling; x and y moved once."""
+    elements = shape.M * shape.C
+    return Work(elements * (2 * shape.size + 4), 2 * elements * dtype.itemsize)

@@ -1,0 +1,209 @@
+"""The way in: pixels become the first activation, normalised and in space-to-depth form.
+
+    y[i, j, n, (a*S + b)*C + c] = (image[n, c, i*S+a-pad, j*S+b-pad] / 255 - mean[c]) / std[c]
+
+and zero where that lies outside the image. A convolution of stride S with a KH x KW filter over
+the image is then a convolution of stride 1 with a ceil(KH/S) x ceil(KW/S) filter over y: AlexNet's
+11x11 stride-4 filter on 3 channels becomes 3x3 on 48, which fills a matrix instruction (84 % of the
+products are useful; padding 3 channels to 8 would leave 38 %). Space-to-depth for a strided first
+layer: MLPerf TPU ResNet-50 submissions, 2018.
+
+The normalisation happens while loading and is never folded into the weights: padding is zero
+AFTER normalisation, so a folded mean would be wrong at the border. float images are taken as
+normalised already, which is torchvision's convention for what a model is given. Any strides are
+read, so NHWC pixels come in as a permuted view.
+
+Cost: no products; the image and y move once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+
+from . import layout
+from .conv import Conv2dShape
+from .jit import Launch, Work, jit, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class StemShape:
+    """N images [C, H, W] to an activation [OH, OW, N, S*S*C], S pixels folded along each axis."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    OH: int
+    OW: int
+    S: int
+    padding: tuple[int, int]  # top, left
+
+
+def fold(shape: Conv2dShape) -> tuple[StemShape, Conv2dShape]:
+    """A first convolution as a stem and the stride-1 convolution that follows it.
+
+    Raises ValueError for a convolution that does not fold: dilated, grouped, or with two strides.
+    """
+    s = shape.stride[0]
+    if shape.stride != (s, s) or shape.dilation != (1, 1) or shape.groups != 1:
+        raise ValueError(
+            f"the first convolution has stride {shape.stride}, dilation {shape.dilation} and "
+            f"{shape.groups} groups; a stem wants one stride, dilation 1 and one group"
+        )
+    kh, kw = -(-shape.KH // s), -(-shape.KW // s)
+    oh, ow = shape.OH + kh - 1, shape.OW + kw - 1
+    top, _, left, _ = shape.padding
+    stem = StemShape(shape.N, shape.C, shape.H, shape.W, oh, ow, s, (top, left))
+    return stem, Conv2dShape(shape.N, s * s * shape.C, oh, ow, shape.OC, kh, kw)
+
+
+# --- kernel ----------------------------------------------------------------------------------
+
+
+@jit(do_not_specialize=("N", "H", "W", "OH", "OW", "stride_n", "stride_c", "stride_h", "stride_w"))
+def _stem_kernel(
+    image,  # [N, C, H, W] in any strides
+    mean,  # float32 [C]
+    std,  # float32 [C]
+    y,  # [OH*OW*N, S*S*C aligned]
+    N,
+    H,
+    W,
+    OH,
+    OW,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    C: tl.constexpr,
+    S: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    PITCH: tl.constexpr = (S * S * C + 7) // 8 * 8
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # (i, j, n), n fastest
+    k = tl.arange(0, BLOCK_C)  # (a, b, c), c fastest
+    c = k % C
+    ih = (row // N // OW * S - PAD_H)[:, None] + (k // C // S)[None, :]
+    iw = (row // N % OW * S - PAD_W)[:, None] + (k // C % S)[None, :]
+    inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+    inside &= (row < OH * OW * N)[:, None] & (k < S * S * C)[None, :]
+    source = image + (row % N)[:, None] * stride_n + c[None, :] * stride_c
+    source += ih * stride_h + iw * stride_w
+    value = tl.load(source, mask=inside, other=0).to(tl.float32)
+    if NORMALIZE:
+        value = value / 255.0 - tl.load(mean + c)[None, :]
+        value = tl.where(inside, value / tl.load(std + c)[None, :], 0.0)
+    target = y + row[:, None] * PITCH + k[None, :]
+    written = (row < OH * OW * N)[:, None] & (k < PITCH)[None, :]
+    tl.store(target, value.to(y.dtype.element_ty), mask=written)
+
+
+# --- configurations --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StemConfig:
+    """Pixels of the output that one tile covers; a tile always holds all their channels."""
+
+    BLOCK_M: int
+    num_warps: int = 4
+
+
+def default_config(shape: StemShape, arch: int | None) -> StemConfig:
+    """A configuration that runs without a measurement; `arch` None is the interpreter."""
+    channels = power_of_two(shape.S * shape.S * shape.C, 8, 2**20)
+    if arch is None:
+        return StemConfig(power_of_two(shape.OH * shape.OW * shape.N, 1, max(1, 2**20 // channels)))
+    return StemConfig(max(1, 2048 // channels))
+
+
+# --- packing ---------------------------------------------------------------------------------
+
+
+def pack_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
+    """[OC, C, KH, KW] to [OC, S*S*C, ceil(KH/S), ceil(KW/S)]: the filter of the folded convolution.
+
+    Taps that the fold adds beyond KH and KW are zero.
+    """
+    oc, c, kh, kw = weight.shape
+    s = stride
+    rows, columns = -(-kh // s), -(-kw // s)
+    padded = torch.nn.functional.pad(weight, (0, columns * s - kw, 0, rows * s - kh))
+    blocks = padded.reshape(oc, c, rows, s, columns, s)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(oc, s * s * c, rows, columns)
+
+
+# --- launcher --------------------------------------------------------------------------------
+
+
+def stem(
+    images: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    out: torch.Tensor,
+    shape: StemShape,
+    config: StemConfig,
+) -> Launch:
+    """Bind the way in; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
+
+    uint8 images are normalised with mean and std (float32 [C], on a scale of 0 to 1); float images
+    are taken as they are.
+    """
+    layout.pitch(out)
+    channels = shape.S * shape.S * shape.C
+    arguments = {
+        "image": images,
+        "mean": mean,
+        "std": std,
+        "y": out,
+        "N": shape.N,
+        "H": shape.H,
+        "W": shape.W,
+        "OH": shape.OH,
+        "OW": shape.OW,
+        "stride_n": images.stride(0),
+        "stride_c": images.stride(1),
+        "stride_h": images.stride(2),
+        "stride_w": images.stride(3),
+        "C": shape.C,
+        "S": shape.S,
+        "PAD_H": shape.padding[0],
+        "PAD_W": shape.padding[1],
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_C": power_of_two(channels, 8, 2**20),
+        "NORMALIZE": images.dtype == torch.uint8,
+    }
+    programs = -(-shape.OH * shape.OW * shape.N // config.BLOCK_M)
+    return Launch(_stem_kernel, (programs,), arguments, config.num_warps, num_stages=1)
+
+
+# --- reference and work ----------------------------------------------------------------------
+
+
+def reference(
+    images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, shape: StemShape
+) -> torch.Tensor:
+    """The same in float64 by torch: [N, C, H, W] to [N, S*S*C, OH, OW]."""
+    x = images.double()
+    if images.dtype == torch.uint8:
+        x = (x / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
+    (top, left), s = shape.padding, shape.S
+    bottom, right = shape.OH * s - shape.H - top, shape.OW * s - shape.W - left
+    x = torch.nn.functional.pad(x, (left, right, top, bottom))  # negative: rows no filter reads
+    x = x.reshape(shape.N, shape.C, shape.OH, s, shape.OW, s)
+    return x.permute(0, 3, 5, 1, 2, 4).reshape(shape.N, s * s * shape.C, shape.OH, shape.OW)
+
+
+def work(shape: StemShape, image_dtype: torch.dtype, dtype: torch.dtype) -> Work:
+    """Two operations per pixel where pixels are normalised; the image and y moved once."""
+    pixels = shape.N * shape.C * shape.H * shape.W
+    outputs = shape.N * shape.S * shape.S * shape.C * shape.OH * shape.OW
+    flops = 2 * pixels if image_dtype == torch.uint8 else 0
+    return Work(flops, pixels * image_dtype.itemsize + outputs * dtype.itemsize)
