@@ -45,7 +45,8 @@ class Conv2d:
         channels, height, width = _features(shape, "Conv2d")
         if channels % self.groups or self.out_channels % self.groups:
             raise NetworkError(
-                f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups"
+                f"{channels} to {self.out_channels} channels do not divide into "
+                f"{self.groups} groups"
             )
         size = [
             _window(s, self.kernel_size, self.stride, self.padding, self.dilation)
@@ -161,7 +162,8 @@ class Preprocess:
 class Network:
     """A named chain of named layers, the shape of the image it is published for, and its words.
 
-    `classes` names the file of class names beside `zoo.py`, one a line.
+    `classes` names the file of class names beside `zoo.py`, one a line; `weights` is the source
+    of its published state, as `weights.load` takes it.
     """
 
     name: str
@@ -169,6 +171,7 @@ class Network:
     layers: tuple[tuple[str, Layer], ...]
     preprocess: Preprocess
     classes: str
+    weights: str
 
     def walk(self, input_shape: Shape | None = None) -> Iterator[tuple[str, Layer, Shape, Shape]]:
         """Each layer as `(name, layer, input shape, output shape)`, for this image shape.

@@ -58,6 +58,7 @@ ALEXNET = Network(
     layers=_alexnet_layers(1, 1000),
     preprocess=Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     classes="imagenet.txt",
+    weights="imagenet",
 )
 
 DIGITS = Network(
@@ -66,6 +67,7 @@ DIGITS = Network(
     layers=_alexnet_layers(1 / 8, 10),
     preprocess=Preprocess(64, 64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     classes="digits.txt",
+    weights="digits",
 )
 
 NETWORKS = {network.name: network for network in (ALEXNET, DIGITS)}

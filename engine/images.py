@@ -1,0 +1,424 @@
+"""From anything a user calls an image to what the stem eats: NCHW pixels.
+
+Pictures (paths, URLs, encoded bytes, PIL images) become uint8 through torchvision's
+`ImageClassification` preset; tensors and arrays are taken at the size they have. uint8 is raw
+pixels, which the stem kernel turns into `(value / 255 - mean) / std` while it loads them; float is
+the network's input, already normalised.
+
+Every refusal is one `ImageError`, one line that names its item. `to_batch` raises the first,
+`load_each` yields it in the item's place: bad input costs its own item, never the job.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.resources
+import io
+import os
+import stat
+import string
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any, BinaryIO
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .spec import Network, Preprocess
+
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+"""What counts as an image in a folder or a glob; a file that is named may have any suffix."""
+
+_ARRAY_DTYPES = ("uint8", "float16", "float32", "float64")
+_TENSOR_DTYPES = (*_ARRAY_DTYPES, "bfloat16")
+
+
+class ImageError(ValueError):
+    """One item that is no image for us: `item` names it, `reason` says what was wanted and got."""
+
+    def __init__(self, item: str, reason: str) -> None:
+        super().__init__(item, reason)
+        self.item = item
+        self.reason = reason
+
+    def __str__(self) -> str:
+        # File names and servers' words may hold line ends and terminal codes.
+        text = f"{self.item}: {self.reason}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an image lies: a path or a URL, and whether it was named itself or found there."""
+
+    location: str
+    named: bool
+
+
+Encoded = str | os.PathLike[str] | bytes | Image.Image
+Array = Tensor | np.ndarray[Any, Any]
+Item = Encoded | Array | Source | ImageError
+Images = Item | Iterable[Item]
+
+
+# From the command line's words to files and URLs
+
+
+def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
+    """Files, folders, globs and URLs to one `Source` an image, lazily and in sorted order.
+
+    A folder gives every image file (by suffix) in it and below, following links, each folder once,
+    hidden entries left out. A glob (`**` recurses) gives the image files that it matches. Both
+    give an ImageError when that is none, and a folder one for each subfolder that cannot be read.
+    Anything else is taken as named: if it does not exist, `decode` says so in its turn.
+    """
+    for source in sources:
+        empty = True
+        for found in _expand(source):
+            empty = False
+            yield found
+        if empty:
+            kind = "folder holds" if os.path.isdir(source) else "pattern matches"
+            yield ImageError(source, f"this {kind} no image ({' '.join(SUFFIXES)})")
+
+
+def _expand(source: str) -> Iterator[Source | ImageError]:
+    if _is_url(source):
+        yield Source(source, named=True)
+    elif os.path.isdir(source):
+        yield from _walk(source)
+    elif not os.path.lexists(source) and any(c in source for c in "*?["):
+        for path in sorted(glob.iglob(source, recursive=True)):
+            if _looks_like_image(path) and not os.path.isdir(path):
+                yield Source(path, named=False)
+    else:
+        yield Source(source, named=True)
+
+
+def _walk(folder: str) -> Iterator[Source | ImageError]:
+    pending = [folder]
+    entered = set()  # links may lead in circles
+    while pending:
+        path = pending.pop()
+        if not os.path.isdir(path):
+            yield Source(path, named=False)
+            continue
+        try:
+            identity = os.stat(path)
+            with os.scandir(path) as entries:
+                names = [
+                    entry.path
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                    and (entry.is_dir() or _looks_like_image(entry.name))
+                ]
+        except OSError as error:
+            yield ImageError(path, f"folder cannot be read: {error.strerror}")
+            continue
+        if (identity.st_dev, identity.st_ino) not in entered:
+            entered.add((identity.st_dev, identity.st_ino))
+            pending += sorted(names, reverse=True)
+
+
+def _looks_like_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+# From a file, a URL or bytes to RGB
+
+
+def fetch(url: str, *, timeout: float = 10.0, limit: int = 64 << 20) -> bytes:
+    """The body behind an http(s) URL: at most `limit` bytes, within about `timeout` seconds.
+
+    Raises ImageError for a bad address, no answer, a status other than success, or a body too long.
+    """
+    deadline = time.monotonic() + timeout
+    body = bytearray()
+    try:
+        # As browsers do: spaces and letters outside ASCII are escaped, what is escaped stays.
+        address = quote(url, safe=string.punctuation)
+        request = Request(address, headers={"User-Agent": "alexnet-triton"})
+        with urlopen(request, timeout=timeout) as response:
+            while chunk := response.read1(1 << 16):
+                body += chunk
+                if len(body) > limit:
+                    raise ImageError(url, f"is longer than the {limit} bytes that are fetched")
+                # The socket's timeout starts anew with every byte: a slow server needs this one.
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+    except ImageError:
+        raise
+    except HTTPError as error:
+        with error:  # it is the open response, too
+            raise ImageError(url, f"server answered {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, TimeoutError):
+            cause = f"no complete answer within {timeout:g} s"
+        raise ImageError(url, f"cannot be fetched: {cause}") from error
+    return bytes(body)
+
+
+def decode(source: Encoded, name: str) -> Image.Image:
+    """A path, URL, encoded bytes or PIL image as an RGB PIL image, as torchvision's loader does it.
+
+    That is the first frame, `convert("RGB")`: alpha is dropped, 16-bit grey is clipped at 255, not
+    scaled, and the orientation in EXIF is not applied. More pixels than PIL.Image.MAX_IMAGE_PIXELS
+    are refused (from a PIL image they are taken: whoever opened it decided), and so is EPS, which
+    Pillow would hand to another program. Raises ImageError naming `name`.
+    """
+    if isinstance(source, Image.Image):
+        return _rgb(source, name)
+    with _open(source, name) as file:
+        return _decode(file, name)
+
+
+def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    path = os.fspath(source)
+    if _is_url(path):
+        return io.BytesIO(fetch(path))
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+            return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageError(name, f"cannot be opened: {_words(error)}") from error
+    kind = "folder" if stat.S_ISDIR(mode) else "device, pipe or socket"
+    raise ImageError(name, f"wanted an image file, got a {kind}")
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        empty = file.seek(0, os.SEEK_END) == 0
+        reason = "is empty" if empty else "is not in an image format that Pillow reads"
+        raise ImageError(name, reason) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, f"{error} {_TRUST}") from None
+    except Exception as error:  # what format readers raise on hostile bytes is not one family
+        raise ImageError(name, f"cannot be decoded: {_words(error)}") from error
+    # Pillow only warns up to twice its limit; filtering warnings is not safe in threads.
+    _check_pixels(image.size, name, "is")
+    if image.format == "EPS":
+        raise ImageError(name, "is EPS, which is a program to run; wanted a raster image")
+    return _rgb(image, name)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except Exception as error:  # as above: the bytes are read only here
+        raise ImageError(name, f"cannot be decoded: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+_TRUST = "Crop it, or raise PIL.Image.MAX_IMAGE_PIXELS if it can be trusted."
+
+
+def _check_pixels(size: tuple[int, int], name: str, what: str) -> None:
+    width, height = size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ImageError(
+            name, f"{what} {width}x{height} pixels, Pillow's limit is {limit} in all. {_TRUST}"
+        )
+
+
+# From RGB to the size the network is published for
+
+
+def preset(
+    image: Image.Image, preprocess: Preprocess, name: str = "image"
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [crop, crop, 3] of an RGB image: torchvision's preset up to its mean and std.
+
+    The shorter side becomes `resize`, bilinear with antialias, the longer one is rounded down; the
+    centre `crop`² is cut out, black where the image is smaller. Raises ImageError for an image
+    without pixels, or so long and thin that resized it would pass PIL.Image.MAX_IMAGE_PIXELS.
+    """
+    short, long = sorted(image.size)
+    if short == 0:
+        raise ImageError(name, f"is {image.width}x{image.height} pixels: nothing to see")
+    scaled = int(preprocess.resize * long / short)
+    size = (preprocess.resize, scaled) if image.size[0] == short else (scaled, preprocess.resize)
+    _check_pixels(size, name, f"is {image.width}x{image.height} pixels, resized it would be")
+    resized = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (_crop_start(side, preprocess.crop) for side in size)
+    # A box that reaches outside is filled with zeros.
+    crop = resized.crop((left, top, left + preprocess.crop, top + preprocess.crop))
+    return np.array(crop)
+
+
+def _crop_start(side: int, crop: int) -> int:
+    """Where torchvision's centre crop begins: half to even inside, rounded to zero outside."""
+    return -((crop - side) // 2) if crop > side else round((side - crop) / 2)
+
+
+# From all of these to a batch
+
+
+def to_batch(images: Images, preprocess: Preprocess) -> Tensor:
+    """`images` as one NCHW tensor, uint8 or float, ready for the network.
+
+    - A tensor or array, [N, 3, H, W], [N, H, W, 3] or one image without N, comes back as a view
+      where it is (same device, same size, any strides); an array that torch cannot view, such as a
+      read-only or flipped one, is copied. The axis of length 3 is the channels; where both could
+      be, NCHW wins. uint8 is raw pixels; float16, bfloat16, float32 and float64 are the network's
+      input as torchvision's model takes it.
+    - A path, http(s) URL, encoded bytes or PIL image goes through `decode` and `preset`.
+    - An iterable of these (arrays: one image each) is stacked; size, device and kind, uint8 or
+      float, must agree. An empty one gives uint8 [0, 3, crop, crop].
+
+    Raises ImageError for the first bad item: a path or URL by itself, others as `image INDEX`.
+    """
+    if isinstance(images, Tensor | np.ndarray):
+        return _batch(images)
+    pixels = []
+    for loaded in load_each(images, preprocess):
+        if isinstance(loaded, ImageError):
+            raise loaded
+        pixels.append(loaded)
+    if not pixels:
+        return torch.empty(0, 3, preprocess.crop, preprocess.crop, dtype=torch.uint8)
+    return torch.stack(pixels)
+
+
+def load_each(images: Images, preprocess: Preprocess) -> Iterator[Tensor | ImageError]:
+    """For each of `images` in turn its [3, H, W] pixels, or the ImageError in its place.
+
+    Takes what `to_batch` takes, and what `expand` yields. The first good item sets size, device and
+    kind; one that differs is an error, so that whatever tensors come can be stacked. A tensor or
+    array that is no batch as a whole raises.
+    """
+    wanted = like = ""
+    for index, item in enumerate(_items(images)):
+        name = name_of(item, index)
+        loaded: Tensor | ImageError
+        try:
+            loaded = load(item, preprocess, name)
+            got = _kind(loaded)
+            if not wanted:
+                wanted, like = got, name
+            if got != wanted:
+                raise ImageError(name, f"wanted {wanted} like {like}, got {got}")
+        except ImageError as error:
+            # A new one: the traceback of this one keeps the half-read image in memory.
+            loaded = ImageError(error.item, error.reason)
+        yield loaded
+
+
+def load(item: Item, preprocess: Preprocess, name: str) -> Tensor:
+    """One image as [3, H, W], uint8 or float; raises ImageError, also one that it is given."""
+    match item:
+        case ImageError():
+            raise item
+        case Source():
+            return load(item.location, preprocess, name)
+        case Tensor() | np.ndarray():
+            pixels = _tensor(item, name)
+            if pixels.ndim == 3 and (found := _channels_first(pixels)) is not None:
+                return found
+            raise _bad_shape(pixels, name, "[3, H, W] or [H, W, 3]")
+        case str() | os.PathLike() | bytes() | Image.Image():
+            pixels = torch.from_numpy(preset(decode(item, name), preprocess, name))
+            return pixels.permute(2, 0, 1)
+    raise ImageError(
+        name, f"wanted a path, URL, bytes, PIL image, array or tensor, got {type(item).__name__}"
+    )
+
+
+def name_of(item: Item, index: int) -> str:
+    """What messages call the item at this place, counted from 0."""
+    match item:
+        case ImageError():
+            return item.item
+        case Source():
+            return item.location
+        case str() | os.PathLike():
+            return os.fspath(item)
+    return f"image {index}"
+
+
+def _items(images: Images) -> Iterable[Item]:
+    match images:
+        case Tensor() | np.ndarray():
+            return _batch(images)
+        case str() | bytes() | ImageError():  # iterable or not, these are one item
+            return (images,)
+        case Iterable():
+            return images
+    return (images,)
+
+
+def _batch(array: Array) -> Tensor:
+    pixels = _tensor(array, "images")
+    if pixels.ndim in (3, 4) and (found := _channels_first(pixels)) is not None:
+        return found if found.ndim == 4 else found[None]
+    raise _bad_shape(pixels, "images", "[N, 3, H, W] or [N, H, W, 3], N left out for one image")
+
+
+def _tensor(array: Array, name: str) -> Tensor:
+    """A tensor on the same memory, if torch can have one; refuses all but uint8 and float."""
+    tensor = _from_numpy(array, name) if isinstance(array, np.ndarray) else array
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _TENSOR_DTYPES:
+        raise _bad_dtype(dtype, name)
+    if tensor.layout is not torch.strided:
+        raise ImageError(name, f"wanted a dense tensor, got {tensor.layout}")
+    return tensor.detach()
+
+
+def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    if array.dtype.name not in _ARRAY_DTYPES:
+        raise _bad_dtype(array.dtype.name, name)
+    # torch warns of a read-only array and refuses foreign byte order, flips and packed records.
+    odd = any(step < 0 or step % array.itemsize for step in array.strides)
+    if odd or not array.flags.writeable or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array)
+
+
+def _channels_first(pixels: Tensor) -> Tensor | None:
+    if pixels.shape[-3] == 3:
+        return pixels
+    return pixels.movedim(-1, -3) if pixels.shape[-1] == 3 else None
+
+
+def _bad_shape(pixels: Tensor, name: str, wanted: str) -> ImageError:
+    return ImageError(name, f"wanted shape {wanted}, got {list(pixels.shape)}")
+
+
+def _bad_dtype(dtype: str, name: str) -> ImageError:
+    floats = ", ".join(_TENSOR_DTYPES[1:])
+    return ImageError(name, f"wanted uint8 pixels or normalised floats ({floats}), got {dtype}")
+
+
+def _kind(pixels: Tensor) -> str:
+    kind = "float" if pixels.is_floating_point() else "uint8"
+    return f"{kind} {list(pixels.shape)} on {pixels.device}"
+
+
+def class_names(network: Network) -> tuple[str, ...]:
+    """The words of the network's outputs, in order."""
+    text = importlib.resources.files(__package__).joinpath(network.classes).read_text("utf-8")
+    return tuple(text.splitlines())

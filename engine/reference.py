@@ -1,0 +1,83 @@
+"""The same networks by torch.nn.functional: the explicit other backend, and the yardstick.
+
+In the engine's dtype on cuDNN or oneDNN this is `backend="torch"`; in float64 it is what `verify`
+and the tests hold the kernels against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+from .spec import (
+    AdaptiveAvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Network,
+    Preprocess,
+    ReLU,
+)
+
+
+def normalise(images: torch.Tensor, preprocess: Preprocess, dtype: torch.dtype) -> torch.Tensor:
+    """[N, C, H, W] as the first layer sees it: uint8 pixels normalised, floats as given."""
+    if images.dtype != torch.uint8:
+        return images.to(dtype)
+    # At least float32: half precision would round the pixel before it is scaled.
+    wide = torch.promote_types(dtype, torch.float32)
+    mean = torch.tensor(preprocess.mean, dtype=wide, device=images.device)[:, None, None]
+    std = torch.tensor(preprocess.std, dtype=wide, device=images.device)[:, None, None]
+    return ((images.to(wide) / 255 - mean) / std).to(dtype)
+
+
+def apply(
+    name: str, layer: Layer, x: torch.Tensor, state: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """One layer on [N, C, H, W] or [N, features], in the dtype of `x` and `state`."""
+    match layer:
+        case Conv2d():
+            return F.conv2d(
+                x,
+                state[f"{name}.weight"],
+                state[f"{name}.bias"],
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+            )
+        case MaxPool2d():
+            return F.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
+        case AdaptiveAvgPool2d():
+            return F.adaptive_avg_pool2d(x, layer.output_size)
+        case Linear():
+            return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+        case ReLU():
+            return x.relu()
+        case Flatten():
+            return x.flatten(1)
+        case Dropout():
+            return x
+
+
+def forward(
+    network: Network, state: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Every layer's output for normalised images [N, C, H, W], by layer name, in network order.
+
+    A ReLU's output is also filed under the layer it follows, which is what the fused kernels make.
+    """
+    outputs: dict[str, torch.Tensor] = {}
+    before = ""
+    for name, layer in network.layers:
+        x = apply(name, layer, x, state)
+        outputs[name] = x
+        if isinstance(layer, ReLU):
+            outputs[before] = x
+        before = name
+    return outputs

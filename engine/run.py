@@ -1,0 +1,363 @@
+"""The engine: packed weights bound to plans, run in batches.
+
+    engine = Engine.load("alexnet")
+    logits = engine(images)
+
+Loading checks everything once; running checks nothing but the images. A batch longer than
+`max_batch` is cut into pieces that all compute with the same configurations, so an image's logits
+do not depend on its place.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import weights as weight_sources
+from ..kernels import layout
+from . import reference
+from .bind import Bound, bind, pack
+from .images import ImageError, class_names, load_each, to_batch
+from .plan import NUMBERS, Plan, plan
+from .spec import Linear, Network, Preprocess
+from .summary import Summary, summarise
+from .zoo import network as network_named
+
+Backend = Literal["triton", "torch"]
+BATCH_SHAPES = 4  # as many shapes of batches keep their memory and launches; the oldest makes room
+FEATURES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+
+
+class EngineError(ValueError):
+    """A request the engine cannot serve: what was wanted, what came, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class of one image; `score` is its softmax probability."""
+
+    index: int
+    label: str
+    score: float
+
+
+class Engine:
+    """Runs one network on one device. Make one with `Engine.load`.
+
+    Safe to call from many threads: calls take turns.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        state: Mapping[str, torch.Tensor],
+        *,
+        device: torch.device,
+        dtype: str,
+        backend: Backend = "triton",
+        max_batch: int = 256,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.dtype = dtype
+        self.backend = backend
+        self.max_batch = max_batch
+        self.batch_invariant = batch_invariant
+        self.class_names = class_names(network)
+        self._numbers = NUMBERS[dtype]
+        self._bound: OrderedDict[object, Bound] = OrderedDict()
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._turn = threading.Lock()
+        if backend == "triton":
+            self._packed = pack(network, state, self._numbers, device)
+        else:
+            self._state = {
+                name: tensor.to(device, self._numbers.dtype) for name, tensor in state.items()
+            }
+
+    @classmethod
+    def load(
+        cls,
+        network: str | Network = "alexnet",
+        weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        backend: Backend = "triton",
+        max_batch: int = 256,
+        batch_invariant: bool = False,
+    ) -> Engine:
+        """Load a network with its weights onto a device.
+
+        weights: "imagenet", "digits", "random:SEED", a .pth or .safetensors path, or a state dict;
+        None is the network's published state. device: None is the GPU if there is one, else the
+        CPU, where the kernels run in Triton's interpreter. dtype: "fp32", "tf32", "fp16", "bf16";
+        None is fp16 on a GPU and fp32 on a CPU. backend: "triton", or "torch" for the same network
+        by cuDNN or oneDNN. max_batch: images of one piece; longer batches are cut.
+        batch_invariant: the same bits at every batch size, at some cost in speed.
+
+        Raises NetworkError for an unknown network, WeightsError for weights that do not fit, and
+        EngineError for anything else, in one line.
+        """
+        if isinstance(network, str):
+            network = network_named(network)
+        device = resolve(device)
+        dtype = dtype or ("fp32" if device.type == "cpu" else "fp16")
+        _one_of("dtype", dtype, NUMBERS)
+        _one_of("backend", backend, ("triton", "torch"))
+        if max_batch < 1:
+            raise EngineError(f"max_batch: wanted 1 or more, got {max_batch}")
+        if batch_invariant and backend == "torch":
+            raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
+        if backend == "triton" and device.type == "cpu":
+            if dtype == "bf16":
+                raise EngineError(
+                    "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "
+                    "use fp32 or fp16 here, or backend='torch'"
+                )
+            print(
+                "no GPU in use: kernels run in Triton's interpreter, exact but slow "
+                "(backend='torch' is the fast way on a CPU)",
+                file=sys.stderr,
+            )
+        source = network.weights if weights is None else weights
+        state = weight_sources.load(source, network.parameter_shapes(), network=network.name)
+        return cls(
+            network,
+            state,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            max_batch=max_batch,
+            batch_invariant=batch_invariant,
+        )
+
+    # --- what it computes --------------------------------------------------------------------
+
+    def __call__(self, images: Any, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits, float32 [N, classes], on the engine's device; `out` is filled if given.
+
+        images: anything `images.to_batch` takes. Raises ImageError for an image that is none.
+        """
+        batch = to_batch(images, self.network.preprocess)
+        shape = (len(batch), *self.network.output_shape())
+        if out is None:
+            out = torch.empty(shape, dtype=torch.float32, device=self.device)
+        elif out.shape != shape or out.dtype != torch.float32 or out.device != self.device:
+            raise EngineError(
+                f"out: wanted float32 {list(shape)} on {self.device}, got "
+                f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} on {out.device}"
+            )
+        last = self._linear_layers()[-1]
+        for start, outputs in self._pieces(batch, (last,)):
+            out[start : start + len(outputs[last])] = outputs[last]
+        return out
+
+    def features(self, images: Any, layers: Collection[str] = FEATURES) -> dict[str, torch.Tensor]:
+        """Activations of the named layers after their ReLU, from one pass.
+
+        Convolutions and pools come as float32 [N, C, H, W], linear layers as [N, features].
+        Raises NetworkError naming the layers there are, if one is not.
+        """
+        batch = to_batch(images, self.network.preprocess)
+        layers = tuple(dict.fromkeys(layers))
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+        for _, outputs in self._pieces(batch, layers):
+            for name in layers:
+                parts[name].append(outputs[name])
+        return {name: torch.cat(pieces) for name, pieces in parts.items()}
+
+    def classify(self, images: Any, top: int = 5) -> list[list[Prediction] | ImageError]:
+        """The `top` classes of every image, best first.
+
+        An image that cannot be read leaves its ImageError in its place; the others are unharmed.
+        """
+        return list(self.stream(images, batch_size=self.max_batch, top=top))
+
+    def stream(
+        self, source: Iterable[Any], batch_size: int = 256, top: int = 5
+    ) -> Iterator[list[Prediction] | ImageError]:
+        """Classify any iterable of images or paths: one result per item, in order, lazily.
+
+        On a GPU, pixels travel from pinned memory while the batch before them is computed.
+        """
+        waiting: list[tuple[list[ImageError | None], torch.Tensor | None]] = []
+        for group in _groups(source, self.network.preprocess, min(batch_size, self.max_batch)):
+            errors = [item if isinstance(item, ImageError) else None for item in group]
+            pixels = [item for item in group if isinstance(item, torch.Tensor)]
+            scores = self(self._send(torch.stack(pixels))).softmax(dim=1) if pixels else None
+            # Reading a result waits for the GPU: the next batch is under way before we do.
+            waiting.append((errors, scores))
+            if len(waiting) == 2:
+                yield from self._predictions(*waiting.pop(0), top)
+        for errors, scores in waiting:
+            yield from self._predictions(errors, scores, top)
+
+    # --- what it is --------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of a full batch of the network's own image size; print it."""
+        return self._plan(self.max_batch, self.network.input_shape)
+
+    def summary(self) -> Summary:
+        """The network as a table; print it, or read its rows."""
+        return summarise(self.network)
+
+    def __repr__(self) -> str:
+        return f"Engine({self.network.name}, {self.dtype}, {self.backend}, {self.device})"
+
+    # --- how ---------------------------------------------------------------------------------
+
+    def _linear_layers(self) -> list[str]:
+        return [name for name, layer in self.network.layers if isinstance(layer, Linear)]
+
+    def _pieces(
+        self, batch: torch.Tensor, keep: tuple[str, ...]
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Run `batch` piece by piece: the piece's first image, and its kept outputs, copied."""
+        configured_for = min(len(batch), self.max_batch)
+        for start in range(0, max(len(batch), 1), self.max_batch):
+            piece = batch[start : start + self.max_batch].to(self.device, non_blocking=True)
+            with self._turn, torch.inference_mode():
+                if self.backend == "torch":
+                    outputs = self._run_torch(piece, keep)
+                else:
+                    outputs = self._run_triton(piece, keep, configured_for)
+            yield start, outputs
+
+    def _run_triton(
+        self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
+    ) -> dict[str, torch.Tensor]:
+        key = (images.shape, images.dtype, keep, configured_for)
+        bound = self._bound.pop(key, None)
+        if bound is None:
+            planned = self._plan(len(images), images.shape[1:], images.dtype, keep, configured_for)
+            if not len(images):  # planned, so checked; there is nothing to launch
+                return self._empty(planned, keep)
+            bound = bind(planned, self._packed)
+        self._bound[key] = bound
+        if len(self._bound) > BATCH_SHAPES:
+            self._bound.popitem(last=False)
+        bound.run(images)
+        flat = self._linear_layers()
+        return {name: _outside(bound.outputs[name], name in flat) for name in keep}
+
+    def _empty(self, planned: Plan, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
+        return {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
+
+    def _run_torch(self, images: torch.Tensor, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        self._plan(1, images.shape[1:], keep=keep)  # refuses what does not fit, by layer name
+        x = reference.normalise(images, self.network.preprocess, self._numbers.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        outputs = reference.forward(self.network, self._state, x)
+        return {name: outputs[name].float().contiguous() for name in keep}
+
+    def _plan(
+        self,
+        batch: int,
+        image_shape: Sequence[int],
+        image_dtype: torch.dtype = torch.uint8,
+        keep: tuple[str, ...] = (),
+        configured_for: int | None = None,
+    ) -> Plan:
+        channels, height, width = image_shape
+        return plan(
+            self.network,
+            batch,
+            self._numbers,
+            architecture(self.device),
+            image_shape=(channels, height, width),
+            image_dtype=image_dtype,
+            configured_for=configured_for,
+            batch_invariant=self.batch_invariant,
+            keep=keep,
+        )
+
+    def _send(self, batch: torch.Tensor) -> torch.Tensor:
+        """`batch` on the engine's device; from a CPU to a GPU on a stream of its own."""
+        if self._copies is None or batch.is_cuda:
+            return batch
+        with torch.cuda.stream(self._copies):
+            sent = batch.pin_memory().to(self.device, non_blocking=True)
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_stream(self._copies)
+        sent.record_stream(compute)
+        return sent
+
+    def _predictions(
+        self, errors: list[ImageError | None], scores: torch.Tensor | None, top: int
+    ) -> Iterator[list[Prediction] | ImageError]:
+        best: Iterator[tuple[list[int], list[float]]] = iter(())
+        if scores is not None:
+            highest, classes = scores.topk(min(top, scores.shape[1]))
+            best = zip(classes.tolist(), highest.tolist(), strict=True)
+        for error in errors:
+            if error is not None:
+                yield error
+            else:
+                yield [
+                    Prediction(index, self.class_names[index], score)
+                    for index, score in zip(*next(best), strict=True)
+                ]
+
+
+def _outside(activation: torch.Tensor, flat: bool) -> torch.Tensor:
+    """An activation [H, W, N, C] for the caller: a float32 copy, [N, C, H, W] or [N, features]."""
+    copy = activation[0, 0].clone() if flat else layout.unpack(activation)
+    return copy.float()
+
+
+def resolve(device: str | torch.device | None) -> torch.device:
+    """A device that is there; None is the GPU if there is one, else the CPU. Raises EngineError."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got '{device}'")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise EngineError(f"device: wanted '{device}', got a machine with {count} GPUs; use 'cpu'")
+    return torch.device(
+        "cuda", torch.cuda.current_device() if device.index is None else device.index
+    )
+
+
+def architecture(device: torch.device) -> int | None:
+    """Compute capability as a number (90 for 9.0), None for a CPU: what `plan` takes."""
+    if device.type == "cpu":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _one_of(argument: str, value: str, legal: Collection[str]) -> None:
+    if value not in legal:
+        raise EngineError(f"{argument}: wanted one of {', '.join(legal)}, got {value!r}")
+
+
+def _groups(
+    source: Iterable[Any], preprocess: Preprocess, size: int
+) -> Iterator[list[torch.Tensor | ImageError]]:
+    """Loaded images and errors, `size` at a time."""
+    group: list[torch.Tensor | ImageError] = []
+    for item in load_each(source, preprocess):
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,95 @@
+"""A network as a table: what each layer is, makes, owns and costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .spec import Conv2d, Dropout, Linear, MaxPool2d, Network, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layer for one image; kernel, stride and padding are None where a layer has none."""
+
+    name: str
+    kind: str
+    kernel_size: int | None
+    stride: int | None
+    padding: int | None
+    output_shape: Shape
+    parameters: int
+    macs: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All rows of a network. `str` is the table, `to_dict` what `--json` prints."""
+
+    network: str
+    input_shape: Shape
+    rows: tuple[Row, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers the network owns."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return sum(row.macs for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"network", "input_shape", "layers": [...], "parameters", "macs"}`."""
+        return {
+            "network": self.network,
+            "input_shape": list(self.input_shape),
+            "layers": [asdict(row) for row in self.rows],
+            "parameters": self.parameters,
+            "macs": self.macs,
+        }
+
+    def __str__(self) -> str:
+        def cell(value: int | None) -> str:
+            return "" if value is None else str(value)
+
+        size = "x".join(map(str, self.input_shape))
+        lines = [
+            f"{self.network}, one image {size}",
+            f"{'layer':<9} {'kind':<18} {'kernel':>6} {'stride':>6} {'pad':>4} "
+            f"{'output':>12} {'parameters':>12} {'MACs':>13}",
+        ]
+        for row in self.rows:
+            output = "x".join(map(str, row.output_shape))
+            lines.append(
+                f"{row.name:<9} {row.kind:<18} {cell(row.kernel_size):>6} {cell(row.stride):>6} "
+                f"{cell(row.padding):>4} {output:>12} {row.parameters:>12,} {row.macs:>13,}"
+                + (f"  {row.note}" if row.note else "")
+            )
+        lines.append(f"{'total':<60}{self.parameters:>12,} {self.macs:>13,}")
+        return "\n".join(lines)
+
+
+def summarise(network: Network) -> Summary:
+    """The table of `network` at the image size it is published for."""
+    rows = []
+    for name, layer, shape, output in network.walk():
+        owned = layer.parameter_shapes(shape) if isinstance(layer, Conv2d | Linear) else {}
+        window = layer if isinstance(layer, Conv2d | MaxPool2d) else None
+        rows.append(
+            Row(
+                name=name,
+                kind=type(layer).__name__,
+                kernel_size=window.kernel_size if window else None,
+                stride=window.stride if window else None,
+                padding=window.padding if window else None,
+                output_shape=output,
+                parameters=sum(map(math.prod, owned.values())),
+                macs=layer.macs(shape) if isinstance(layer, Conv2d | Linear) else 0,
+                note="identity: this is inference" if isinstance(layer, Dropout) else "",
+            )
+        )
+    return Summary(network.name, network.input_shape, tuple(rows))

@@ -1,0 +1,148 @@
+"""Every kernel of a run against float64, on the inputs and weights it really had.
+
+Each step is judged on its own: its reference reads the activation that the step before it made, so
+an error belongs to the step that shows it. A last row compares the logits with a float64 run of
+the whole network on the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..kernels import conv, layout, linear, pool, stem
+from . import reference
+from .bind import bind, pack
+from .plan import NUMBERS, Numbers, Step, plan
+from .run import architecture
+from .spec import Linear, Network
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step's error against float64, relative to the largest number and to the RMS of it."""
+
+    name: str
+    kernel: str
+    max_error: float
+    rms_error: float
+    tolerance: float  # of max_error; rms_error may be a quarter of it
+
+    @property
+    def passed(self) -> bool:
+        """Whether both errors are within the tolerance; NaN never is."""
+        return self.max_error <= self.tolerance and self.rms_error <= self.tolerance / 4
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of one network; the last row is the whole network."""
+
+    network: str
+    dtype: str
+    images: int
+    checks: tuple[Check, ...]
+
+    @property
+    def first_failure(self) -> str | None:
+        """The first step out of tolerance, None if all pass."""
+        return next((check.name for check in self.checks if not check.passed), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        return asdict(self) | {"checks": checks, "first_failure": self.first_failure}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.network}, {self.images} images, {self.dtype}, against float64",
+            f"{'step':<8} {'kernel':<15} {'max error':>10} {'RMS error':>10} {'tolerance':>10}",
+        ]
+        for c in self.checks:
+            mark = "ok" if c.passed else "OUT OF TOLERANCE"
+            lines.append(
+                f"{c.name:<8} {c.kernel:<15} {c.max_error:>10.1e} {c.rms_error:>10.1e} "
+                f"{c.tolerance:>10.1e}  {mark}"
+            )
+        failure = self.first_failure
+        lines.append("all within tolerance" if failure is None else f"first failure: {failure}")
+        return "\n".join(lines)
+
+
+def tolerance(numbers: Numbers, reduction: int) -> float:
+    """Largest error that a correct kernel may show, relative to its largest output.
+
+    Rounding the result costs half a unit of the dtype; a float32 sum of `reduction` products drifts
+    by about sqrt(reduction) half units of float32; TF32 first rounds both factors to 10 bits. Four
+    such standard errors are allowed, since the largest of many outputs is judged.
+    """
+    result = torch.finfo(numbers.dtype).eps / 2
+    factors = 2.0**-10 if numbers.precision == "tf32" else 0.0
+    return 4 * (result + factors + reduction**0.5 * 2.0**-24)
+
+
+def verify(
+    network: Network,
+    state: Mapping[str, torch.Tensor],
+    dtype: str,
+    device: torch.device,
+    images: torch.Tensor,
+) -> Verification:
+    """Check every step on `images` [N, C, H, W] (uint8 or normalised float), with this state."""
+    numbers = NUMBERS[dtype]
+    settings: dict[str, Any] = {
+        "image_shape": tuple(images.shape[1:]),
+        "image_dtype": images.dtype,
+    }
+    arch = architecture(device)
+    names = [step.name for step in plan(network, len(images), numbers, arch, **settings).steps]
+    planned = plan(network, len(images), numbers, arch, keep=names, **settings)
+    bound = bind(planned, pack(network, state, numbers, device))
+    for out in bound.outputs.values():
+        out.fill_(float("nan"))  # what a kernel leaves unwritten must show
+    bound.run(images.to(device))
+
+    rounded = {name: tensor.to(numbers.dtype).double() for name, tensor in state.items()}
+    pixels = reference.normalise(images.cpu(), network.preprocess, torch.float64)
+    layers = dict(network.layers)
+    checks = []
+    x = pixels.to(numbers.dtype).double()
+    for step in planned.steps:
+        made = layout.unpack(bound.outputs[step.name]).double().cpu()
+        if isinstance(step.shape, stem.StemShape):
+            mean, std = bound.packed.mean.cpu(), bound.packed.std.cpu()
+            wanted = stem.reference(images.cpu(), mean, std, step.shape)
+        else:
+            layer = layers[step.name]
+            x = x.flatten(1) if isinstance(layer, Linear) else x
+            wanted = reference.apply(step.name, layer, x, rounded)
+            wanted = wanted.relu() if step.activation == "relu" else wanted
+            x = made
+        limit = tolerance(numbers, _reduction(step))
+        checks.append(_check(step.name, step.kernel, made.reshape(wanted.shape), wanted, limit))
+    *_, whole = reference.forward(network, rounded, pixels).values()
+    total = sum(check.tolerance for check in checks)  # the errors of a chain add up
+    checks.append(_check("logits", "all of them", x.reshape(whole.shape), whole, total))
+    return Verification(network.name, dtype, len(images), tuple(checks))
+
+
+def _reduction(step: Step) -> int:
+    """How many products one output of a step sums."""
+    match step.shape:
+        case conv.Conv2dShape() as shape:
+            return shape.C // shape.groups * shape.KH * shape.KW
+        case linear.LinearShape() as shape:
+            return shape.P * shape.C
+        case pool.PoolShape() as shape if shape.adaptive:
+            return -(-shape.H // shape.OH) * -(-shape.W // shape.OW)
+    return 1
+
+
+def _check(name: str, kernel: str, made: torch.Tensor, wanted: torch.Tensor, limit: float) -> Check:
+    error = made - wanted
+    largest = error.abs().max() / wanted.abs().max()
+    rms = error.square().mean().sqrt() / wanted.square().mean().sqrt()
+    return Check(name, kernel, largest.item(), rms.item(), limit)
