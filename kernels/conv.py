@@ -28,15 +28,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
 from .epilogue import finish
-from .jit import Launch, Work, jit, power_of_two
+from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 
-_GEOMETRY = ("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w")
+_GEOMETRY: tuple[str, ...] = ("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w")
 _GEOMETRY += ("pad_h", "pad_w", "dilation_h", "dilation_w")
 
 
 @dataclass(frozen=True, slots=True)
 class Conv2dShape:
-    """One convolution problem. `padding` is (top, bottom, left, right); pairs are (height, width)."""
+    """One convolution problem; `padding` is (top, bottom, left, right), pairs (height, width)."""
 
     N: int
     C: int
@@ -70,7 +70,7 @@ class Conv2dShape:
 def _load_filters(
     w, tap, oc, c, OC, C, DESCRIPTORS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Tile [BLOCK_N, BLOCK_K] of the packed weights [KH*KW, OC, C] from (tap, oc, c); zero beyond."""
+    """Tile [BLOCK_N, BLOCK_K] of the weights [KH*KW, OC, C] at (tap, oc, c); zero beyond."""
     if DESCRIPTORS:
         tile = w.load([tap, oc, c]).reshape(BLOCK_N, BLOCK_K)
     else:
@@ -267,19 +267,17 @@ def default_config(
 ) -> Conv2dConfig:
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
-    None is the interpreter: few, large tiles, since every operation costs it about the same
-    whatever its size. With `batch_invariant` the choice does not look at the number of images.
+    None is the interpreter: every operation costs it about the same whatever its size, so tiles are
+    few and as large as Triton takes them, and one tile spans all pixels. With `batch_invariant` the
+    choice does not look at the number of images.
     """
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
-    images = shape.N >= 64 and not batch_invariant and images_tiling_fits(shape, dtype)
     if arch is None:
-        rows = shape.N if images else shape.OH * shape.OW * (1 if batch_invariant else shape.N)
-        return Conv2dConfig(
-            tiling="images" if images else "pixels",
-            BLOCK_M=power_of_two(rows, 16, 1024 if images else 4096),
-            BLOCK_N=power_of_two(oc, 16, 512),
-            BLOCK_K=power_of_two(c, 16, 1024),
-        )
+        rows = shape.OH * shape.OW * (1 if batch_invariant else shape.N)
+        block_n, block_k = power_of_two(oc, 16, 512), power_of_two(c, 16, 1024)
+        block_m = power_of_two(rows, 16, min(MAX_TILE // max(block_n, block_k), 16384))
+        return Conv2dConfig("pixels", block_m, block_n, block_k)
+    images = shape.N >= 64 and not batch_invariant and images_tiling_fits(shape, dtype)
     tma = arch >= 90
     tiling: Literal["images", "pixels"] = "images" if images else "pixels"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
@@ -328,8 +326,8 @@ def conv2d(
     """
     if shape.OH * shape.OW * shape.N >= 2**31:
         raise ValueError(
-            f"conv2d: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a 32-bit "
-            "index counts; use a smaller batch"
+            f"conv2d: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a "
+            "32-bit index counts; use a smaller batch"
         )
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
     x_pitch, _ = layout.pitch(x), layout.pitch(out)
@@ -396,7 +394,7 @@ def reference(
     shape: Conv2dShape,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """The same convolution in float64 by torch: [N, C, H, W] and [OC, C, KH, KW] to [N, OC, OH, OW]."""
+    """The same in float64 by torch: [N, C, H, W] and [OC, C, KH, KW] to [N, OC, OH, OW]."""
     top, bottom, left, right = shape.padding
     y = torch.nn.functional.conv2d(
         torch.nn.functional.pad(x.double(), (left, right, top, bottom)),

@@ -1,4 +1,4 @@
-"""The one tail of convolution and linear layers: bias and activation, while the tile is in registers.
+"""The one tail of convolution and linear layers: bias and activation on a tile in registers.
 
     y = activation(acc + bias)
 

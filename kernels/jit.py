@@ -6,7 +6,7 @@ prove it on CPU tensors and compile it for a GPU that is not there. A `Launch` p
 of its tensors; it is what every launcher in this package returns.
 
 Kernels must not call Triton's own jit library (`tl.zeros`, `tl.sum`, `tl.cdiv`, ...): those are
-fixed as compiled functions when Triton is imported. Builtins (`tl.full`, `tl.dot`) do the same work.
+fixed as compiled functions when Triton is imported. Builtins (`tl.full`, `tl.dot`) do the work.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+MAX_TILE = 2**20  # Triton's limit on the elements of one tensor in a kernel
 
 # Triton's interpreter patches `triton.language` while a kernel runs, so only one may run at a time.
 _INTERPRETER = threading.RLock()
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
+def _blas() -> Any:
+    # Imported here because importing it sets an environment variable.
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 
@@ -40,14 +45,15 @@ class Kernel(JITFunction):  # type: ignore[misc]
         self._interpreted = InterpretedFunction(fn)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Device function, called by an interpreted kernel: `triton.language` is patched already."""
+        """As a device function of an interpreted kernel, so `triton.language` is patched already."""
         return self._interpreted.rewrite()(*args, **kwargs)
 
     def interpret(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Run every program of `grid` in Triton's interpreter; tensors must be on the CPU."""
         # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
-        # when another process wants the cores.
-        with _INTERPRETER, _blas().limit(limits=1, user_api="blas"):
+        # when another process wants the cores. Infinities and NaNs are results, as on a GPU.
+        quiet = np.errstate(all="ignore")
+        with _INTERPRETER, _blas().limit(limits=1, user_api="blas"), quiet:
             self._interpreted[grid](**arguments)
 
 

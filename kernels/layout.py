@@ -39,7 +39,7 @@ def pitch(activation: torch.Tensor) -> int:
 
     Raises ValueError if the tensor [H, W, N, C] is not laid out as this module lays it out.
     """
-    height, width, images, channels = activation.shape
+    _, width, images, channels = activation.shape
     step = aligned(channels)
     if activation.numel() and activation.stride() != (
         width * images * step,

@@ -27,6 +27,15 @@ class LRNShape:
     size: int
 
 
+@jit
+def _inverse_power(base, beta):
+    """base^-beta, with pow's answer for a negative base (alpha or k may be) and for beta = 0."""
+    power = tl.exp2(-beta * tl.log2(tl.abs(base)))
+    mirrored = tl.where(tl.floor(beta * 0.5) == beta * 0.5, power, -power)
+    negative = tl.where(tl.floor(beta) == beta, mirrored, float("nan"))
+    return tl.where(beta == 0.0, 1.0, tl.where(base < 0.0, negative, power))
+
+
 @jit(do_not_specialize=("M", "alpha", "beta", "k"))
 def _lrn_kernel(
     x,  # [M, C aligned]
@@ -51,7 +60,7 @@ def _lrn_kernel(
         value = tl.load(x + start + near[None, :], mask=mask, other=0.0).to(tl.float32)
         total += value * value
     value = tl.load(x + start + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    scale = tl.exp2(-beta * tl.log2(k + alpha * total))
+    scale = _inverse_power(k + alpha * total, beta)
     tl.store(y + start + c[None, :], (value * scale).to(y.dtype.element_ty), mask=inside)
 
 

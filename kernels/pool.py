@@ -76,14 +76,15 @@ def _max_pool2d_kernel(
     ih0 = (pixel // OW) * STRIDE_H - PAD_H
     iw0 = (pixel % OW) * STRIDE_W - PAD_W
     best = tl.full((BLOCK_P, BLOCK_R), float("-inf"), x.dtype.element_ty)
-    for kh in tl.static_range(KH):
-        for kw in tl.static_range(KW):
-            ih = ih0 + kh * DILATION_H
-            iw = iw0 + kw * DILATION_W
-            valid = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
-            source = x + (ih * W + iw).to(tl.int64)[:, None] * R + r[None, :]
-            value = tl.load(source, mask=inside & valid[:, None], other=float("-inf"))
-            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    # Unrolled, a window's loads are all under way at once, but a large one compiles for minutes.
+    UNROLL: tl.constexpr = KH * KW if KH * KW <= 16 else 8
+    for tap in tl.range(KH * KW, loop_unroll_factor=UNROLL):
+        ih = ih0 + tap // KW * DILATION_H
+        iw = iw0 + tap % KW * DILATION_W
+        valid = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+        source = x + (ih * W + iw).to(tl.int64)[:, None] * R + r[None, :]
+        value = tl.load(source, mask=inside & valid[:, None], other=float("-inf"))
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + pixel.to(tl.int64)[:, None] * R + r[None, :], best, mask=inside)
 
 

@@ -1,0 +1,100 @@
+"""What every test takes: the device, fresh random numbers, and one measure of closeness.
+
+`assert_close(actual, reference, dtype, reduction, precision="ieee", scale=None)` compares a result
+with its float64 reference on the same inputs, which were rounded to `dtype` before both. Its bound
+is derived, not tuned: see `_unit`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile(
+    "suite", deadline=None, max_examples=40, derandomize="CI" in os.environ, print_blob=True
+)
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU where there is one, so that kernels compile; else the CPU, which interprets them."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Random numbers on the CPU, the same on every machine and in any order of tests."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """`assert_close(actual, reference, dtype, reduction, precision="ieee", scale=None)`."""
+    return _assert_close
+
+
+def _unit(size: torch.Tensor, dtype: torch.dtype, reduction: int, precision: str) -> torch.Tensor:
+    """The error that one correctly computed number of magnitude `size` is worth.
+
+    Half a unit in the last place for rounding the result to `dtype`; and for a sum of `reduction`
+    products kept in float32, where each step adds half a unit of float32 with a random sign, the
+    square root of as many. TF32 keeps 10 bits of each factor, so there a step costs a unit of that.
+    """
+    result = torch.finfo(dtype)
+    step = 2.0**-10 if precision == "tf32" and dtype == torch.float32 else 2.0**-23
+    relative = 0.5 * result.eps + 0.5 * step * (1 + reduction) ** 0.5
+    return relative * size + result.tiny * result.eps
+
+
+def _assert_close(
+    actual: torch.Tensor,
+    reference: torch.Tensor,
+    dtype: torch.dtype,
+    reduction: int,
+    precision: str = "ieee",
+    scale: torch.Tensor | float | None = None,
+) -> None:
+    """`actual` has the shape of the float64 `reference`, its NaNs and infinities, and its numbers.
+
+    No error exceeds 4 units, nor their root mean square 1 (see `_unit`). `dtype` is what inputs and
+    result are rounded to and `reduction` how many products are summed. `scale` is the magnitude of
+    the numbers that were added: the same operation on absolute values is exact and the best choice,
+    since sums cancel; without it the largest number of the reference stands for all.
+    """
+    assert actual.shape == reference.shape, f"{tuple(actual.shape)}, not {tuple(reference.shape)}"
+    a, r = actual.detach().double().cpu(), reference.detach().double().cpu()
+    odd = ~r.isfinite()
+    same = torch.where(odd, (a == r) | (a.isnan() & r.isnan()), a.isfinite())
+    assert same.all(), _where(~same, a, r, "wrong NaN or infinity")
+    if not (~odd).any():
+        return
+    a, r = a.masked_fill(odd, 0), r.masked_fill(odd, 0)
+    size = r.abs().max() if scale is None else torch.as_tensor(scale).double().cpu()
+    size = torch.maximum(size, r.abs()).nan_to_num(0, 0, 0)
+    errors = (a - r).abs() / _unit(size, dtype, reduction, precision)
+    worst = errors.max().item()
+    assert worst <= 4, _where(errors > 4, a, r, f"an error of {worst:.3g} units, 4 allowed")
+    rms = errors[~odd].square().mean().sqrt().item()
+    assert rms <= 1, f"root mean square error is {rms:.3g} units, 1 allowed"
+
+
+def _where(bad: torch.Tensor, actual: torch.Tensor, reference: torch.Tensor, what: str) -> str:
+    first = tuple(bad.nonzero()[0].tolist())
+    return (
+        f"{what}: {int(bad.sum())} of {bad.numel()}, first at {first}: "
+        f"got {actual[first].item():.9g}, wanted {reference[first].item():.9g}"
+    )

@@ -1,0 +1,379 @@
+"""Convolution against float64 on every path it can take, and its count of work against torch's.
+
+Tensors lie between fences and are filled with NaN first, padding channels too, so that what is
+read or written where it should not be, or not written at all, shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pytest
+import torch
+from alexnet_triton.kernels import conv, layout
+from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.conv import images_tiling_fits as fits
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
+Close = Callable[..., None]
+Tiling = Literal["images", "pixels"]
+
+HALVES = [
+    torch.float16,
+    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter cannot multiply it
+]
+PATHS: list[tuple[Tiling, bool]] = list(itertools.product(("images", "pixels"), (True, False)))
+
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+each_path = pytest.mark.parametrize(("tiling", "descriptors"), PATHS)
+
+# Small where the interpreter pays by the tap, with more images, filters and channels than one tile
+# of TILE holds where that is the point.
+TILE = (16, 32, 16)
+PROBLEMS = {
+    "multiples of the tile": Conv2dShape(32, 32, 2, 3, 64, 2, 2),
+    "multiples of nothing": Conv2dShape(17, 19, 2, 2, 37, 2, 3, padding=(1, 0, 1, 1)),
+    "one of everything": Conv2dShape(1, 1, 1, 1, 1, 1, 1),
+    "pointwise": Conv2dShape(5, 40, 3, 2, 24, 1, 1),
+    "strides": Conv2dShape(3, 9, 6, 7, 10, 3, 2, stride=(2, 3), padding=(1, 1, 1, 1)),
+    "strides over the filter": Conv2dShape(3, 8, 9, 8, 8, 2, 1, stride=(4, 3)),
+    "dilation": Conv2dShape(3, 8, 6, 4, 8, 3, 3, padding=(1, 1, 1, 1), dilation=(3, 2)),
+    "dilation and stride": Conv2dShape(
+        2, 8, 7, 6, 8, 3, 3, stride=(2, 1), padding=(2, 2, 1, 1), dilation=(2, 3)
+    ),
+    "asymmetric padding": Conv2dShape(3, 5, 3, 3, 6, 3, 3, padding=(2, 0, 1, 2)),
+    "padding at the end alone": Conv2dShape(3, 5, 3, 3, 6, 3, 3, padding=(0, 1, 0, 2)),
+    "windows outside the image": Conv2dShape(
+        3, 5, 2, 2, 6, 2, 2, stride=(2, 3), padding=(3, 3, 5, 5)
+    ),
+    "filter over the image": Conv2dShape(4, 5, 3, 2, 6, 5, 7, padding=(2, 1, 4, 3)),
+    "aligned groups": Conv2dShape(17, 32, 2, 2, 36, 3, 3, padding=(1, 1, 1, 1), groups=2),
+    "odd groups": Conv2dShape(3, 15, 2, 2, 21, 2, 3, padding=(1, 0, 1, 1), groups=3),
+    "depthwise": Conv2dShape(3, 3, 2, 3, 6, 3, 3, padding=(1, 1, 1, 1), groups=3),
+}
+
+
+def random_operands(
+    shape: Conv2dShape, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images [N, C, H, W], filters [OC, C/groups, KH, KW] and bias [OC], rounded to `dtype`."""
+    sizes = (
+        (shape.N, shape.C, shape.H, shape.W),
+        (shape.OC, shape.C // shape.groups, shape.KH, shape.KW),
+        (shape.OC,),
+    )
+    x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+    return x, weight, bias
+
+
+def run(
+    fenced: Fenced,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    shape: Conv2dShape,
+    config: Conv2dConfig,
+    activation: str | None = None,
+    precision: str = "ieee",
+) -> torch.Tensor:
+    """The kernel's answer [N, OC, OH, OW] to operands [N, C, H, W] and [OC, C/groups, KH, KW]."""
+    packed = conv.pack_weight(weight)
+    image = fenced((shape.H, shape.W, shape.N, shape.C), x.dtype).copy_(layout.pack(x))
+    filters = fenced(packed.shape, x.dtype).copy_(packed)
+    offsets = None if bias is None else fenced(bias.shape, x.dtype).copy_(bias)
+    out = fenced((shape.OH, shape.OW, shape.N, shape.OC), x.dtype)
+    conv.conv2d(image, filters, offsets, out, shape, config, activation, precision)()
+    return layout.unpack(out).cpu()
+
+
+def magnitude(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: Conv2dShape
+) -> torch.Tensor:
+    """What the sums would be if nothing cancelled."""
+    return conv.reference(x.abs(), weight.abs(), None if bias is None else bias.abs(), shape)
+
+
+def products(shape: Conv2dShape) -> int:
+    """How many products make one output."""
+    return shape.KH * shape.KW * shape.C // shape.groups
+
+
+# Numbers
+
+
+def check(
+    shape: Conv2dShape,
+    dtype: torch.dtype,
+    config: Conv2dConfig,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+    precision: str = "ieee",
+) -> None:
+    """One random problem with a bias against float64."""
+    if config.tiling == "images" and config.descriptors and not fits(shape, dtype):
+        pytest.skip("a group's channels are no multiple of 16 bytes")
+    x, weight, bias = random_operands(shape, dtype, generator)
+    y = run(fenced, x, weight, bias, shape, config, precision=precision)
+    scale = magnitude(x, weight, bias, shape)
+    wanted = conv.reference(x, weight, bias, shape)
+    assert_close(y, wanted, dtype, products(shape), precision, scale)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@each_path
+def test_equals_float64(
+    problem: str,
+    tiling: Tiling,
+    descriptors: bool,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    config = Conv2dConfig(tiling, *TILE, descriptors=descriptors)
+    check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close)
+
+
+@pytest.mark.parametrize("problem", ["multiples of nothing", "aligned groups", "odd groups"])
+@each_path
+@each_half
+def test_half_precision_equals_float64(
+    problem: str,
+    tiling: Tiling,
+    descriptors: bool,
+    dtype: torch.dtype,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    config = Conv2dConfig(tiling, *TILE, descriptors=descriptors)
+    check(PROBLEMS[problem], dtype, config, fenced, generator, assert_close)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", PROBLEMS)
+@each_path
+def test_tf32_equals_float64(
+    problem: str,
+    tiling: Tiling,
+    descriptors: bool,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    config = Conv2dConfig(tiling, 64, 32, 32, descriptors=descriptors)
+    check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close, "tf32")
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("tiling", ["images", "pixels"])
+@each_dtype
+def test_bias_and_activation(
+    with_bias: bool,
+    activation: str | None,
+    tiling: Tiling,
+    dtype: torch.dtype,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    shape = Conv2dShape(3, 6, 4, 4, 9, 2, 2)
+    x, weight, bias = random_operands(shape, dtype, generator)
+    offsets = bias if with_bias else None
+    config = Conv2dConfig(tiling, 16, 16, 16)
+    y = run(fenced, x, weight, offsets, shape, config, activation)
+    wanted = conv.reference(x, weight, offsets, shape, activation)
+    # The sigmoid's slope is 1/4 at most.
+    slope = 0.25 if activation == "sigmoid" else 1.0
+    scale = slope * magnitude(x, weight, offsets, shape)
+    assert_close(y, wanted, dtype, products(shape), scale=scale)
+
+
+@pytest.mark.parametrize("tiling", ["images", "pixels"])
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+def test_nan_and_infinity_come_through(
+    tiling: Tiling,
+    activation: str | None,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    """And reach no other output."""
+    shape = Conv2dShape(3, 4, 5, 5, 7, 2, 2)
+    x, weight, bias = random_operands(shape, torch.float32, generator)
+    x[1, 2, 0, 0], x[2, 0, 4, 4] = torch.nan, torch.inf
+    y = run(fenced, x, weight, bias, shape, Conv2dConfig(tiling, 16, 16, 16), activation)
+    wanted = conv.reference(x, weight, bias, shape, activation)
+    assert wanted.isnan().any()
+    assert_close(y, wanted, torch.float32, products(shape), scale=100.0)
+
+
+# Bits
+
+
+@pytest.mark.parametrize(
+    "problem", [name for name, shape in PROBLEMS.items() if fits(shape, torch.float32)]
+)
+def test_tilings_agree_bit_for_bit(
+    problem: str, fenced: Fenced, generator: torch.Generator
+) -> None:
+    """Skipping a tap and adding zeros for it are the same sum in the same order."""
+    shape = PROBLEMS[problem]
+    x, weight, bias = random_operands(shape, torch.float32, generator)
+    images, pixels = (
+        run(fenced, x, weight, bias, shape, Conv2dConfig(tiling, 32, 32, 16))
+        for tiling in ("images", "pixels")
+    )
+    assert torch.equal(images, pixels)
+
+
+@each_path
+@each_dtype
+def test_an_image_does_not_see_its_neighbours(
+    tiling: Tiling,
+    descriptors: bool,
+    dtype: torch.dtype,
+    fenced: Fenced,
+    generator: torch.Generator,
+) -> None:
+    """The same bits wherever in a batch it stands, and from run to run."""
+    shape = Conv2dShape(21, 19, 2, 2, 20, 3, 3, padding=(1, 1, 1, 1))
+    x, weight, bias = random_operands(shape, dtype, generator)
+    config = Conv2dConfig(tiling, 16, 32, 16, descriptors=descriptors)
+    y = run(fenced, x, weight, bias, shape, config, "relu")
+    order = torch.randperm(shape.N, generator=generator)
+    again = run(fenced, x[order], weight, bias, shape, config, "relu")
+    assert torch.equal(again, y[order])
+
+
+@pytest.mark.parametrize("images", [1, 2, 70])
+def test_batch_invariant_configuration(
+    images: int, device: torch.device, fenced: Fenced, generator: torch.Generator
+) -> None:
+    """An image gives the same bits alone and in a batch of any size."""
+    arch = None if device.type == "cpu" else 80
+    batch = Conv2dShape(70, 16, 3, 3, 24, 3, 3, padding=(1, 1, 1, 1))
+    x, weight, bias = random_operands(batch, torch.float32, generator)
+    part = dataclasses.replace(batch, N=images)
+    whole, some = (
+        run(
+            fenced,
+            x[: shape.N],
+            weight,
+            bias,
+            shape,
+            conv.default_config(shape, torch.float32, "ieee", arch, batch_invariant=True),
+        )
+        for shape in (batch, part)
+    )
+    assert torch.equal(some, whole[:images])
+
+
+# Shape, work, packing
+
+
+sizes = st.integers(1, 9)
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Conv2dShape:
+    """Any small convolution that has an output."""
+    groups = draw(st.integers(1, 3))
+    channels, filters = (groups * draw(st.integers(1, 4)) for _ in range(2))
+    padding = draw(st.tuples(*[st.integers(0, 6)] * 4))
+    shape = Conv2dShape(
+        draw(st.integers(0, 3)),
+        channels,
+        draw(sizes),
+        draw(sizes),
+        filters,
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 5)),
+        draw(pairs),
+        padding,
+        draw(pairs),
+        groups,
+    )
+    assume(shape.OH > 0 and shape.OW > 0)
+    return shape
+
+
+@given(shapes(), st.sampled_from([torch.float16, torch.float32]))
+def test_work_equals_a_count_of_taps(shape: Conv2dShape, dtype: torch.dtype) -> None:
+    """A convolution of ones with ones counts, in each output, the products that meet the image."""
+    x = torch.ones(shape.N, shape.C, shape.H, shape.W)
+    weight = torch.ones(shape.OC, shape.C // shape.groups, shape.KH, shape.KW)
+    counts = conv.reference(x, weight, None, shape)
+    assert counts.shape == (shape.N, shape.OC, shape.OH, shape.OW)
+    work = conv.work(shape, dtype)
+    assert work.flops == 2 * int(counts.sum())
+    elements = x.numel() + weight.numel() + shape.OC + counts.numel()
+    assert work.bytes == elements * dtype.itemsize
+
+
+def test_packed_filters(generator: torch.Generator) -> None:
+    weight = torch.randn(5, 11, 2, 3, generator=generator)
+    packed = conv.pack_weight(weight)
+    assert packed.shape == (6, 5, 11)
+    assert packed.stride() == (5 * 16, 16, 1)
+    for oc, kh, kw in itertools.product(range(5), range(2), range(3)):
+        assert torch.equal(packed[kh * 3 + kw, oc], weight[oc, :, kh, kw])
+    assert packed.as_strided((6, 5, 16), packed.stride())[..., 11:].eq(0).all()
+
+
+def test_too_many_rows_are_refused() -> None:
+    shape = Conv2dShape(2**21, 8, 32, 32, 8, 1, 1)
+    nothing = torch.empty(0, device="meta")
+    with pytest.raises(ValueError, match=r"2097152 images of 32x32 outputs .* smaller batch"):
+        conv.conv2d(nothing, nothing, None, nothing, shape, Conv2dConfig("pixels", 64, 64, 64))
+
+
+# Default configurations
+
+
+def is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+architectures = st.sampled_from([None, 80, 86, 89, 90, 100, 120])
+dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+precisions = st.sampled_from(["ieee", "tf32"])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Conv2dShape:
+    """Convolutions as large as networks have them; nothing is run on these."""
+    groups = draw(st.sampled_from([1, 2, 3, 32]))
+    kernel = draw(st.integers(1, 11))
+    side = draw(st.integers(kernel, 300))
+    images = draw(st.sampled_from([1, 2, 63, 64, 100, 127, 128, 1024]))
+    c, oc = (groups * draw(st.integers(1, 600)) for _ in range(2))
+    return Conv2dShape(images, c, side, side, oc, kernel, kernel, groups=groups)
+
+
+@given(problems(), dtypes, precisions, architectures, st.booleans())
+def test_default_configuration(
+    shape: Conv2dShape, dtype: torch.dtype, precision: str, arch: int | None, invariant: bool
+) -> None:
+    config = conv.default_config(shape, dtype, precision, arch, invariant)
+    blocks = (config.BLOCK_M, config.BLOCK_N, config.BLOCK_K)
+    assert all(is_power_of_two(block) and block >= 16 for block in blocks)  # what tl.dot wants
+    assert config.num_warps in (4, 8)
+    if config.tiling == "images":
+        assert fits(shape, dtype)
+    if config.descriptors:
+        assert arch is None or arch >= 90
+    if arch is not None:
+        tile_bytes = (config.BLOCK_M + config.BLOCK_N) * config.BLOCK_K * dtype.itemsize
+        assert config.num_stages * tile_bytes <= 166_912  # shared memory of sm_80
+    if invariant:
+        other = dataclasses.replace(shape, N=shape.N + 999)
+        assert conv.default_config(other, dtype, precision, arch, invariant) == config

@@ -1,0 +1,469 @@
+"""Weights: every source gives the canonical state, and whatever does not fit is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.weights import WeightsError, download, load
+from alexnet_triton.weights.digits import weights_file
+from safetensors.torch import save_file
+
+State = dict[str, torch.Tensor]
+
+EXPECTED = network("digits").parameter_shapes()
+TORCHVISION = {
+    "conv1": "features.0",
+    "conv2": "features.3",
+    "conv3": "features.6",
+    "conv4": "features.8",
+    "conv5": "features.10",
+    "fc6": "classifier.1",
+    "fc7": "classifier.4",
+    "fc8": "classifier.6",
+}
+
+
+@pytest.fixture
+def state() -> State:
+    return load("random:1", EXPECTED, network="digits")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub; the folder where checkpoints go."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def torchvision_named(state: State) -> State:
+    return {
+        f"{TORCHVISION[layer]}.{key}": tensor
+        for (layer, key), tensor in ((name.split("."), t) for name, t in state.items())
+    }
+
+
+def assert_same(actual: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    assert list(actual) == list(EXPECTED)
+    for name, tensor in actual.items():
+        assert tensor.dtype == torch.float32
+        assert tensor.device.type == "cpu"
+        assert tensor.is_contiguous()
+        assert torch.equal(tensor, wanted[name])
+
+
+def refused(source: Any, *parts: object, network: str = "digits") -> str:
+    """`load` refuses `source` in one line that holds every one of `parts`."""
+    with pytest.raises(WeightsError) as caught:
+        load(source, EXPECTED, network=network)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in parts:
+        assert str(part) in message
+    return message
+
+
+def save_torch(state: object, path: Path) -> None:
+    torch.save(state, path)
+
+
+def save_legacy(state: object, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [
+        (save_torch, "a.pth"),
+        (save_torch, "a.PT"),
+        (save_legacy, "a.pth"),
+        (save_file, "a.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_files(
+    save: Callable[[State, Path], None],
+    name: str,
+    kind: Callable[[Path], str | Path],
+    state: State,
+    tmp_path: Path,
+) -> None:
+    save(state, tmp_path / name)
+    assert_same(load(kind(tmp_path / name), EXPECTED, network="digits"), state)
+
+
+def test_a_dict_in_any_order_and_layout_is_copied(state: State) -> None:
+    given = {name: torch.nn.Parameter(tensor) for name, tensor in reversed(state.items())}
+    given["conv2.weight"] = torch.nn.Parameter(
+        state["conv2.weight"].to(memory_format=torch.channels_last)
+    )
+    given["fc7.weight"] = torch.nn.Parameter(state["fc7.weight"].T.contiguous().T)
+    got = load(given, EXPECTED, network="digits")
+    assert_same(got, state)
+    with torch.no_grad():
+        for parameter in given.values():
+            parameter.zero_()
+    assert not any(t.requires_grad or not t.any() for t in got.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_float_dtypes_become_float32(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+    given = {name: tensor.to(dtype) for name, tensor in state.items()}
+    save_file(given, tmp_path / "a.safetensors")
+    got = load(tmp_path / "a.safetensors", EXPECTED, network="digits")
+    assert_same(got, {name: tensor.float() for name, tensor in given.items()})
+
+
+def test_random_is_he_scaled(state: State) -> None:
+    assert_same(state, state)
+    for name in ("conv3.weight", "fc6.weight", "fc7.weight"):
+        fan_in = state[name][0].numel()
+        assert state[name].std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.03)
+    assert 0 < state["fc6.bias"].abs().max() < 1
+
+
+def test_random_depends_on_its_seed_alone(state: State) -> None:
+    before = torch.get_rng_state()
+    torch.manual_seed(1)
+    again = load("random:1", EXPECTED, network="anything")
+    other = load(f"random:{2**32 - 1}", EXPECTED, network="anything")
+    assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(1).get_state())
+    torch.set_rng_state(before)
+    assert_same(again, state)
+    assert not any(torch.equal(other[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", str(2**32), "٣"])
+def test_random_wants_a_seed(seed: str) -> None:
+    refused(f"random:{seed}", f"'random:{seed}'", "0 to 4294967295", repr(seed))
+
+
+def test_digits() -> None:
+    state = load("digits", EXPECTED, network="digits")
+    assert_same(state, load(weights_file(), EXPECTED, network="digits"))
+
+
+@pytest.mark.parametrize(("source", "owner"), [("imagenet", "alexnet"), ("digits", "digits")])
+def test_pretrained_weights_belong_to_one_network(source: str, owner: str, hub: Path) -> None:
+    refused(source, repr(source), repr(owner), "'vgg11'", "random:SEED", network="vgg11")
+    assert not hub.exists()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torchvision_named,
+        lambda s: {"state_dict": s, "epoch": 90, "optimizer": {"lr": 0.1}},
+        lambda s: {f"module.{name}": t for name, t in s.items()},
+        lambda s: {f"_orig_mod.module.{name}": t for name, t in torchvision_named(s).items()},
+        lambda s: {
+            name.replace("features.", "features.module."): t
+            for name, t in reversed(torchvision_named(s).items())
+        },
+    ],
+    ids=["torchvision", "nested", "parallel", "compiled", "features-parallel"],
+)
+def test_names(wrap: Callable[[State], dict[str, Any]], state: State, tmp_path: Path) -> None:
+    assert_same(load(wrap(state), EXPECTED, network="digits"), state)
+    torch.save(wrap(state), tmp_path / "a.pth")
+    assert_same(load(tmp_path / "a.pth", EXPECTED, network="digits"), state)
+
+
+def test_torchvision_names_of_a_vgg() -> None:
+    """16 numbered modules and more: numbers are ordered as numbers, `features.10` after 2."""
+    numbers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    keys = [f"features.{n}" for n in numbers] + [f"classifier.{n}" for n in (0, 3, 6)]
+    layers = [f"conv{i}" for i in range(13)] + ["fc1", "fc2", "fc3"]
+    expected = {
+        f"{layer}.{key}": shape
+        for layer in layers
+        for key, shape in (("weight", (2, 2, 3, 3) if "conv" in layer else (2, 2)), ("bias", (2,)))
+    }
+    state = load("random:0", expected, network="vgg16")
+    named = {
+        f"{key}.{kind}": state[f"{layer}.{kind}"]
+        for key, layer in sorted(zip(keys, layers, strict=True))
+        for kind in ("bias", "weight")
+    }
+    got = load(named, expected, network="vgg16")
+    assert list(got) == list(expected)
+    assert all(torch.equal(got[name], state[name]) for name in expected)
+
+
+# States that do not fit
+
+
+def test_missing(state: State, tmp_path: Path) -> None:
+    del state["conv4.bias"]
+    torch.save(state, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", tmp_path / "a.pth", "missing conv4.bias;", "wanted 16", "got 15")
+    refused({}, "state dict", "missing conv1.weight", "and 12 more", "got 0")
+
+
+def test_extra(state: State, tmp_path: Path) -> None:
+    save_file(state | {"fc9.weight": torch.ones(1)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "a.safetensors: extra fc9.weight;", "wanted 16", "got 17")
+    refused(
+        torchvision_named(state) | {"features.1.running_mean": torch.ones(8)},
+        "extra features.1.running_mean",
+    )
+    refused(
+        torchvision_named(state) | {"features.12.weight": torch.ones(8, 8, 3, 3)},
+        "extra features.12.weight",
+    )
+
+
+def test_twofold(state: State) -> None:
+    refused(
+        state | {"module.fc8.bias": state["fc8.bias"]},
+        "one fc8.bias, got fc8.bias and module.fc8.bias",
+    )
+    refused(
+        state | {"features.0.weight": state["conv1.weight"]}, "one conv1.weight", "features.0.w"
+    )
+
+
+def test_wrong_shape(state: State, tmp_path: Path) -> None:
+    state["conv2.weight"] = torch.ones(24, 8, 3, 3)
+    torch.save(state, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "a.pth: conv2.weight wanted", "(24, 8, 5, 5)", "got (24, 8, 3, 3)")
+    refused(torchvision_named(state), "conv2.weight (stored as features.3.weight)")
+    refused(state | {"conv2.weight": torch.tensor(1.0)}, "got ()")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_no_float(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+    state["fc8.bias"] = torch.ones(10, dtype=dtype)
+    torch.save(state, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "a.pth: fc8.bias", "float", f"got {dtype}")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (torch.tensor(float("nan")), "nan"),
+        (torch.tensor(-float("inf"), dtype=torch.float16), "-inf"),
+        (torch.tensor(1e39, dtype=torch.float64), "inf"),
+    ],
+)
+def test_not_finite(values: torch.Tensor, shown: str, state: State, tmp_path: Path) -> None:
+    tensor = state["fc7.weight"].to(values.dtype)
+    tensor[3, 5] = values
+    save_file(state | {"fc7.weight": tensor}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "fc7.weight", "finite", "got 1 ", f"({shown} at (3, 5))")
+
+
+def test_not_dense(state: State) -> None:
+    refused(state | {"fc8.bias": torch.ones(10).to_sparse()}, "fc8.bias", "dense", "sparse")
+    refused(state | {"fc8.bias": torch.ones(10, device="meta")}, "fc8.bias", "dense", "meta")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ([torch.ones(3)], ["wanted a state dict", "got list"]),
+        (torch.ones(3), ["wanted a state dict", "got Tensor"]),
+        ({"epoch": 3}, ["'epoch'", "wanted a tensor", "got int"]),
+        ({"model": {"conv1.weight": torch.ones(3)}}, ["'model'", "wanted a tensor", "got dict"]),
+        ({3: torch.ones(3)}, ["names", "key 3"]),
+    ],
+)
+def test_no_state_dict(content: object, parts: list[str], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", tmp_path / "a.pth", "cure: ", *parts)
+
+
+# Files that cannot be read
+
+
+def test_no_such_source(tmp_path: Path, state: State) -> None:
+    refused(tmp_path / "a.pth", tmp_path / "a.pth", "no such file")
+    refused("no/such/file.safetensors", "no/such/file.safetensors", "no such file")
+    refused(tmp_path, tmp_path, "folder")
+    (tmp_path / "b.pth").mkdir()
+    refused(tmp_path / "b.pth", "b.pth", "folder")
+    for name in ("weights.onnx", "weights"):
+        torch.save(state, tmp_path / name)
+        refused(tmp_path / name, name, ".pth, .pt, .safetensors")
+    for unknown in ("imagenet1k", Path("nothing"), 3, None):
+        refused(unknown, "imagenet", "digits", "random:SEED", ".safetensors", "state dict")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>\n" * 9, b"\xff" * 64])
+def test_empty_or_something_else(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    refused(path, path, "cure: ", "" if content else "empty")
+
+
+@pytest.mark.parametrize(
+    ("save", "suffix"),
+    [(save_torch, ".pth"), (save_legacy, ".pth"), (save_file, ".safetensors")],
+)
+def test_truncated_anywhere(
+    save: Callable[[State, Path], None], suffix: str, state: State, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    save(state, path)
+    whole = path.read_bytes()
+    for kept in (1, 7, 100, 1000, len(whole) // 2, len(whole) - 1000, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        refused(path, path, "cure: ")
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + b"{}" * 50)
+    refused(path, path, "cure: ")
+
+
+class Hostile:
+    """Unpickled as code it would make the folder `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def save_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("save", [save_torch, save_legacy, save_pickle])
+def test_a_hostile_pickle_is_not_run(
+    save: Callable[[object, Path], None],
+    state: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's own way to switch it off
+    made, path = tmp_path / "made", tmp_path / "hostile.pth"
+    save(state | {"conv1.weight": Hostile(made)}, path)
+    message = refused(path, path, "nothing in it was run", "cure: ")
+    assert "mkdir" in message or save is save_pickle
+    assert not recwarn.list
+    assert not made.exists()
+    torch.load(path, weights_only=False) if save is not save_pickle else pickle.loads(
+        path.read_bytes()
+    )
+    assert made.exists(), "the payload is dead, so this test shows nothing"
+
+
+def test_a_whole_model_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "torch.nn.modules.linear.Linear", "model.state_dict()")
+
+
+# The download
+
+
+def served(content: bytes, folder: Path) -> tuple[str, str]:
+    """A file with `content` to download: its URL, and the beginning of its hash."""
+    folder.mkdir()
+    path = folder / "alexnet-owt-00000000.pth"
+    path.write_bytes(content)
+    return path.as_uri(), hashlib.sha256(content).hexdigest()[:8]
+
+
+def test_imagenet_is_downloaded_once(
+    state: State,
+    hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    torch.save(torchvision_named(state), tmp_path / "a.pth")
+    url, sha256 = served((tmp_path / "a.pth").read_bytes(), tmp_path / "server")
+    monkeypatch.setattr(download, "IMAGENET_URL", url)
+    monkeypatch.setattr(download, "IMAGENET_SHA256", sha256)
+    assert_same(load("imagenet", EXPECTED, network="alexnet"), state)
+    shown = capfd.readouterr()
+    assert url in shown.err
+    assert "100" in shown.err
+    assert not shown.out
+    assert [path.name for path in hub.iterdir()] == ["alexnet-owt-00000000.pth"]
+
+    (tmp_path / "server" / "alexnet-owt-00000000.pth").unlink()
+    assert_same(load("imagenet", EXPECTED, network="alexnet"), state)
+    assert not capfd.readouterr().err
+
+
+def test_a_cached_file_with_a_wrong_hash_is_never_parsed(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError("parsed unchecked")
+
+    monkeypatch.setattr(torch, "load", parse)
+    path = hub / "alexnet-owt-7be5be79.pth"
+    hub.mkdir(parents=True)
+    path.write_bytes(b"not the weights")
+    digest = hashlib.sha256(b"not the weights").hexdigest()
+    refused("imagenet", path, "7be5be79", digest, "delete", network="alexnet")
+    assert path.exists()
+
+
+def test_a_download_with_a_wrong_hash_leaves_nothing(hub: Path, tmp_path: Path) -> None:
+    url, _ = served(b"something else", tmp_path / "server")
+    with pytest.raises(WeightsError, match="hash") as caught:
+        download.fetch(url, "7be5be79")
+    assert url in str(caught.value)
+    assert not list(hub.iterdir())
+
+
+def test_an_interrupted_download_leaves_nothing(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control-C in the middle is the user's, not ours to swallow; the next run starts clean."""
+    url, sha256 = served(b"0123456789" * 100_000, tmp_path / "server")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub.tqdm, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            download.fetch(url, sha256)
+    assert not list(hub.iterdir())
+    assert download.fetch(url, sha256).stat().st_size == 1_000_000
+
+
+def test_no_network_names_the_url_the_place_and_the_cure(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://127.0.0.1:1/models/alexnet-owt-7be5be79.pth"  # a port where nothing listens
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "IMAGENET_URL", nobody)
+    path = hub / "alexnet-owt-7be5be79.pth"
+    refused("imagenet", nobody, f"put it at {path}", "connect", network="alexnet")
+    assert not path.exists()
+
+
+def test_the_real_url_carries_its_hash() -> None:
+    found = re.search(r"-([0-9a-f]{8})\.pth$", download.IMAGENET_URL)
+    assert found is not None
+    assert found[1] == download.IMAGENET_SHA256
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    refused("imagenet", download.IMAGENET_URL, tmp_path / "file", network="alexnet")

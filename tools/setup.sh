@@ -1,0 +1,80 @@
+#!/bin/sh
+# Makes .venv with everything that the demo and the tests need. TORCH chooses the build of torch:
+#   auto    cuda where nvidia-smi lists a GPU, else cpu (the default; later runs keep the choice)
+#   cpu     the CPU build, from where pip already looks or from PyTorch's own index of CPU builds
+#   cuda    the CUDA build: several GB
+#   system  installs nothing: .venv sees the packages of the Python that makes it
+# PYTHON names another interpreter than the first on the path that is new enough.
+set -eu
+cd "$(dirname "$0")/.."
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { echo "setup: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+before=$(cat .venv/.torch 2>/dev/null || true)
+choice=${TORCH:-${before:-auto}}
+case $choice in
+    auto) if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then build=cuda; else build=cpu; fi ;;
+    cpu | cuda | system) build=$choice ;;
+    *) die "TORCH=$choice is unknown; known: auto, cpu, cuda, system" ;;
+esac
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+for python in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14} ''; do
+    new_enough "$python" && break
+done
+[ "$python" ] || die "Python 3.11 or newer is needed, but \`${PYTHON:-python3} --version\` says:" \
+    "$("${PYTHON:-python3}" --version 2>&1 | tail -n 1); name another with PYTHON=/path/to/python3"
+
+make_venv() { # MODULE-IT-NEEDS [OPTIONS]
+    "$python" -c "import $1" 2>/dev/null ||
+        die "$python comes without its module $1; on Debian and Ubuntu: apt install python3-venv"
+    shift
+    # Builds of torch do not replace one another cleanly: another choice starts from nothing.
+    [ "${before:-$choice}" = "$choice" ] || rm -rf .venv
+    "$python" -m venv "$@" .venv
+    echo "$choice" >.venv/.torch
+}
+
+install() { .venv/bin/python -m pip install -qq "$@"; }
+
+# Asks before installing, since pip would otherwise fall back on several GB of CUDA wheels.
+install_cpu() {
+    wheel="$(grep '^torch==' requirements/cpu.txt)+cpu"
+    offered() {
+        install --dry-run --no-deps --timeout 15 --retries 1 "$@" "$wheel" >/dev/null 2>&1
+    }
+    index='--extra-index-url https://download.pytorch.org/whl/cpu'
+    if offered; then index=; elif ! offered $index; then
+        die "no CPU build of torch could be reached ($wheel for $(.venv/bin/python --version));" \
+            "\`make demo TORCH=cuda\` accepts several GB of CUDA wheels"
+    fi
+    say "installing the CPU build of torch and the test tools into .venv, a minute or two"
+    install $index -c requirements/cpu.txt -e '.[test]'
+}
+
+install_cuda() {
+    say "installing the CUDA build of torch and the test tools into .venv, several GB"
+    install -e '.[test]' ||
+        die "the CUDA build could not be installed; TORCH=system uses a torch that is already there"
+}
+
+# A venv made by a venv's Python sees what lies below that venv but not what is in it: the .pth adds
+# that. The link makes the checkout importable under the package's name without pip.
+borrow_packages() {
+    site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+    here=$(site .venv/bin/python)
+    site "$python" >"$here/system.pth"
+    ln -sfn "$PWD" "$here/alexnet_triton"
+    missing=$(.venv/bin/python -c 'import sys; from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if not find_spec(name)))' \
+        torch triton numpy PIL safetensors rich threadpoolctl)
+    [ -z "$missing" ] || die "TORCH=system installs nothing, and $python lacks: $missing"
+}
+
+case $build in
+    cpu) make_venv ensurepip; install_cpu ;;
+    cuda) make_venv ensurepip; install_cuda ;;
+    system) make_venv venv --system-site-packages --without-pip; borrow_packages ;;
+esac

@@ -1,0 +1,28 @@
+"""Random weights that keep activations at their size, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from .state import State
+
+MAX_SEED = 2**32 - 1  # torch's CPU generator keeps 32 bits of its seed: beyond it, seeds coincide
+_BIAS_STD = 0.1  # small beside activations of order one, yet a layer that drops its bias shows
+
+
+def seeded(expected: Mapping[str, tuple[int, ...]], seed: int) -> State:
+    """Normal weights with variance 2 / fan-in, and small normal biases, for every name.
+
+    The scale is that of He et al., "Delving Deep into Rectifiers" (arXiv 1502.01852). The numbers
+    depend on `seed` and `expected` alone: the generator is our own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+        std = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else _BIAS_STD
+        return torch.randn(shape, generator=generator).mul_(std)
+
+    return {name: draw(shape) for name, shape in expected.items()}
