@@ -69,16 +69,32 @@ class Conv2d:
 
 @dataclass(frozen=True, slots=True)
 class MaxPool2d:
-    """The largest value of each window; padding counts as minus infinity."""
+    """The largest value of each window; padding counts as minus infinity.
+
+    `ceil_mode` keeps a last window that starts inside the image but reaches beyond it.
+    """
 
     kernel_size: int
     stride: int
     padding: int = 0
+    ceil_mode: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
-        channels, height, width = _features(shape, "MaxPool2d")
-        size = [_window(s, self.kernel_size, self.stride, self.padding) for s in (height, width)]
-        return _positive((channels, *size), shape)
+        return _pooled(self, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AvgPool2d:
+    """The mean of each window; padding counts as zeros, or not at all."""
+
+    kernel_size: int
+    stride: int
+    padding: int = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _pooled(self, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +126,48 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNorm2d:
+    """(x - running_mean) / sqrt(running_var + eps) * weight + bias, channel by channel."""
+
+    eps: float = 1e-5
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _features(shape, "BatchNorm2d")
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (shape[0],))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResponseNorm:
+    """x / (k + alpha/size * sum of squares over `size` channels) ** beta, as torch defines it."""
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _features(shape, "LocalResponseNorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Sigmoid:
+    """1 / (1 + exp(-x)); the plan fuses it into the layer before."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """exp(x) / sum of exp(x), over the classes of one image."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
 class ReLU:
     """max(x, 0); the plan fuses it into the layer before."""
 
@@ -135,7 +193,33 @@ class Flatten:
         return (math.prod(shape),)
 
 
-Layer = Conv2d | MaxPool2d | AdaptiveAvgPool2d | Linear | ReLU | Dropout | Flatten
+Pool = MaxPool2d | AvgPool2d
+Owner = Conv2d | Linear | BatchNorm2d  # the layers that own parameters
+Layer = (
+    Owner
+    | Pool
+    | AdaptiveAvgPool2d
+    | LocalResponseNorm
+    | ReLU
+    | Sigmoid
+    | Softmax
+    | Dropout
+    | Flatten
+)
+
+
+def _pooled(layer: Pool, shape: Shape) -> Shape:
+    channels, *size = _features(shape, type(layer).__name__)
+    k, s, p = layer.kernel_size, layer.stride, layer.padding
+    windows = []
+    for side in size:
+        count = _window(side, k, s, p)
+        # torch: one more, if ceil_mode leaves a rest and that window starts inside the padding.
+        rest = (side + 2 * p - k) % s
+        if layer.ceil_mode and rest and count * s < side + p:
+            count += 1
+        windows.append(count)
+    return _positive((channels, *windows), shape)
 
 
 def _positive(shape: Shape, came: Shape) -> Shape:
@@ -163,7 +247,7 @@ class Network:
     """A named chain of named layers, the shape of the image it is published for, and its words.
 
     `classes` names the file of class names beside `zoo.py`, one a line; `weights` is the source
-    of its published state, as `weights.load` takes it.
+    of its published state, as `weights.load` takes it, None where nobody publishes one.
     """
 
     name: str
@@ -171,7 +255,7 @@ class Network:
     layers: tuple[tuple[str, Layer], ...]
     preprocess: Preprocess
     classes: str
-    weights: str
+    weights: str | None = None
 
     def walk(self, input_shape: Shape | None = None) -> Iterator[tuple[str, Layer, Shape, Shape]]:
         """Each layer as `(name, layer, input shape, output shape)`, for this image shape.
@@ -192,10 +276,25 @@ class Network:
         return list(self.walk(input_shape))[-1][3]
 
     def parameter_shapes(self) -> dict[str, Shape]:
-        """The canonical state: `{"conv1.weight": (64, 3, 11, 11), ...}` in network order."""
+        """The canonical state: `{"conv1.weight": (64, 3, 11, 11), ...}`, in network order."""
         return {
             f"{name}.{key}": wanted
             for name, layer, shape, _ in self.walk()
-            if isinstance(layer, Conv2d | Linear)
+            if isinstance(layer, Owner)
             for key, wanted in layer.parameter_shapes(shape).items()
         }
+
+    def flattened(self) -> dict[str, Shape]:
+        """What a linear weight after a `Flatten` was flattened from: `{"fc6.weight": (C, H, W)}`.
+
+        Frameworks that keep channels last flatten (H, W, C); their columns must be permuted.
+        """
+        found: dict[str, Shape] = {}
+        before: Shape | None = None
+        for name, layer, shape, _ in self.walk():
+            if isinstance(layer, Flatten):
+                before = shape
+            if isinstance(layer, Linear) and before is not None:
+                found[f"{name}.weight"] = before
+                before = None
+        return found

@@ -2,27 +2,59 @@
 
 `alexnet` is torchvision's: Krizhevsky, "One weird trick for parallelizing convolutional neural
 networks" (arXiv 1404.5997), one tower. `digits` is the same net at an eighth of the width, on
-handwritten digits, small enough to ship with its weights.
+handwritten digits, small enough to ship with its weights. `alexnet2012` is the original of
+Krizhevsky, Sutskever and Hinton (NIPS 2012): two towers, which are groups, and response
+normalisation. `alexnet_single_tower` and `alexnet_keras_bn` are what most Keras code calls AlexNet.
+`zfnet` is Zeiler and Fergus (arXiv 1311.2901), `vgg*` Simonyan and Zisserman (arXiv 1409.1556) as
+torchvision has them.
 """
 
 from __future__ import annotations
 
+from itertools import chain
+
 from .spec import (
     AdaptiveAvgPool2d,
+    BatchNorm2d,
     Conv2d,
     Dropout,
     Flatten,
     Layer,
     Linear,
+    LocalResponseNorm,
     MaxPool2d,
     Network,
     NetworkError,
     Preprocess,
     ReLU,
+    Sigmoid,
+    Softmax,
 )
 
+Layers = tuple[tuple[str, Layer], ...]
 
-def _alexnet_layers(width: float, classes: int) -> tuple[tuple[str, Layer], ...]:
+
+def _preset(crop: int) -> Preprocess:
+    """torchvision's preset for ImageNet."""
+    return Preprocess(256, crop, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def _head(units: int, classes: int, *, drop: bool = True) -> Layers:
+    """fc6 to fc8, with the dropouts of torchvision's order."""
+    layers: Layers = (
+        ("flatten", Flatten()),
+        ("drop6", Dropout()),
+        ("fc6", Linear(units)),
+        ("relu6", ReLU()),
+        ("drop7", Dropout()),
+        ("fc7", Linear(units)),
+        ("relu7", ReLU()),
+        ("fc8", Linear(classes)),
+    )
+    return tuple(pair for pair in layers if drop or not isinstance(pair[1], Dropout))
+
+
+def _one_weird_trick(width: float, classes: int) -> Layers:
     def scaled(channels: int) -> int:
         return int(channels * width)
 
@@ -41,36 +73,164 @@ def _alexnet_layers(width: float, classes: int) -> tuple[tuple[str, Layer], ...]
         ("relu5", ReLU()),
         ("pool5", MaxPool2d(3, stride=2)),
         ("avgpool", AdaptiveAvgPool2d(6)),
-        ("flatten", Flatten()),
-        ("drop6", Dropout()),
-        ("fc6", Linear(scaled(4096))),
-        ("relu6", ReLU()),
-        ("drop7", Dropout()),
-        ("fc7", Linear(scaled(4096))),
-        ("relu7", ReLU()),
-        ("fc8", Linear(classes)),
+        *_head(scaled(4096), classes),
     )
 
 
-ALEXNET = Network(
-    name="alexnet",
-    input_shape=(3, 224, 224),
-    layers=_alexnet_layers(1, 1000),
-    preprocess=Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    classes="imagenet.txt",
-    weights="imagenet",
-)
+def alexnet2012(
+    *, width: float = 1, padding: int = 0, norm: LocalResponseNorm | None = None
+) -> Layers:
+    """The layers of 2012, two towers as groups.
+
+    `padding` 2 on conv1 makes the same 55x55 of a 224 image that 0 makes of a 227 one. `norm`
+    defaults to the paper's (its alpha of 1e-4 is not divided by the size, torch's is).
+    """
+    norm = norm or LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+    def scaled(channels: int) -> int:
+        return int(channels * width)
+
+    return (
+        ("conv1", Conv2d(scaled(96), 11, stride=4, padding=padding)),
+        ("relu1", ReLU()),
+        ("norm1", norm),
+        ("pool1", MaxPool2d(3, stride=2)),
+        ("conv2", Conv2d(scaled(256), 5, padding=2, groups=2)),
+        ("relu2", ReLU()),
+        ("norm2", norm),
+        ("pool2", MaxPool2d(3, stride=2)),
+        ("conv3", Conv2d(scaled(384), 3, padding=1)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(scaled(384), 3, padding=1, groups=2)),
+        ("relu4", ReLU()),
+        ("conv5", Conv2d(scaled(256), 3, padding=1, groups=2)),
+        ("relu5", ReLU()),
+        ("pool5", MaxPool2d(3, stride=2)),
+        *_head(scaled(4096), 1000),
+    )
+
+
+def _single_tower() -> Layers:
+    return (
+        ("conv1", Conv2d(96, 11, stride=4)),
+        ("relu1", ReLU()),
+        ("pool1", MaxPool2d(3, stride=2)),
+        ("conv2", Conv2d(256, 5, padding=2)),
+        ("relu2", ReLU()),
+        ("pool2", MaxPool2d(3, stride=2)),
+        ("conv3", Conv2d(384, 3, padding=1)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(384, 3, padding=1)),
+        ("relu4", ReLU()),
+        ("conv5", Conv2d(256, 3, padding=1)),
+        ("relu5", ReLU()),
+        ("pool5", MaxPool2d(3, stride=2)),
+        *_head(4096, 1000),
+        ("softmax", Softmax()),
+    )
+
+
+def _keras_bn() -> Layers:
+    return (
+        ("conv1", Conv2d(96, 11, stride=4)),
+        ("relu1", ReLU()),
+        ("bn1", BatchNorm2d(eps=1e-3)),
+        ("pool1", MaxPool2d(3, stride=2)),
+        ("conv2", Conv2d(256, 5)),
+        ("relu2", ReLU()),
+        ("bn2", BatchNorm2d(eps=1e-3)),
+        ("pool2", MaxPool2d(3, stride=2)),
+        ("conv3", Conv2d(384, 3)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(384, 3)),
+        ("relu4", ReLU()),
+        ("conv5", Conv2d(256, 3)),
+        ("relu5", ReLU()),
+        ("pool5", MaxPool2d(3, stride=2)),
+        *_head(4096, 1, drop=False),
+        ("sigmoid", Sigmoid()),
+    )
+
+
+def _zfnet() -> Layers:
+    return (
+        ("conv1", Conv2d(96, 7, stride=2, padding=1)),
+        ("relu1", ReLU()),
+        ("pool1", MaxPool2d(3, stride=2, ceil_mode=True)),
+        ("conv2", Conv2d(256, 5, stride=2)),
+        ("relu2", ReLU()),
+        ("pool2", MaxPool2d(3, stride=2, ceil_mode=True)),
+        ("conv3", Conv2d(384, 3, padding=1)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(384, 3, padding=1)),
+        ("relu4", ReLU()),
+        ("conv5", Conv2d(256, 3, padding=1)),
+        ("relu5", ReLU()),
+        ("pool5", MaxPool2d(3, stride=2)),
+        *_head(4096, 1000),
+    )
+
+
+def vgg(stages: tuple[int, ...], *, width: float = 1) -> Layers:
+    """A VGG with that many 3x3 convolutions in each of its five stages."""
+
+    def stage(number: int, count: int) -> Layers:
+        channels = int(min(64 * 2 ** (number - 1), 512) * width)
+        convolutions = (
+            (
+                (f"conv{number}_{i}", Conv2d(channels, 3, padding=1)),
+                (f"relu{number}_{i}", ReLU()),
+            )
+            for i in range(1, count + 1)
+        )
+        return (*chain.from_iterable(convolutions), (f"pool{number}", MaxPool2d(2, stride=2)))
+
+    features = chain.from_iterable(stage(i, count) for i, count in enumerate(stages, start=1))
+    return (*features, ("avgpool", AdaptiveAvgPool2d(7)), *_head(int(4096 * width), 1000))
+
+
+def _imagenet(name: str, layers: Layers, *, size: int = 224, weights: str | None = None) -> Network:
+    return Network(name, (3, size, size), layers, _preset(size), "imagenet.txt", weights)
+
+
+ALEXNET = _imagenet("alexnet", _one_weird_trick(1, 1000), weights="imagenet")
 
 DIGITS = Network(
     name="digits",
     input_shape=(3, 64, 64),
-    layers=_alexnet_layers(1 / 8, 10),
+    layers=_one_weird_trick(1 / 8, 10),
     preprocess=Preprocess(64, 64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     classes="digits.txt",
     weights="digits",
 )
 
-NETWORKS = {network.name: network for network in (ALEXNET, DIGITS)}
+ALEXNET_KERAS_BN = Network(
+    name="alexnet_keras_bn",
+    input_shape=(3, 224, 224),
+    layers=_keras_bn(),
+    preprocess=Preprocess(224, 224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    classes="cats_dogs.txt",
+)
+
+CAFFE_NORM = LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        ALEXNET,
+        DIGITS,
+        _imagenet("alexnet2012", alexnet2012(), size=227),
+        _imagenet("alexnet2012_224", alexnet2012(padding=2)),
+        _imagenet("alexnet2012_caffe", alexnet2012(norm=CAFFE_NORM), size=227),
+        _imagenet("alexnet_single_tower", _single_tower(), size=227),
+        ALEXNET_KERAS_BN,
+        _imagenet("zfnet", _zfnet()),
+        _imagenet("vgg11", vgg((1, 1, 2, 2, 2))),
+        _imagenet("vgg13", vgg((2, 2, 2, 2, 2))),
+        _imagenet("vgg16", vgg((2, 2, 3, 3, 3))),
+        _imagenet("vgg19", vgg((2, 2, 4, 4, 4))),
+    )
+}
 
 
 def network(name: str) -> Network:

@@ -287,6 +287,12 @@ def test_no_state_dict(content: object, parts: list[str], tmp_path: Path) -> Non
     refused(tmp_path / "a.pth", tmp_path / "a.pth", "cure: ", *parts)
 
 
+def test_names_in_a_file_cannot_break_the_line(state: State, tmp_path: Path) -> None:
+    """Nor write to the terminal: here a line of their own, in green."""
+    save_file(state | {"x\n\x1b[32mall is well": torch.ones(1)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", r"extra x\n\x1b[32mall is well")
+
+
 # Files that cannot be read
 
 
@@ -439,7 +445,7 @@ def test_an_interrupted_download_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.hub.tqdm, "update", interrupted)
+        patch.setattr("torch.hub.tqdm.update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             download.fetch(url, sha256)
     assert not list(hub.iterdir())

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors.torch import load_file
@@ -35,7 +36,7 @@ def read(path: Path) -> object:
     except WeightsError:
         raise
     except Exception as error:  # broken bytes raise nearly anything in the parsers below
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
+        reason = shorten(f"{type(error).__name__}: {error}".partition(". ")[0], 120)
         raise WeightsError(
             f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again"
         ) from None

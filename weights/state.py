@@ -16,6 +16,10 @@ _SHOWN = 4  # names listed in an error before "and N more"
 class WeightsError(ValueError):
     """Weights that cannot be used: one line naming the source, the tensor, wanted, got, cure."""
 
+    def __init__(self, message: str) -> None:
+        # Messages quote files nobody vouches for: no line break or escape code gets through.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 def canonical(state: object, expected: Mapping[str, tuple[int, ...]], origin: str) -> State:
     """The tensors of `state` under the names and in the order of `expected`.

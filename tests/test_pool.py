@@ -1,0 +1,218 @@
+"""Pooling against torch in float64: every window, what padding counts for, NaN and infinities.
+
+Tensors lie between fences and are filled with NaN first, padding channels too, so that what is
+read or written where it should not be, or not written at all, shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from alexnet_triton.kernels import layout, pool
+from alexnet_triton.kernels.pool import PoolConfig, PoolShape
+from hypothesis import given
+from hypothesis import strategies as st
+
+Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
+Close = Callable[..., None]
+
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter truncates it
+]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_rounding = pytest.mark.parametrize("ceil_mode", [False, True])
+
+TILE = PoolConfig(4, 16)
+
+# Each on images of 7x8, where ceil_mode adds a window to most; (rows, columns) each.
+WINDOWS = {
+    "alexnet": {"kernel": (3, 3), "stride": (2, 2)},
+    "one pixel": {"kernel": (1, 1), "stride": (1, 1)},
+    "strides over the window": {"kernel": (1, 2), "stride": (4, 3)},
+    "padding": {"kernel": (3, 2), "stride": (2, 3), "padding": (1, 1)},
+    "much padding": {"kernel": (5, 4), "stride": (3, 3), "padding": (2, 2)},
+    "the whole image": {"kernel": (7, 8), "stride": (1, 1)},
+}
+DILATED = {
+    "dilation": {"kernel": (3, 2), "stride": (1, 2), "dilation": (2, 5)},
+    "dilation and padding": {
+        "kernel": (2, 3),
+        "stride": (2, 2),
+        "padding": (1, 1),
+        "dilation": (3, 2),
+    },
+}
+
+
+def sliding(x: torch.Tensor, window: dict[str, tuple[int, int]], ceil_mode: bool) -> PoolShape:
+    """The problem of these images; torch tells the output's size."""
+    shape = PoolShape(*x.shape, OH=0, OW=0, **window)
+    return replace(shape, **dict(zip(("OH", "OW"), torch_size(x, shape, ceil_mode), strict=True)))
+
+
+def torch_size(x: torch.Tensor, shape: PoolShape, ceil_mode: bool) -> Sequence[int]:
+    return pool.max_reference(x[:1, :1], shape, ceil_mode).shape[2:]
+
+
+def run(
+    fenced: Fenced,
+    x: torch.Tensor,
+    shape: PoolShape,
+    config: PoolConfig,
+    average: bool = False,
+    count_include_pad: bool = True,
+) -> torch.Tensor:
+    """The kernel's answer [N, C, OH, OW] to images [N, C, H, W]."""
+    image = fenced((shape.H, shape.W, shape.N, shape.C), x.dtype).copy_(layout.pack(x))
+    out = fenced((shape.OH, shape.OW, shape.N, shape.C), x.dtype)
+    if average:
+        pool.avg_pool2d(image, out, shape, config, count_include_pad)()
+    else:
+        pool.max_pool2d(image, out, shape, config)()
+    return layout.unpack(out).cpu()
+
+
+# Maximum
+
+
+@pytest.mark.parametrize("window", WINDOWS | DILATED)
+@each_rounding
+@each_dtype
+def test_max_is_exact(
+    window: str,
+    ceil_mode: bool,
+    dtype: torch.dtype,
+    fenced: Fenced,
+    generator: torch.Generator,
+) -> None:
+    x = torch.randn(3, 5, 7, 8, generator=generator).to(dtype)
+    shape = sliding(x, (WINDOWS | DILATED)[window], ceil_mode)
+    y = run(fenced, x, shape, TILE)
+    assert torch.equal(y.double(), pool.max_reference(x, shape, ceil_mode))
+
+
+@each_dtype
+def test_max_of_nan_and_infinities(
+    dtype: torch.dtype, fenced: Fenced, generator: torch.Generator
+) -> None:
+    """NaN wins over infinity, and padding loses even to the least number."""
+    x = torch.randn(3, 3, 7, 8, generator=generator)
+    x[0, 0] = -torch.inf
+    x[1, 1, 2, 3], x[1, 1, 2, 4], x[1, 1, 6, 0] = torch.nan, torch.inf, -torch.inf
+    x[2, 2] = torch.nan
+    shape = sliding(x, WINDOWS["padding"], True)
+    y = run(fenced, x.to(dtype), shape, TILE)
+    wanted = pool.max_reference(x.to(dtype), shape, True)
+    assert torch.equal(y[0, 0], torch.full_like(y[0, 0], -torch.inf))
+    assert torch.equal(y.isnan(), wanted.isnan())
+    assert torch.equal(y.double().nan_to_num(), wanted.nan_to_num())
+
+
+# Average
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@each_rounding
+def test_average_equals_float64(
+    window: str,
+    count_include_pad: bool,
+    ceil_mode: bool,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    x = torch.randn(3, 5, 7, 8, generator=generator)
+    shape = sliding(x, WINDOWS[window], ceil_mode)
+    y = run(fenced, x, shape, TILE, True, count_include_pad)
+    wanted = pool.avg_reference(x, shape, ceil_mode, count_include_pad)
+    scale = pool.avg_reference(x.abs(), shape, ceil_mode, count_include_pad)
+    assert_close(y, wanted, torch.float32, shape.kernel[0] * shape.kernel[1], scale=scale)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (3, 8), (7, 8), (9, 5), (16, 15)])
+@each_dtype
+def test_adaptive_average_equals_float64(
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    """Fewer pixels, more pixels, both at once, and as many as there are."""
+    x = torch.randn(2, 11, 7, 8, generator=generator).to(dtype)
+    shape = PoolShape(*x.shape, *size)
+    y = run(fenced, x, shape, TILE, True)
+    scale = pool.avg_reference(x.abs(), shape)
+    assert_close(y, pool.avg_reference(x, shape), dtype, 56, scale=scale)
+
+
+def test_average_sums_beyond_half_precision(fenced: Fenced, assert_close: Close) -> None:
+    """56 numbers of 60000 sum to far more than 65504."""
+    x = torch.full((1, 2, 7, 8), 60000.0).half()
+    shape = PoolShape(*x.shape, 1, 1)
+    y = run(fenced, x, shape, TILE, True)
+    assert_close(y, pool.avg_reference(x, shape), torch.float16, 56)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (16, 15)])
+def test_average_of_nan_and_infinities(
+    size: tuple[int, int], fenced: Fenced, generator: torch.Generator, assert_close: Close
+) -> None:
+    x = torch.randn(2, 3, 7, 8, generator=generator)
+    x[0, 0] = -torch.inf
+    x[1, 1, 2, 3], x[1, 2, 5, 4] = torch.nan, torch.inf
+    shape = PoolShape(*x.shape, *size)
+    y = run(fenced, x, shape, TILE, True)
+    assert_close(y, pool.avg_reference(x, shape), torch.float32, 56)
+
+
+# Configurations, work, refusals
+
+
+@pytest.mark.parametrize("size", [(3, 5, 7, 8), (1, 200, 3, 3), (70, 24, 4, 5)])
+def test_default_configuration_is_right(
+    size: tuple[int, ...],
+    arch: int | None,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    x = torch.randn(size, generator=generator)
+    shape = sliding(x, WINDOWS["alexnet"], False)
+    config = pool.default_config(shape, arch)
+    y = run(fenced, x, shape, config)
+    assert torch.equal(y.double(), pool.max_reference(x, shape))
+    scale = pool.avg_reference(x.abs(), shape)
+    y = run(fenced, x, shape, config, True)
+    assert_close(y, pool.avg_reference(x, shape), torch.float32, 9, scale=scale)
+
+
+numbers = st.integers(1, 3000)
+
+
+@given(numbers, numbers, st.integers(1, 300), st.sampled_from([None, 80, 90, 100]))
+def test_default_configuration_has_legal_tiles(n: int, c: int, side: int, arch: int | None) -> None:
+    config = pool.default_config(PoolShape(n, c, side, side, side, side, (1, 1)), arch)
+    assert config.BLOCK_P.bit_count() == config.BLOCK_R.bit_count() == 1
+    assert config.BLOCK_P * config.BLOCK_R <= 2**20  # Triton's limit for one tensor
+
+
+def test_work() -> None:
+    sliding = pool.work(PoolShape(3, 5, 7, 8, 3, 4, (3, 2), (2, 2)), torch.float16)
+    assert sliding.flops == 3 * 5 * 3 * 4 * 6
+    assert sliding.bytes == 3 * 5 * (7 * 8 + 3 * 4) * 2
+    adaptive = pool.work(PoolShape(1, 1, 7, 8, 3, 4), torch.float32)
+    assert adaptive.flops == 3 * 4 * (3 * 2)  # the largest window
+
+
+def test_too_many_numbers_a_pixel_are_refused() -> None:
+    x = torch.empty(1, 1, 2**20, 2048, device="meta")
+    shape = PoolShape(2**20, 2048, 1, 1, 1, 1, (1, 1))
+    with pytest.raises(ValueError, match=r"1048576 images of 2048 channels .* smaller batch"):
+        pool.max_pool2d(x, x, shape, TILE)
