@@ -52,10 +52,7 @@ class Binary:
     @cached_property
     def instructions(self) -> Counter[str]:
         """How often each opcode stands in the machine code, without its modifiers."""
-        opcodes = re.findall(
-            r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9]+)", self.sass, re.M
-        )
-        return Counter(opcodes)
+        return Counter(opcodes(self.sass))
 
     @property
     def spills(self) -> int:
@@ -66,6 +63,12 @@ class Binary:
     def fits(self) -> bool:
         """Whether a block's shared memory exists on that architecture."""
         return self.shared <= SHARED_MEMORY_LIMIT[self.arch]
+
+
+def opcodes(sass: str) -> list[str]:
+    """The opcodes in machine code as nvdisasm prints it, in order, bare of modifiers."""
+    line = r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9]+)"
+    return re.findall(line, sass, re.M)
 
 
 def compile_for(launch: Launch, arch: int) -> Binary:

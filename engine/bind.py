@@ -63,7 +63,7 @@ class Bound:
     plan: Plan
     packed: Packed
     outputs: dict[str, torch.Tensor]
-    launches: tuple[Launch, ...]  # every step but the stem, in order
+    launches: tuple[tuple[str, Launch], ...]  # of every step but the stem, in order, by step name
 
     def stem(self, images: torch.Tensor) -> Launch:
         """The first step, from images [N, C, H, W] of the plan's shape."""
@@ -76,7 +76,7 @@ class Bound:
     def run(self, images: torch.Tensor) -> None:
         """Fill `outputs` from images [N, C, H, W]."""
         self.stem(images)()
-        for launch in self.launches:
+        for _, launch in self.launches:
             launch()
 
 
@@ -85,7 +85,7 @@ def bind(plan: Plan, packed: Packed) -> Bound:
     dtype, device = plan.numbers.dtype, packed.mean.device
     slots = [torch.empty(size, dtype=dtype, device=device) for size in plan.slots]
     outputs: dict[str, torch.Tensor] = {}
-    launches: list[Launch] = []
+    launches: list[tuple[str, Launch]] = []
     x: torch.Tensor | None = None
     for step in plan.steps:
         height, width, images, channels = step.output
@@ -93,7 +93,8 @@ def bind(plan: Plan, packed: Packed) -> Bound:
         size = height * width * images * shape[3]
         out = slots[step.slot][:size].view(shape)[..., :channels]
         if x is not None:
-            launches += _launches(step, x, out, packed, plan.numbers.precision)
+            made = _launches(step, x, out, packed, plan.numbers.precision)
+            launches += [(step.name, launch) for launch in made]
         outputs[step.name] = x = out
     return Bound(plan, packed, outputs, tuple(launches))
 

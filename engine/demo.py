@@ -64,7 +64,7 @@ class Demo:
 
 
 def demo(device: str | None = None, dtype: str | None = None) -> Demo:
-    """Run it. On a CPU the kernels run in Triton's interpreter; that speed says nothing of a GPU."""
+    """Run it. On a CPU the kernels are interpreted, and the speed says nothing of a GPU's."""
     files = heldout()
     labels = torch.tensor([label for _, label in files])
     engine = Engine.load("digits", device=device, dtype=dtype, max_batch=len(files))

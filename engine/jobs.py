@@ -14,7 +14,7 @@ from .run import Engine, Prediction
 class Row:
     """What became of one input: its predictions, or why there are none.
 
-    `named` says whether the user named this very file, rather than a folder or glob it was found in.
+    `named` says whether the user named this very file, not a folder or glob it was found in.
     """
 
     path: str

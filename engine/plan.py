@@ -151,6 +151,11 @@ def plan(
     image_shape = image_shape or (network.input_shape[0], *network.input_shape[1:])
     steps = _Steps(batch, configured_for or batch, numbers, arch, batch_invariant, image_dtype)
     walk = list(network.walk(image_shape))
+    if not isinstance(walk[0][1], Conv2d):
+        raise NetworkError(
+            f"{network.name}, layer {walk[0][0]}: a network must start with a convolution, got "
+            f"{type(walk[0][1]).__name__}"
+        )
     expected = network.parameter_shapes()
     for index, (name, layer, came, output) in enumerate(walk):
         follows = walk[index + 1] if index + 1 < len(walk) else None
@@ -274,8 +279,6 @@ class _Steps:
         self._add(name, (name,), shape, config, None, (shape.OH, shape.OW, shape.C), work)
 
     def linear(self, name: str, relu: str | None, layer: Linear) -> None:
-        if not self.made:
-            raise NetworkError(f"layer {name}: a network must start with a convolution")
         height, width, _, channels = self.made[-1].output
         dtype, precision = self._numbers.dtype, self._numbers.precision
         shape = linear.LinearShape(self._batch, height * width, channels, layer.out_features)

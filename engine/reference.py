@@ -13,15 +13,20 @@ from torch.nn import functional as F
 
 from .spec import (
     AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
     Conv2d,
     Dropout,
     Flatten,
     Layer,
     Linear,
+    LocalResponseNorm,
     MaxPool2d,
     Network,
     Preprocess,
     ReLU,
+    Sigmoid,
+    Softmax,
 )
 
 
@@ -51,10 +56,22 @@ def apply(
                 layer.dilation,
                 layer.groups,
             )
-        case MaxPool2d():
-            return F.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
+        case MaxPool2d(kernel, stride, padding, ceil_mode):
+            return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+        case AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad):
+            return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)
         case AdaptiveAvgPool2d():
             return F.adaptive_avg_pool2d(x, layer.output_size)
+        case BatchNorm2d():
+            owned = (state[f"{name}.{key}"] for key in layer.parameter_shapes(x.shape[1:]))
+            weight, bias, mean, variance = owned
+            return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
+        case LocalResponseNorm(size, alpha, beta, k):
+            return F.local_response_norm(x, size, alpha, beta, k)
+        case Sigmoid():
+            return x.sigmoid()
+        case Softmax():
+            return x.softmax(1)
         case Linear():
             return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
         case ReLU():
@@ -68,16 +85,8 @@ def apply(
 def forward(
     network: Network, state: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Every layer's output for normalised images [N, C, H, W], by layer name, in network order.
-
-    A ReLU's output is also filed under the layer it follows, which is what the fused kernels make.
-    """
+    """Every layer's output for normalised images [N, C, H, W], by layer name, in network order."""
     outputs: dict[str, torch.Tensor] = {}
-    before = ""
     for name, layer in network.layers:
-        x = apply(name, layer, x, state)
-        outputs[name] = x
-        if isinstance(layer, ReLU):
-            outputs[before] = x
-        before = name
+        x = outputs[name] = apply(name, layer, x, state)
     return outputs

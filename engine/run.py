@@ -255,11 +255,12 @@ class Engine:
         return {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
 
     def _run_torch(self, images: torch.Tensor, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        self._plan(1, images.shape[1:], keep=keep)  # refuses what does not fit, by layer name
+        planned = self._plan(len(images), images.shape[1:], keep=keep)  # refuses what does not fit
         x = reference.normalise(images, self.network.preprocess, self._numbers.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         outputs = reference.forward(self.network, self._state, x)
-        return {name: outputs[name].float().contiguous() for name in keep}
+        made = {step.name: step.layers[-1] for step in planned.steps}  # after what is fused into it
+        return {name: outputs[made[name]].float().contiguous() for name in keep}
 
     def _plan(
         self,

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .spec import Conv2d, Dropout, Linear, MaxPool2d, Network, Shape
+from .spec import Conv2d, Dropout, Linear, Network, Owner, Pool, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ def summarise(network: Network) -> Summary:
     """The table of `network` at the image size it is published for."""
     rows = []
     for name, layer, shape, output in network.walk():
-        owned = layer.parameter_shapes(shape) if isinstance(layer, Conv2d | Linear) else {}
-        window = layer if isinstance(layer, Conv2d | MaxPool2d) else None
+        owned = layer.parameter_shapes(shape) if isinstance(layer, Owner) else {}
+        window = layer if isinstance(layer, Conv2d | Pool) else None
         rows.append(
             Row(
                 name=name,

@@ -99,8 +99,8 @@ def local_response_norm(
         "y": out,
         "M": shape.M,
         "alpha": alpha / shape.size,
-        "beta": beta,
-        "k": k,
+        "beta": float(beta),  # an integer would be one in the kernel too
+        "k": float(k),
         "C": shape.C,
         "SIZE": shape.size,
         "BLOCK_M": config.BLOCK_M,

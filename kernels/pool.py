@@ -84,7 +84,7 @@ def _max_pool2d_kernel(
         valid = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
         source = x + (ih * W + iw).to(tl.int64)[:, None] * R + r[None, :]
         value = tl.load(source, mask=inside & valid[:, None], other=float("-inf"))
-        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(best.dtype)
     tl.store(y + pixel.to(tl.int64)[:, None] * R + r[None, :], best, mask=inside)
 
 

@@ -16,13 +16,22 @@ _BIAS_STD = 0.1  # small beside activations of order one, yet a layer that drops
 def seeded(expected: Mapping[str, tuple[int, ...]], seed: int) -> State:
     """Normal weights with variance 2 / fan-in, and small normal biases, for every name.
 
+    A normalisation gets scales of both signs and variances from 0.5 to 1.5.
+
     The scale is that of He et al., "Delving Deep into Rectifiers" (arXiv 1502.01852). The numbers
     depend on `seed` and `expected` alone: the generator is our own.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(shape: tuple[int, ...]) -> torch.Tensor:
-        std = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else _BIAS_STD
+    def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        kind = name.rpartition(".")[2]
+        if kind == "running_var":
+            return torch.rand(shape, generator=generator).add_(0.5)
+        if kind == "weight":
+            fan_in = math.prod(shape[1:])
+            std = math.sqrt(2 / fan_in) if len(shape) > 1 else 1.0
+        else:
+            std = _BIAS_STD
         return torch.randn(shape, generator=generator).mul_(std)
 
-    return {name: draw(shape) for name, shape in expected.items()}
+    return {name: draw(name, shape) for name, shape in expected.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -55,7 +56,7 @@ def _only_for(owner: str, network: str, source: str) -> None:
 
 def _seed(source: str) -> int:
     digits = source.removeprefix("random:")
-    if not (digits.isascii() and digits.isdecimal() and int(digits) <= MAX_SEED):
+    if not re.fullmatch("[0-9]{1,10}", digits) or int(digits) > MAX_SEED:
         raise WeightsError(
             f"weights {source!r}: wanted a seed from 0 to {MAX_SEED}, got {digits!r}; "
             "cure: for example 'random:0'"

@@ -95,7 +95,7 @@ def _torchvision_layers(
     """
     layers: dict[str, str] = {}
     for half, rank in (("features", 4), ("classifier", 2)):
-        weight = re.compile(rf"{half}\.(\d+)\.weight")
+        weight = re.compile(rf"{half}\.([0-9]{{1,4}})\.weight")
         numbers = sorted(
             int(found[1])
             for name, dimensions in ranks.items()

@@ -1,0 +1,182 @@
+"""The commands as a shell user meets them: output, exit status, one line when refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from alexnet_triton.bench.__main__ import main as bench
+from alexnet_triton.engine.__main__ import main
+from alexnet_triton.weights.digits import heldout
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+    status = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_summary_counts(capsys: Capture) -> None:
+    status, out, _ = run(capsys, "summary", "alexnet", "--json")
+    table = json.loads(out)
+    assert status == 0
+    assert table["parameters"] == 61_100_840
+    assert table["macs"] == 714_188_480
+    assert table["layers"][0]["output_shape"] == [64, 55, 55]
+    status, out, _ = run(capsys, "summary", "alexnet")
+    assert "61,100,840" in out
+
+
+def test_demo_proves_itself(capsys: Capture) -> None:
+    status, out, _ = run(capsys, "demo", "--json")
+    seen = json.loads(out)
+    assert status == 0
+    assert seen["images"] >= 300
+    assert seen["same_answers"] == seen["images"]
+    assert seen["top1"] >= 0.97
+    assert seen["largest_difference"] < 1e-3 * seen["largest_logit"]
+
+
+def test_verify_digits(capsys: Capture) -> None:
+    status, out, _ = run(capsys, "verify", "--images", "3", "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert result["first_failure"] is None
+    assert [c["name"] for c in result["checks"]][:2] == ["input", "conv1"]
+    assert all(0 <= c["max_error"] <= c["tolerance"] for c in result["checks"])
+
+
+def test_verify_names_the_first_layer_out_of_tolerance(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexnet_triton.engine import bind
+
+    pack = bind.pack
+
+    def spoiled(*arguments: object) -> bind.Packed:
+        packed = pack(*arguments)  # type: ignore[arg-type]
+        packed.bias["conv3"] = packed.bias["conv3"] + 0.01
+        return packed
+
+    monkeypatch.setattr("alexnet_triton.engine.verify.pack", spoiled)
+    status, out, _ = run(capsys, "verify", "digits")
+    assert status == 1
+    assert "first failure: conv3" in out
+
+
+def test_classify_rows_and_files(capsys: Capture, tmp_path: Path) -> None:
+    files = heldout()[::90]
+    output = tmp_path / "rows.jsonl"
+    arguments = ["classify", *(str(path) for path, _ in files), "--model", "digits", "--top", "2"]
+    status, out, _ = run(capsys, *arguments, "--json", "--output", str(output))
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["predictions"][0]["label"] for row in rows] == [str(label) for _, label in files]
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert str(files[0][0]) in out
+
+
+def test_a_bad_file_is_reported_and_the_others_are_not_lost(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    good, label = heldout()[0]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    (tmp_path / "good.png").write_bytes(good.read_bytes())
+    common = ["--model", "digits", "--json"]
+
+    status, out, err = run(capsys, "classify", str(tmp_path), *common)
+    rows = json.loads(out)
+    assert status == 0, "a bad file found in a folder fails nothing"
+    assert "bad.png" in rows[0]["path"]
+    assert rows[0]["error"]
+    assert rows[1]["predictions"][0]["label"] == str(label)
+    assert "1 of 2 images had errors" in err
+
+    status, out, _ = run(capsys, "classify", str(bad), str(tmp_path / "good.png"), *common)
+    assert status == 1, "a bad file that was named does"
+    assert len(json.loads(out)) == 2
+
+    missing = tmp_path / "missing.png"
+    status, out, _ = run(capsys, "classify", str(missing), *common)
+    assert status == 1
+    assert "missing.png" in json.loads(out)[0]["path"]
+
+
+def hostile(path: Path, marker: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (marker,))  # type: ignore[return-value]
+
+    torch.save({"conv1.weight": Payload()}, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "x.png", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["classify", "x.png", "--weights", "digits"], "digits"),
+        (["classify", "x.png", "--device", "cuda:99"], "cuda:99"),
+        (["classify", "x.png", "--model", "digits", "--output", "/no/such/folder/f"], "/no/such"),
+        (["verify", "alexnet", "--weights", "random:x"], "random:x"),
+    ],
+)
+def test_refusals_are_one_line(capsys: Capture, arguments: list[str], message: str) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert status == 1
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("no GPU in use")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("alexnet-triton: error: ")
+    assert message in lines[0]
+
+
+def test_hostile_weights_run_nothing(capsys: Capture, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    hostile(tmp_path / "evil.pth", marker)
+    status, _, err = run(capsys, "classify", "x.png", "--weights", str(tmp_path / "evil.pth"))
+    assert status == 1
+    assert "evil.pth" in err
+    assert not marker.exists()
+
+
+def test_unknown_verb_and_model_list_the_legal_ones(capsys: Capture) -> None:
+    for wrong, listed in ((["dance"], "classify"), (["summary", "lenet"], "alexnet")):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+        assert listed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["demo", "classify", "summary", "verify"])
+def test_every_verb_has_help_with_an_example(capsys: Capture, verb: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: alexnet-triton {verb}" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_error_message() -> None:
+    command = [sys.executable, "-m", "alexnet_triton.engine", "summary", "alexnet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_bench_env(capsys: Capture) -> None:
+    assert bench(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] == torch.__version__
+    assert found["commit"] is None or len(found["commit"]) >= 12
+    assert bench(["env"]) == 0
+    assert "triton" in capsys.readouterr().out

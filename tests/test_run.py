@@ -1,0 +1,311 @@
+"""The engine against torch in float64, its promises about bits, and its refusals."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
+from alexnet_triton.engine import reference
+from alexnet_triton.engine.bind import bind, pack
+from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.spec import Network
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.weights import WeightsError, load
+from alexnet_triton.weights.digits import heldout
+
+Check = Callable[..., None]
+
+
+def state_of(network: Network, source: str = "random:7") -> dict[str, torch.Tensor]:
+    return load(source, network.parameter_shapes(), network=network.name)
+
+
+def float64(network: Network, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """The network's last output in float64, on the same weights."""
+    wide = {name: tensor.double() for name, tensor in state.items()}
+    x = reference.normalise(images.cpu(), network.preprocess, torch.float64)
+    return list(reference.forward(network, wide, x).values())[-1]
+
+
+def relative(actual: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((actual.double().cpu() - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.fixture(scope="module")
+def alexnet(device: torch.device) -> tuple[Engine, dict[str, torch.Tensor]]:
+    state = state_of(ALEXNET)
+    return Engine.load("alexnet", state, device=device, dtype="fp32"), state
+
+
+@pytest.fixture(scope="module")
+def digits(device: torch.device) -> Engine:
+    return Engine.load("digits", device=device, dtype="fp32", max_batch=16)
+
+
+def pixels(generator: torch.Generator, n: int, height: int, width: int) -> torch.Tensor:
+    shape = (n, 3, height, width)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+# --- full-size AlexNet -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "height", "width"),
+    [(0, 224, 224), (1, 224, 224), (3, 63, 63), (1, 256, 256), (1, 320, 240)],
+)
+def test_alexnet_is_torch_in_float64(
+    alexnet: tuple[Engine, dict[str, torch.Tensor]],
+    generator: torch.Generator,
+    n: int,
+    height: int,
+    width: int,
+) -> None:
+    engine, state = alexnet
+    images = torch.randn(n, 3, height, width, generator=generator)
+    logits = engine(images)
+    wanted = float64(ALEXNET, state, images)
+    assert logits.shape == wanted.shape == (n, 1000)
+    assert logits.dtype == torch.float32
+    if n:
+        assert relative(logits, wanted) < 1e-4
+
+
+def test_alexnet_batches_of_3_and_5_and_their_bits(
+    alexnet: tuple[Engine, dict[str, torch.Tensor]], generator: torch.Generator
+) -> None:
+    engine, state = alexnet
+    images = torch.randn(5, 3, 224, 224, generator=generator)
+    images[4] = images[0]
+    five = engine(images)
+    assert relative(five, float64(ALEXNET, state, images)) < 1e-4
+    assert torch.equal(five[0], five[4]), "the same image at another position"
+    assert torch.equal(engine(images), five), "another run"
+    assert relative(engine(images[:3]), float64(ALEXNET, state, images[:3])) < 1e-4
+
+
+def test_alexnet_batch_invariant_at_every_batch_size(
+    alexnet: tuple[Engine, dict[str, torch.Tensor]],
+    generator: torch.Generator,
+    device: torch.device,
+) -> None:
+    _, state = alexnet
+    engine = Engine.load("alexnet", state, device=device, dtype="fp32", batch_invariant=True)
+    images = torch.randn(3, 3, 95, 63, generator=generator)
+    together = engine(images)
+    assert relative(together, float64(ALEXNET, state, images)) < 1e-4
+    for split in ((1, 2), (2, 1)):
+        parts = [engine(part) for part in images.split(split)]
+        assert torch.equal(torch.cat(parts), together), f"pieces of {split}"
+
+
+# --- the small network: everything else --------------------------------------------------------
+
+
+def test_uint8_nhwc_arrays_and_lists_mean_the_same(
+    digits: Engine, generator: torch.Generator
+) -> None:
+    images = pixels(generator, 3, 64, 64)
+    wanted = digits(images)
+    nhwc = images.permute(0, 2, 3, 1)
+    assert torch.equal(digits(nhwc.contiguous()), wanted)
+    assert torch.equal(digits(nhwc.contiguous().numpy()), wanted)
+    assert torch.equal(digits(list(images)), wanted)
+    strided = images.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2]
+    assert torch.equal(digits(strided), wanted)
+    floats = reference.normalise(images, DIGITS.preprocess, torch.float32)
+    assert relative(digits(floats), wanted.double().cpu()) < 1e-5
+
+
+def test_fp16_end_to_end(device: torch.device, generator: torch.Generator) -> None:
+    engine = Engine.load("digits", device=device, dtype="fp16")
+    images = pixels(generator, 5, 64, 64)
+    wanted = float64(DIGITS, state_of(DIGITS, "digits"), images)
+    logits = engine(images)
+    assert logits.dtype == torch.float32
+    assert relative(logits, wanted) < 1e-2
+    assert torch.equal(logits.argmax(1).cpu(), wanted.argmax(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 5e-2), ("tf32", 2e-2), ("fp16", 1e-2)])
+@pytest.mark.parametrize("n", [1, 8, 64, 130])
+def test_alexnet_on_a_gpu(n: int, dtype: str, bound: float, generator: torch.Generator) -> None:
+    state = state_of(ALEXNET)
+    images = pixels(generator, n, 224, 224)
+    logits = Engine.load("alexnet", state, device="cuda", dtype=dtype)(images)
+    assert relative(logits, float64(ALEXNET, state, images)) < bound
+
+
+@pytest.mark.parametrize("batch", [2, 70])
+def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
+    batch: int, generator: torch.Generator
+) -> None:
+    """What would run on an H200, tile by tile, proved where there is none."""
+    state = state_of(DIGITS, "digits")
+    numbers = NUMBERS["fp32"]
+    planned = plan(DIGITS, batch, NUMBERS["tf32"], 90, image_shape=(3, 63, 63))
+    bound = bind(planned, pack(DIGITS, state, numbers, "cpu"))
+    images = pixels(generator, batch, 63, 63)
+    bound.run(images)
+    logits = bound.outputs["fc8"][0, 0]
+    assert relative(logits, float64(DIGITS, state, images)) < 1e-4
+
+
+def test_a_long_batch_is_cut_and_every_position_gets_the_same_bits(
+    digits: Engine, generator: torch.Generator
+) -> None:
+    image = pixels(generator, 1, 64, 64)
+    logits = digits(image.repeat(37, 1, 1, 1))  # pieces of 16, 16 and 5
+    assert logits.shape == (37, 10)
+    assert (logits == logits[0]).all()
+
+
+def test_batch_invariance_over_pieces(device: torch.device, generator: torch.Generator) -> None:
+    images = pixels(generator, 11, 64, 64)
+    engines = [
+        Engine.load("digits", device=device, dtype="fp32", max_batch=n, batch_invariant=True)
+        for n in (3, 16)
+    ]
+    assert torch.equal(engines[0](images), engines[1](images))
+    alone = torch.cat([engines[1](image[None]) for image in images])
+    assert torch.equal(alone, engines[1](images))
+
+
+def test_out_is_filled_and_refused_by_shape(digits: Engine, device: torch.device) -> None:
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    out = torch.full((2, 10), float("nan"), device=device)
+    assert digits(images, out=out) is out
+    assert out.isfinite().all()
+    with pytest.raises(
+        EngineError, match=r"out: wanted float32 \[2, 10\] .* got float32 \[3, 10\]"
+    ):
+        digits(images, out=torch.empty(3, 10, device=device))
+
+
+def test_features_are_torchs_layer_by_layer(
+    digits: Engine, generator: torch.Generator, assert_close: Check
+) -> None:
+    images = pixels(generator, 18, 64, 64)  # more than max_batch
+    names = ("conv1", "pool1", "conv3", "conv5", "fc6", "fc7", "fc8")
+    found = digits.features(images, names)
+    assert tuple(found) == names
+    wide = {name: t.double() for name, t in state_of(DIGITS, "digits").items()}
+    x = reference.normalise(images, DIGITS.preprocess, torch.float64)
+    wanted = reference.forward(DIGITS, wide, x)
+    for name in names:
+        relu = name.replace("conv", "relu").replace("fc", "relu")
+        after = wanted.get(relu, wanted[name]) if name != "fc8" else wanted[name]
+        assert found[name].dtype == torch.float32
+        assert found[name].shape == after.shape
+        assert relative(found[name], after) < 1e-5, name
+    assert torch.equal(found["fc8"], digits(images))
+    with pytest.raises(NetworkError, match=r"digits has no features 'conv6'; it has conv1, pool1"):
+        digits.features(images, ["conv6"])
+    assert digits.features(images[:0], ["conv2"])["conv2"].shape == (0, 24, 7, 7)
+
+
+def test_torch_backend_is_the_same_network(
+    digits: Engine, device: torch.device, generator: torch.Generator
+) -> None:
+    images = pixels(generator, 5, 64, 64)
+    engine = Engine.load("digits", device=device, dtype="fp32", backend="torch")
+    assert relative(engine(images), digits(images).double().cpu()) < 1e-4
+    ours, theirs = digits.features(images), engine.features(images)
+    for name, feature in ours.items():
+        assert relative(theirs[name], feature.double().cpu()) < 1e-4, name
+
+
+def test_classify_finds_the_digits_and_a_bad_image_costs_only_itself(
+    digits: Engine, tmp_path: Path
+) -> None:
+    files = heldout()[::40]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG but no more")
+    images = [path for path, _ in files]
+    results = digits.classify([*images[:2], broken, *images[2:]], top=3)
+    assert isinstance(results[2], ImageError)
+    assert "broken.png" in str(results[2])
+    for (_, label), predictions in zip(files, results[:2] + results[3:], strict=True):
+        assert isinstance(predictions, list)
+        assert predictions[0].index == label
+        assert predictions[0].label == str(label)
+        assert [type(p) for p in predictions] == [Prediction] * 3
+        scores = [p.score for p in predictions]
+        assert scores == sorted(scores, reverse=True)
+        assert 0 < sum(scores) <= 1 + 1e-5
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        digits(broken)
+
+
+def test_stream_is_lazy_and_in_order(digits: Engine) -> None:
+    files = heldout()[::20]
+    taken = []
+
+    def source() -> Iterator[Path]:
+        for path, _ in files:
+            taken.append(path)
+            yield path
+
+    stream = digits.stream(source(), batch_size=4, top=1)
+    first = next(stream)
+    assert len(taken) <= 8  # one batch computed, one on its way
+    results = [first, *stream]
+    found = [r[0].index for r in results if not isinstance(r, ImageError)]
+    assert found == [label for _, label in files]
+    assert list(digits.stream([])) == []
+    assert digits.classify(files[0][0])[0][0].index == files[0][1]  # type: ignore[index]
+
+
+def test_one_engine_from_many_threads(digits: Engine, generator: torch.Generator) -> None:
+    batches = [pixels(generator, n, 64, 64) for n in (1, 3, 16, 20)]
+    wanted = [digits(batch) for batch in batches]
+    failures: list[str] = []
+
+    def work(i: int) -> None:
+        if not torch.equal(digits(batches[i]), wanted[i]):
+            failures.append(f"batch {i}")
+
+    threads = [threading.Thread(target=work, args=(i % 4,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_refusals_at_the_door(tmp_path: Path) -> None:
+    for wrong, message in (
+        ({"dtype": "fp64"}, "dtype: wanted one of fp32, tf32, fp16, bf16, got 'fp64'"),
+        ({"backend": "onnx"}, "backend: wanted one of triton, torch, got 'onnx'"),
+        ({"max_batch": 0}, "max_batch: wanted 1 or more, got 0"),
+        ({"device": "tpu"}, "device: wanted 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        ({"device": "cuda:99"}, "device: wanted 'cuda:99', got a machine with"),
+        ({"backend": "torch", "batch_invariant": True}, "only the triton backend promises it"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="bfloat16 wrongly; use fp32 or fp16"):
+        Engine.load("digits", device="cpu", dtype="bf16")
+    with pytest.raises(NetworkError, match="unknown network 'lenet'"):
+        Engine.load("lenet")
+    with pytest.raises(WeightsError, match="wanted network 'digits', got 'alexnet'"):
+        Engine.load("alexnet", "digits")
+
+
+def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
+    with pytest.raises(NetworkError, match=r"digits, layer pool5: input .* is too small"):
+        digits(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    with pytest.raises(ImageError, match=r"wanted uint8 pixels or normalised floats .* got int64"):
+        digits(np.zeros((1, 3, 64, 64), dtype=np.int64))
+
+
+def test_what_it_says_of_itself(digits: Engine) -> None:
+    assert "digits" in repr(digits)
+    assert digits.plan.batch == 16
+    assert digits.summary().parameters == 899_378

@@ -1,0 +1,431 @@
+"""Keras 3 files: their layers found and put in order, their arrays in the canonical layout.
+
+Nothing of a file is ever run, and Keras is not imported: the JSON of a `.keras` is read as JSON and
+its arrays, like those of a `.weights.h5`, by h5py. What Keras writes, read off `saving_lib.py` and
+the files of versions 3.0 to 3.15 (later ones also write each layer's own name, which is checked):
+
+- `layers/conv2d`, `layers/conv2d_1`, ...: the model's layers, named by class and counted class by
+  class in model order, whatever their author called them. Their variables are `vars/0`, `vars/1`
+  and so on: those that train first, and of one kind in the order of `VARIABLES`.
+- A `.keras` is a zip of such a file and `config.json`, which has the layers in order, how they are
+  wired, and which of a layer's variables were left out. A convolution or dense layer without bias
+  has zeros for one, and a BatchNorm with no centre or scale zeros or ones: exact, so filled in.
+- A `.weights.h5` has the counters alone. In a chain they are enough: the n-th convolution is the
+  n-th convolution. Of a BatchNorm's three arrays nobody can tell which is missing: refused.
+
+Only chains of `LAYERS` with channels last are taken. What the file says beyond its weights (strides,
+padding, activations) is not compared with the network, and a `.weights.h5` does not even tell
+channels first from last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from .state import State, WeightsError
+
+SUFFIXES = (".keras", ".h5")
+
+Shape = tuple[int, ...]
+
+# The canonical name of each variable, as Keras orders them: gamma and beta train, the others do not.
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "Conv2D": ("weight", "bias"),
+    "Dense": ("weight", "bias"),
+    "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
+}
+# Beside those, the layers that own nothing and leave channels, rows and columns in their places.
+LAYERS = (
+    *VARIABLES,
+    "InputLayer",
+    "ZeroPadding2D",
+    "MaxPooling2D",
+    "AveragePooling2D",
+    "GlobalAveragePooling2D",
+    "Activation",
+    "ReLU",
+    "Softmax",
+    "Dropout",
+    "Flatten",
+)
+_SWITCHES = {"use_bias": "bias", "center": "bias", "scale": "weight"}  # False leaves that one out
+_LEFT_OUT = {"weight": 1.0, "bias": 0.0}
+_CHAIN = f"cure: save one flat chain of {', '.join(LAYERS)}"
+_RESAVE = "cure: save it again with model.save('NAME.keras')"
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """A layer with weights: class, its author's name for it, its group, the variables it kept."""
+
+    kind: str
+    name: str
+    group: str
+    kept: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} ({self.group})"
+
+
+def read(path: Path, expected: Mapping[str, Shape], flattened: Mapping[str, Shape]) -> State:
+    """The tensors of a `.keras` or `.weights.h5` file by canonical name: float32, finite, not
+    always contiguous.
+
+    `expected` maps names to shapes in network order; `flattened` maps the weight of each linear
+    layer after a flatten to the (C, H, W) it was flattened from, since Keras flattens (H, W, C).
+
+    Raises WeightsError naming the file and its layer or array for whatever does not fit, before
+    anything is returned; h5py, zipfile and json raise what they like on broken bytes.
+    """
+    h5py = _h5py(path)
+    _check_flattened(expected, flattened, str(path))
+    config: Any = None
+    source: Path | IO[bytes] = path
+    if path.suffix.lower() == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            # Both limits are far beyond what Keras writes: it does not even compress.
+            room = 4 * path.stat().st_size + 16 * _MIB
+            config = json.loads(_member(archive, "config.json", 16 * _MIB, str(path)))
+            source = BytesIO(_member(archive, "model.weights.h5", room, str(path)))
+    with h5py.File(source, "r") as file:
+        if "layer_names" in file.attrs or "model_weights" in file:
+            raise WeightsError(
+                f"{path}: wanted a Keras 3 file, got the older .h5 format; "
+                "cure: keras.models.load_model(...).save('NAME.keras')"
+            )
+        arrays, names = _contents(h5py, file)
+        wanted = _kinds(expected)
+        if config is None:
+            owners = _counted(names, str(path))
+            pairs = _by_kind(wanted, owners, str(path))
+        else:
+            owners = _chained(config, names, str(path))
+            pairs = dict(_paired(wanted, owners, str(path)))
+        _check_variables(arrays, owners, str(path))
+        return _tensors(arrays, pairs, expected, flattened, str(path))
+
+
+def _h5py(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise WeightsError(
+            f"{path}: reading it needs h5py, which cannot be imported; "
+            "cure: pip install 'alexnet-triton[keras]'"
+        ) from None
+    return h5py
+
+
+def _check_flattened(
+    expected: Mapping[str, Shape], flattened: Mapping[str, Shape], origin: str
+) -> None:
+    """The first linear layer after a convolution reads its channels alone, or we know the rest."""
+    channels = None
+    for name, shape in expected.items():
+        if len(shape) == 4:
+            channels = shape[0]
+        elif len(shape) == 2:
+            if channels is not None and shape[1] != channels and name not in flattened:
+                raise WeightsError(
+                    f"{origin}: {name} reads {shape[1]} flattened features, which Keras orders "
+                    "(H, W, C); wanted their (C, H, W), got none; cure: pass flattened="
+                )
+            channels = None
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int, origin: str) -> bytes:
+    """One file of a zip, in memory: never on the disk, never more than `limit` bytes."""
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise WeightsError(f"{origin}: wanted {name} in the zip, got none; {_RESAVE}") from None
+    # The other methods unpack a block at once, however large it gets.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise WeightsError(
+            f"{origin}: wanted {name} stored or deflated, got method {info.compress_type}; {_RESAVE}"
+        )
+    with archive.open(info) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise WeightsError(
+            f"{origin}: {name} unpacks to more than {limit / _MIB:.0f} MiB: refused; {_RESAVE}"
+        )
+    return content
+
+
+def _contents(h5py: Any, file: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The datasets by path, and what each layer calls itself by the path of its group.
+
+    visititems follows neither soft nor external links, so no other file is opened.
+    """
+    arrays: dict[str, Any] = {}
+    names: dict[str, str] = {}
+
+    def visit(path: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[path] = item
+        elif path.endswith("/vars"):
+            name = item.attrs.get("name")
+            names[path.removesuffix("/vars")] = name if isinstance(name, str) else ""
+
+    file.visititems(visit)
+    return arrays, names
+
+
+def _kinds(expected: Mapping[str, Shape]) -> dict[str, str]:
+    """The Keras class of each layer that owns weights: `{"conv1": "Conv2D", ...}`."""
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in expected)
+
+    def kind(layer: str) -> str:
+        if f"{layer}.running_var" in expected:
+            return "BatchNormalization"
+        return "Conv2D" if len(expected[f"{layer}.weight"]) == 4 else "Dense"
+
+    return {layer: kind(layer) for layer in layers}
+
+
+# Whose weights they are
+
+
+def _group(kind: str, number: int) -> str:
+    """Where Keras puts the layer of that class with that number: its name in snake case."""
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+    return f"layers/{snake}_{number}" if number else f"layers/{snake}"
+
+
+def _chained(model: Any, names: Mapping[str, str], origin: str) -> list[_Owner]:
+    """The layers with weights of a `.keras`, in the order in which its config chains them."""
+    if model["class_name"] not in ("Sequential", "Functional") or not _by_keras(model):
+        raise WeightsError(
+            f"{origin}: wanted a Sequential or Functional model, got {model['class_name']!r}; "
+            f"{_CHAIN}"
+        )
+    layers = model["config"]["layers"]
+    for layer in layers:
+        _check_layer(layer, origin)
+    if model["class_name"] == "Functional":
+        _check_wiring(layers, _sources(model["config"]["output_layers"]), origin)
+    numbers: Counter[str] = Counter()
+    owners = []
+    for layer in layers:
+        kind, config = layer["class_name"], layer["config"]
+        group = _group(kind, numbers[kind])
+        numbers[kind] += 1
+        called = names.get(group) or config["name"]
+        if called != config["name"]:
+            raise WeightsError(
+                f"{origin}: {group} wanted layer {config['name']!r} as config.json has them in "
+                f"order, got {called!r}; {_RESAVE}"
+            )
+        if kind in VARIABLES:
+            dropped = {key for switch, key in _SWITCHES.items() if config.get(switch) is False}
+            kept = tuple(key for key in VARIABLES[kind] if key not in dropped)
+            owners.append(_Owner(kind, config["name"], group, kept))
+    return owners
+
+
+def _by_keras(item: Mapping[str, Any]) -> bool:
+    """Whether this class is Keras's own, and not one of the same name."""
+    return str(item["module"]).partition(".")[0] == "keras"
+
+
+def _check_layer(layer: Mapping[str, Any], origin: str) -> None:
+    kind, config = layer["class_name"], layer["config"]
+    label = f"{origin}: layer {config['name']!r}"
+    if kind not in LAYERS or not _by_keras(layer):
+        own = "" if _by_keras(layer) else " of its author's own"
+        raise WeightsError(f"{label} is of the class {kind!r}{own}, which is not read; {_CHAIN}")
+    axis = config.get("axis", -1) if kind == "BatchNormalization" else -1
+    if config.get("data_format") == "channels_first" or axis not in (-1, 3):
+        raise WeightsError(
+            f"{label} ({kind}) wanted channels last, got channels first; "
+            "cure: build it with data_format='channels_last' and axis=-1, and save that"
+        )
+
+
+def _check_wiring(
+    layers: Sequence[Mapping[str, Any]], outputs: Sequence[str], origin: str
+) -> None:
+    """A Functional model is a chain: each layer reads the one before it, and the last comes out."""
+    before: list[str] = []
+    for layer in layers:
+        sources = _sources(layer["inbound_nodes"])
+        if sources != before:
+            raise WeightsError(
+                f"{origin}: layer {layer['config']['name']!r} ({layer['class_name']}) reads "
+                f"{_quoted(sources)}, wanted {_quoted(before)}: not a chain; {_CHAIN}"
+            )
+        before = [layer["config"]["name"]]
+    if outputs != before:
+        raise WeightsError(
+            f"{origin}: the model's outputs are {_quoted(outputs)}, wanted {_quoted(before)}: "
+            f"not a chain; {_CHAIN}"
+        )
+
+
+def _sources(node: Any) -> list[str]:
+    """The layers whose outputs are mentioned anywhere below: a history is [layer, node, tensor]."""
+    match node:
+        case [str(layer), int(), int(), *_]:
+            return [layer]
+        case dict():
+            return [layer for value in node.values() for layer in _sources(value)]
+        case list():
+            return [layer for value in node for layer in _sources(value)]
+        case _:
+            return []
+
+
+def _counted(names: Mapping[str, str], origin: str) -> list[_Owner]:
+    """The layers with weights of a `.weights.h5`, class by class in the order of its counters."""
+    kinds = {_group(kind, 0): kind for kind in LAYERS}
+    numbers: dict[str, list[int]] = {kind: [] for kind in LAYERS}
+    for group, name in names.items():
+        if group.startswith("optimizer"):
+            continue
+        counter = re.search(r"_(0|[1-9]\d*)$", group)
+        kind = kinds.get(group[: counter.start()] if counter else group)
+        if kind is None:
+            called = f" ({name!r})" if name else ""
+            raise WeightsError(f"{origin}: {group}{called} is no layer that is read; {_CHAIN}")
+        numbers[kind].append(int(counter[1]) if counter else 0)
+    owners = []
+    for kind in VARIABLES:
+        for wanted, number in enumerate(sorted(numbers[kind])):
+            group = _group(kind, number)
+            if number != wanted:
+                raise WeightsError(
+                    f"{origin}: {group} without {_group(kind, wanted)}: the counters do not tell "
+                    f"the order; {_RESAVE} from a Sequential or Functional model"
+                )
+            owners.append(_Owner(kind, names[group] or group[7:], group, VARIABLES[kind]))
+    return owners
+
+
+# Which of them is which layer of the network
+
+
+def _by_kind(
+    wanted: Mapping[str, str], owners: Iterable[_Owner], origin: str
+) -> dict[str, _Owner]:
+    """Without an order between the classes: the n-th of its class is the n-th of its class."""
+    pairs: dict[str, _Owner] = {}
+    for kind in VARIABLES:
+        layers = {layer: of for layer, of in wanted.items() if of == kind}
+        pairs |= _paired(layers, [owner for owner in owners if owner.kind == kind], origin)
+    return pairs
+
+
+def _paired(
+    wanted: Mapping[str, str], owners: Iterable[_Owner], origin: str
+) -> Iterator[tuple[str, _Owner]]:
+    cure = "cure: load the weights of this network"
+    for layer, owner in zip_longest(wanted, owners):
+        if layer is None:
+            raise WeightsError(f"{origin}: {owner} is left over: no layer wants it; {cure}")
+        if owner is None or owner.kind != wanted[layer]:
+            got = owner or "none"
+            raise WeightsError(f"{origin}: {layer} wanted a {wanted[layer]}, got {got}; {cure}")
+        yield layer, owner
+
+
+# Their arrays
+
+
+def _check_variables(arrays: Mapping[str, Any], owners: Iterable[_Owner], origin: str) -> None:
+    """Every array belongs to a layer, or to the optimizer, and every layer has its arrays."""
+    rest = {path for path in arrays if not path.startswith("optimizer/")}
+    for owner in owners:
+        wanted = [f"{owner.group}/vars/{i}" for i, _ in enumerate(owner.kept)]
+        got = {path for path in rest if path.startswith(f"{owner.group}/")}
+        if got != set(wanted):
+            raise WeightsError(
+                f"{origin}: {owner} wanted {len(wanted)} arrays, vars/0 to {len(wanted) - 1} "
+                f"({', '.join(owner.kept)}), got {_quoted(p.removeprefix(owner.group + '/') for p in sorted(got))}; {_RESAVE}"
+            )
+        rest -= got
+    if rest:
+        raise WeightsError(f"{origin}: {min(rest)} is left over: no layer owns it; {_CHAIN}")
+
+
+def _tensors(
+    arrays: Mapping[str, Any],
+    pairs: Mapping[str, _Owner],
+    expected: Mapping[str, Shape],
+    flattened: Mapping[str, Shape],
+    origin: str,
+) -> State:
+    state: State = {}
+    for name, shape in expected.items():
+        layer, _, key = name.rpartition(".")
+        owner = pairs[layer]
+        if key in owner.kept:
+            path = f"{owner.group}/vars/{owner.kept.index(key)}"
+            label = f"{origin}: {owner.kind} {owner.name!r}, {path} for {name},"
+            values = _values(arrays[path], _keras_shape(shape), label)
+            state[name] = _turned(values, flattened.get(name))
+        else:
+            state[name] = torch.full(shape, _LEFT_OUT[key])
+    return state
+
+
+def _keras_shape(shape: Shape) -> Shape:
+    """Of an OIHW kernel HWIO, of an [out, in] weight [in, out]."""
+    return (*shape[2:], *shape[1::-1]) if len(shape) > 1 else shape
+
+
+def _turned(values: torch.Tensor, volume: Shape | None) -> torch.Tensor:
+    """The same numbers in torch's layout; `volume` is the (C, H, W) that a dense layer reads."""
+    match values.dim(), volume:
+        case 4, _:
+            return values.permute(3, 2, 0, 1)
+        case 2, (channels, height, width):
+            kernel = values.reshape(height, width, channels, -1)
+            return kernel.permute(3, 2, 0, 1).flatten(1)
+        case 2, _:
+            return values.T
+        case _:
+            return values
+
+
+def _values(array: Any, shape: Shape, label: str) -> torch.Tensor:
+    """One dataset in float32. Its shape is checked first, so it fills no more than is wanted."""
+    if array.shape != shape:
+        raise WeightsError(
+            f"{label} wanted shape {shape}, got {array.shape}; "
+            "cure: load the weights of this network"
+        )
+    oversized = array.chunks is not None and math.prod(array.chunks) > math.prod(shape)
+    if array.external or array.is_virtual or oversized:
+        raise WeightsError(f"{label} wanted plain values in this file, got a detour; {_RESAVE}")
+    if array.dtype == np.dtype("V2") and array.attrs.get("dtype") == "bfloat16":
+        values = torch.from_numpy(array[()].view(np.int16)).view(torch.bfloat16).float()
+    elif array.dtype.kind == "f":
+        values = torch.from_numpy(array.astype(np.float32)[()])
+    else:
+        raise WeightsError(f"{label} wanted a float dtype, got {array.dtype}; {_RESAVE}")
+    broken = int((~values.isfinite()).sum())
+    if broken:
+        raise WeightsError(
+            f"{label} wanted finite values, got {broken} NaN or infinite; "
+            "cure: save it again from a sound model"
+        )
+    return values
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
