@@ -16,15 +16,18 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from .. import weights
 from ..weights import WeightsError
+from . import onnx_graph
 from .demo import demo
 from .images import ImageError
 from .jobs import Row, classify
 from .plan import NUMBERS
-from .run import Engine, EngineError, resolve
+from .run import Engine, EngineError, find, load_state, resolve
 from .spec import NetworkError
 from .summary import summarise
 from .verify import verify
-from .zoo import NETWORKS, network
+from .zoo import NETWORKS
+
+_MODEL = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,17 +83,32 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--backend", choices=("triton", "torch"), default="triton")
     made.add_argument("--batch-size", type=_count, default=256, help="images a batch (default 256)")
     made.add_argument("--top", type=_count, default=5, help="classes an image (default 5)")
+    made.add_argument(
+        "--views",
+        choices=("center", "ten-crop"),
+        default="center",
+        help="average over ten views, as in 2012 (default center)",
+    )
     made.add_argument("--output", type=Path, help="write one JSON line an image to this file")
 
     made = verb("summary", "print a network's layers, parameters and MACs", "summary alexnet")
-    made.add_argument("model", choices=sorted(NETWORKS))
+    made.add_argument("model", help=_MODEL)
+
+    made = verb(
+        "convert",
+        "write weights from any source as one canonical .safetensors file",
+        "convert model.keras alexnet.safetensors --model alexnet_single_tower",
+    )
+    made.add_argument("source", help="imagenet, random:SEED, or a weights or .onnx file")
+    made.add_argument("output", type=Path, help="the .safetensors file to write")
+    made.add_argument("--model", default="alexnet", help=f"whose weights these are: {_MODEL}")
 
     made = verb(
         "verify",
         "hold every kernel of a network against float64 on the same weights",
         "verify alexnet --weights random:0",
     )
-    made.add_argument("model", nargs="?", choices=sorted(NETWORKS), default="digits")
+    made.add_argument("model", nargs="?", default="digits", help=_MODEL)
     _engine_options(made, model=False)
     made.add_argument("--images", type=_count, default=2, help="random images (default 2)")
     made.add_argument("--seed", type=int, default=0, help="of the random images (default 0)")
@@ -99,10 +117,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None:
     if model:
-        parser.add_argument("--model", choices=sorted(NETWORKS), default="alexnet")
+        parser.add_argument("--model", default="alexnet", help=f"{_MODEL} (default alexnet)")
     parser.add_argument(
         "--weights",
-        help="imagenet, digits, random:SEED, or a .pth or .safetensors file "
+        help="imagenet, digits, random:SEED, or a .pth, .safetensors, .keras or .weights.h5 file "
         "(default: the network's published state)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -123,14 +141,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _summary(options: argparse.Namespace) -> int:
-    table = summarise(network(options.model))
+    table = summarise(find(options.model)[0])
     print(json.dumps(table.to_dict(), indent=2) if options.json else table)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    net = network(options.model)
-    state = weights.load(options.weights or net.weights, net.parameter_shapes(), network=net.name)
+    net, published = find(options.model)
+    state = load_state(net, options.weights or published)
     device = resolve(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)
@@ -139,6 +157,29 @@ def _verify(options: argparse.Namespace) -> int:
     result = verify(net, state, dtype, device, images)
     print(json.dumps(result.to_dict(), indent=2) if options.json else result)
     return 0 if result.first_failure is None else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if Path(options.source).suffix.lower() == ".onnx":
+        net, state = onnx_graph.read(options.source)
+    else:
+        net = find(options.model)[0]
+        state = load_state(net, options.source)
+    weights.save(state, options.output)
+    written = {
+        "model": net.name,
+        "output": str(options.output),
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+    }
+    if options.json:
+        print(json.dumps(written, indent=2))
+    else:
+        print(
+            f"{options.output}: {written['tensors']} tensors of {net.name}, "
+            f"{written['parameters']:,} parameters"
+        )
+    return 0
 
 
 def _classify(options: argparse.Namespace) -> int:
@@ -158,7 +199,7 @@ def _classify(options: argparse.Namespace) -> int:
             max_batch=options.batch_size,
         )
         good = bad = named_bad = 0
-        rows = classify(engine, options.source, options.batch_size, options.top)
+        rows = classify(engine, options.source, options.batch_size, options.top, options.views)
         if options.json:
             print("[", end="")
         for row in _progress(rows):

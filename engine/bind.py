@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels import conv, layout, linear, pool, stem
+from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
 from ..kernels.jit import Launch
+from .fuse import Block, fuse
 from .plan import Numbers, Plan, Step
-from .spec import Conv2d, Flatten, Linear, Network
+from .spec import AvgPool2d, BatchNorm2d, Conv2d, Linear, LocalResponseNorm, MaxPool2d, Network
+
+State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,37 +22,60 @@ class Packed:
 
     weight: dict[str, torch.Tensor]
     bias: dict[str, torch.Tensor]
+    affine: dict[str, tuple[torch.Tensor, torch.Tensor]]  # scale and shift after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
 
 
-def pack(
-    network: Network,
-    state: Mapping[str, torch.Tensor],
-    numbers: Numbers,
-    device: torch.device | str,
-) -> Packed:
+def pack(network: Network, state: State, numbers: Numbers, device: torch.device | str) -> Packed:
     """Pack the canonical state of `network`; the first convolution is folded for the stem."""
     weights: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
-    pixels = 1  # of the activation that the next linear layer reads
-    for name, layer, came, _ in network.walk():
-        if isinstance(layer, Flatten):
-            pixels = came[1] * came[2]
-        if not isinstance(layer, Conv2d | Linear):
+    affine: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    flattened = network.flattened()
+    layers = dict(network.layers)
+    for block in fuse(network):
+        name = block.name
+        if not isinstance(block.layer, Conv2d | Linear):
             continue
-        weight = state[f"{name}.weight"].to(device, numbers.dtype)
-        if isinstance(layer, Linear):
-            weights[name] = linear.pack_weight(weight, pixels)
-            pixels = 1
+        weight, bias = _folded(block, layers, state)
+        weight = weight.to(device, numbers.dtype)
+        if isinstance(block.layer, Linear):
+            _, height, width = flattened.get(f"{name}.weight", (1, 1, 1))
+            weights[name] = linear.pack_weight(weight, height * width)
         elif weights:
             weights[name] = conv.pack_weight(weight)
         else:
-            weights[name] = conv.pack_weight(stem.pack_weight(weight, layer.stride))
-        biases[name] = state[f"{name}.bias"].to(device, numbers.dtype)
+            weights[name] = conv.pack_weight(stem.pack_weight(weight, block.layer.stride))
+        biases[name] = bias.to(device, numbers.dtype)
+        if block.affine is not None:
+            scale, shift = _scale_and_shift(block.affine, layers, state)
+            affine[name] = scale.to(device, torch.float32), shift.to(device, torch.float32)
     mean = torch.tensor(network.preprocess.mean, dtype=torch.float32, device=device)
     std = torch.tensor(network.preprocess.std, dtype=torch.float32, device=device)
-    return Packed(weights, biases, mean, std)
+    return Packed(weights, biases, affine, mean, std)
+
+
+def _folded(
+    block: Block, layers: Mapping[str, object], state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a block, with the BatchNorm before its activation multiplied in."""
+    weight, bias = state[f"{block.name}.weight"], state[f"{block.name}.bias"]
+    if block.batch_norm is None:
+        return weight, bias
+    scale, shift = _scale_and_shift(block.batch_norm, layers, state)
+    return weight.double() * scale[:, None, None, None], bias.double() * scale + shift
+
+
+def _scale_and_shift(
+    name: str, layers: Mapping[str, object], state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A BatchNorm as x * scale + shift, float64 [C] each."""
+    layer = layers[name]
+    assert isinstance(layer, BatchNorm2d)
+    variance = state[f"{name}.running_var"].double()
+    scale = state[f"{name}.weight"].double() / (variance + layer.eps).sqrt()
+    return scale, state[f"{name}.bias"].double() - state[f"{name}.running_mean"].double() * scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +128,26 @@ def bind(plan: Plan, packed: Packed) -> Bound:
 def _launches(
     step: Step, x: torch.Tensor, out: torch.Tensor, packed: Packed, precision: str
 ) -> tuple[Launch, ...]:
-    match step.shape, step.config:
-        case conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
-            weight, bias = packed.weight[step.name], packed.bias[step.name]
-            return (conv.conv2d(x, weight, bias, out, shape, config, step.activation, precision),)
-        case linear.LinearShape(), linear.LinearConfig() as config:
-            weight, bias = packed.weight[step.name], packed.bias[step.name]
-            return linear.linear(x, weight, bias, out, config, step.activation, precision)
-        case pool.PoolShape() as shape, pool.PoolConfig() as config if shape.adaptive:
-            return (pool.avg_pool2d(x, out, shape, config),)
-        case pool.PoolShape() as shape, pool.PoolConfig() as config:
+    block = step.block
+    assert block is not None
+    name, activation, affine = block.name, block.activation, packed.affine.get(block.name)
+    match block.layer, step.shape, step.config:
+        case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
+            weight, bias = packed.weight[name], packed.bias[name]
+            return (
+                conv.conv2d(x, weight, bias, out, shape, config, activation, precision, affine),
+            )
+        case Linear(), linear.LinearShape(), linear.LinearConfig() as config:
+            weight, bias = packed.weight[name], packed.bias[name]
+            return linear.linear(x, weight, bias, out, config, activation, precision, affine)
+        case MaxPool2d(), pool.PoolShape() as shape, pool.PoolConfig() as config:
             return (pool.max_pool2d(x, out, shape, config),)
-    raise AssertionError(f"step {step.name}: {step.shape} with {step.config}")
+        case AvgPool2d() as layer, pool.PoolShape() as shape, pool.PoolConfig() as config:
+            return (pool.avg_pool2d(x, out, shape, config, layer.count_include_pad),)
+        case _, pool.PoolShape() as shape, pool.PoolConfig() as config:
+            return (pool.avg_pool2d(x, out, shape, config),)
+        case LocalResponseNorm(_, alpha, beta, k), lrn.LRNShape() as shape, lrn.LRNConfig() as c:
+            return (lrn.local_response_norm(x, out, shape, c, alpha, beta, k),)
+        case _, softmax.SoftmaxShape() as shape, softmax.SoftmaxConfig() as config:
+            return (softmax.softmax(x, out, shape, config),)
+    raise AssertionError(f"step {name}: {step.shape} with {step.config}")

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -38,6 +38,9 @@ SUFFIXES = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 """What counts as an image in a folder or a glob; a file that is named may have any suffix."""
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Views = Literal["center", "ten-crop"]
 
 _ARRAY_DTYPES = ("uint8", "float16", "float32", "float64")
 _TENSOR_DTYPES = (*_ARRAY_DTYPES, "bfloat16")
@@ -247,26 +250,44 @@ def _check_pixels(size: tuple[int, int], name: str, what: str) -> None:
 # From RGB to the size the network is published for
 
 
-def preset(
-    image: Image.Image, preprocess: Preprocess, name: str = "image"
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def preset(image: Image.Image, preprocess: Preprocess, name: str = "image") -> Pixels:
     """uint8 [crop, crop, 3] of an RGB image: torchvision's preset up to its mean and std.
 
     The shorter side becomes `resize`, bilinear with antialias, the longer one is rounded down; the
     centre `crop`² is cut out, black where the image is smaller. Raises ImageError for an image
     without pixels, or so long and thin that resized it would pass PIL.Image.MAX_IMAGE_PIXELS.
     """
+    return _centre(_resized(image, preprocess, name), preprocess.crop)
+
+
+def ten_crop(image: Image.Image, preprocess: Preprocess, name: str = "image") -> Pixels:
+    """uint8 [10, crop, crop, 3] of an RGB image: the views that the 2012 paper averages over.
+
+    The four corners and the centre of the central `resize`² square, then their mirror images
+    (Krizhevsky, Sutskever, Hinton, section 4.1). Raises as `preset` does.
+    """
+    square = _centre(_resized(image, preprocess, name), preprocess.resize)
+    crop, last = preprocess.crop, preprocess.resize - preprocess.crop
+    middle = _crop_start(preprocess.resize, crop)
+    corners = ((0, 0), (0, last), (last, 0), (last, last), (middle, middle))
+    views = [square[top : top + crop, left : left + crop] for top, left in corners]
+    return np.stack([*views, *(view[:, ::-1] for view in views)])
+
+
+def _resized(image: Image.Image, preprocess: Preprocess, name: str) -> Image.Image:
     short, long = sorted(image.size)
     if short == 0:
         raise ImageError(name, f"is {image.width}x{image.height} pixels: nothing to see")
     scaled = int(preprocess.resize * long / short)
     size = (preprocess.resize, scaled) if image.size[0] == short else (scaled, preprocess.resize)
     _check_pixels(size, name, f"is {image.width}x{image.height} pixels, resized it would be")
-    resized = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (_crop_start(side, preprocess.crop) for side in size)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, crop: int) -> Pixels:
+    left, top = (_crop_start(side, crop) for side in image.size)
     # A box that reaches outside is filled with zeros.
-    crop = resized.crop((left, top, left + preprocess.crop, top + preprocess.crop))
-    return np.array(crop)
+    return np.array(image.crop((left, top, left + crop, top + crop)))
 
 
 def _crop_start(side: int, crop: int) -> int:
@@ -303,19 +324,22 @@ def to_batch(images: Images, preprocess: Preprocess) -> Tensor:
     return torch.stack(pixels)
 
 
-def load_each(images: Images, preprocess: Preprocess) -> Iterator[Tensor | ImageError]:
+def load_each(
+    images: Images, preprocess: Preprocess, views: Views = "center"
+) -> Iterator[Tensor | ImageError]:
     """For each of `images` in turn its [3, H, W] pixels, or the ImageError in its place.
 
-    Takes what `to_batch` takes, and what `expand` yields. The first good item sets size, device and
-    kind; one that differs is an error, so that whatever tensors come can be stacked. A tensor or
-    array that is no batch as a whole raises.
+    With `views="ten-crop"`, its ten views [10, 3, crop, crop], of pictures only. Takes what
+    `to_batch` takes, and what `expand` yields. The first good item sets size, device and kind; one
+    that differs is an error, so that whatever tensors come can be stacked. A tensor or array that
+    is no batch as a whole raises.
     """
     wanted = like = ""
     for index, item in enumerate(_items(images)):
         name = name_of(item, index)
         loaded: Tensor | ImageError
         try:
-            loaded = load(item, preprocess, name)
+            loaded = load(item, preprocess, name, views)
             got = _kind(loaded)
             if not wanted:
                 wanted, like = got, name
@@ -327,21 +351,27 @@ def load_each(images: Images, preprocess: Preprocess) -> Iterator[Tensor | Image
         yield loaded
 
 
-def load(item: Item, preprocess: Preprocess, name: str) -> Tensor:
+def load(item: Item, preprocess: Preprocess, name: str, views: Views = "center") -> Tensor:
     """One image as [3, H, W], uint8 or float; raises ImageError, also one that it is given."""
     match item:
         case ImageError():
             raise item
         case Source():
-            return load(item.location, preprocess, name)
+            return load(item.location, preprocess, name, views)
+        case Tensor() | np.ndarray() if views != "center":
+            raise ImageError(
+                name,
+                f"wanted a picture to cut {views} views from, got an array; use views='center'",
+            )
         case Tensor() | np.ndarray():
             pixels = _tensor(item, name)
             if pixels.ndim == 3 and (found := _channels_first(pixels)) is not None:
                 return found
             raise _bad_shape(pixels, name, "[3, H, W] or [H, W, 3]")
         case str() | os.PathLike() | bytes() | Image.Image():
-            pixels = torch.from_numpy(preset(decode(item, name), preprocess, name))
-            return pixels.permute(2, 0, 1)
+            cut = preset if views == "center" else ten_crop
+            pixels = torch.from_numpy(cut(decode(item, name), preprocess, name))
+            return pixels.movedim(-1, -3)
     raise ImageError(
         name, f"wanted a path, URL, bytes, PIL image, array or tensor, got {type(item).__name__}"
     )
@@ -419,6 +449,8 @@ def _kind(pixels: Tensor) -> str:
 
 
 def class_names(network: Network) -> tuple[str, ...]:
-    """The words of the network's outputs, in order."""
+    """The words of the network's outputs, in order; their numbers if it names no words."""
+    if not network.classes:
+        return tuple(map(str, range(network.output_shape()[0])))
     text = importlib.resources.files(__package__).joinpath(network.classes).read_text("utf-8")
     return tuple(text.splitlines())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .images import ImageError, Source, expand
+from .images import ImageError, Source, Views, expand
 from .run import Engine, Prediction
 
 
@@ -30,7 +30,11 @@ class Row:
 
 
 def classify(
-    engine: Engine, sources: Iterable[str], batch_size: int = 256, top: int = 5
+    engine: Engine,
+    sources: Iterable[str],
+    batch_size: int = 256,
+    top: int = 5,
+    views: Views = "center",
 ) -> Iterator[Row]:
     """A row for every image behind `sources` (files, folders, globs, URLs), in order, lazily.
 
@@ -43,7 +47,7 @@ def classify(
             pending.append(source)
             yield source
 
-    for result in engine.stream(items(), batch_size=batch_size, top=top):
+    for result in engine.stream(items(), batch_size=batch_size, top=top, views=views):
         source = pending.pop(0)
         path = source.item if isinstance(source, ImageError) else source.location
         named = isinstance(source, ImageError) or source.named

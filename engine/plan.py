@@ -1,34 +1,49 @@
 """From a network to the map of a run: which kernel, which shapes, which tiles, which buffer.
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
-shows it. ReLU is fused into the layer before it, dropout and flatten vanish, the first convolution
-becomes a stem and a stride-1 convolution, and an adaptive pool that would change nothing is left
-out.
+shows it. Layers are fused (`fuse.py`), the first convolution becomes a stem and a stride-1
+convolution, and an adaptive pool that would change nothing is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ..kernels import conv, layout, linear, pool, stem
+from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
 from ..kernels.jit import Work
+from .fuse import Block, fuse
 from .spec import (
     AdaptiveAvgPool2d,
+    AvgPool2d,
     Conv2d,
-    Dropout,
-    Flatten,
     Linear,
+    LocalResponseNorm,
     MaxPool2d,
     Network,
     NetworkError,
-    ReLU,
+    Shape,
+    Softmax,
 )
 
-KernelShape = stem.StemShape | conv.Conv2dShape | pool.PoolShape | linear.LinearShape
-KernelConfig = stem.StemConfig | conv.Conv2dConfig | pool.PoolConfig | linear.LinearConfig
+KernelShape = (
+    stem.StemShape
+    | conv.Conv2dShape
+    | pool.PoolShape
+    | linear.LinearShape
+    | lrn.LRNShape
+    | softmax.SoftmaxShape
+)
+KernelConfig = (
+    stem.StemConfig
+    | conv.Conv2dConfig
+    | pool.PoolConfig
+    | linear.LinearConfig
+    | lrn.LRNConfig
+    | softmax.SoftmaxConfig
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +66,22 @@ NUMBERS = {
 class Step:
     """One kernel of the run: it reads the previous step's output and writes `output` [H, W, N, C].
 
-    `name` is that of the layer it computes (the stem: "input"), `layers` all layers fused into it.
+    `name` is that of the block it computes; the stem has one of its own, "input", and no block.
     """
 
     name: str
-    layers: tuple[str, ...]
+    kernel: str
+    block: Block | None
     shape: KernelShape
     config: KernelConfig
-    activation: str | None
     output: tuple[int, int, int, int]
-    slot: int
     work: Work
+    slot: int = 0
 
     @property
-    def kernel(self) -> str:
-        """What runs, in words."""
-        match self.shape:
-            case stem.StemShape():
-                return "stem"
-            case conv.Conv2dShape():
-                assert isinstance(self.config, conv.Conv2dConfig)
-                return f"conv2d {self.config.tiling}"
-            case pool.PoolShape():
-                return "avg_pool2d" if self.shape.adaptive else "max_pool2d"
-            case linear.LinearShape():
-                assert isinstance(self.config, linear.LinearConfig)
-                return "linear" if self.config.SPLIT_K == 1 else f"linear /{self.config.SPLIT_K}"
+    def layers(self) -> tuple[str, ...]:
+        """The network's layers that it computes."""
+        return self.block.layers if self.block else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Plan:
 
     network: Network
     batch: int
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
     numbers: Numbers
     arch: int | None
     steps: tuple[Step, ...]
@@ -123,7 +128,7 @@ class Plan:
                 f"{step.name:<8} {step.kernel:<15} {'x'.join(blocks):<15} "
                 f"{'x'.join(map(str, step.output)):<18} {step.slot:>4} "
                 f"{step.work.flops / 1e6:>10.1f} {step.work.bytes / 1e6:>9.2f}  "
-                f"{' + '.join(step.layers)}"
+                f"{' + '.join(step.layers or ('normalise', 'space-to-depth'))}"
             )
         total = self.work
         lines.append(f"{'total':<62} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
@@ -136,7 +141,7 @@ def plan(
     numbers: Numbers,
     arch: int | None,
     *,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: Shape | None = None,
     image_dtype: torch.dtype = torch.uint8,
     configured_for: int | None = None,
     batch_invariant: bool = False,
@@ -148,151 +153,129 @@ def plan(
     smaller piece of a long batch computes exactly as the pieces before it. `keep` names the layers
     whose outputs must survive the run. Raises NetworkError if the images do not fit the network.
     """
-    image_shape = image_shape or (network.input_shape[0], *network.input_shape[1:])
-    steps = _Steps(batch, configured_for or batch, numbers, arch, batch_invariant, image_dtype)
-    walk = list(network.walk(image_shape))
-    if not isinstance(walk[0][1], Conv2d):
+    image_shape = tuple(image_shape or network.input_shape)
+    order = _Order(
+        batch, batch if configured_for is None else configured_for, numbers, arch, batch_invariant
+    )
+    blocks = fuse(network, image_shape)
+    first = blocks[0]
+    if not isinstance(first.layer, Conv2d):
         raise NetworkError(
-            f"{network.name}, layer {walk[0][0]}: a network must start with a convolution, got "
-            f"{type(walk[0][1]).__name__}"
+            f"{network.name}, layer {first.name}: a network must start with a convolution, got "
+            f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    for index, (name, layer, came, output) in enumerate(walk):
-        follows = walk[index + 1] if index + 1 < len(walk) else None
-        fused = follows[0] if follows and isinstance(follows[1], ReLU) else None
-        match layer:
-            case Conv2d():
-                steps.conv2d(name, fused, layer, came)
-            case MaxPool2d():
-                steps.max_pool2d(name, layer, came, output)
-            case AdaptiveAvgPool2d():
-                if came != output:
-                    steps.adaptive_avg_pool2d(name, came, output)
-            case Linear():
-                wanted = expected[f"{name}.weight"]
-                if wanted[1] != came[0]:
-                    raise NetworkError(
-                        f"{network.name}, layer {name}: wanted {wanted[1]} features, got {came[0]} "
-                        f"from an image {image_shape}; use {network.input_shape}"
-                    )
-                steps.linear(name, fused, layer)
-            case ReLU():
-                if not steps.made or name not in steps.made[-1].layers:
-                    raise NetworkError(
-                        f"{network.name}, layer {name}: a ReLU must follow a convolution or a "
-                        "linear layer, to be fused into it"
-                    )
-            case Dropout() | Flatten():
-                pass
-    names = {step.name for step in steps.made}
+    steps = list(_stem(first, first.layer, order, image_dtype))
+    for block in blocks[1:]:
+        if isinstance(block.layer, Linear):
+            (wanted, features) = expected[f"{block.name}.weight"], block.came[0]
+            if wanted[1] != features:
+                raise NetworkError(
+                    f"{network.name}, layer {block.name}: wanted {wanted[1]} features, got "
+                    f"{features} from an image {image_shape}; use {network.input_shape}"
+                )
+        steps += _steps(block, steps[-1].output, order)
+    names = [step.name for step in steps[1:]]
     if unknown := [name for name in keep if name not in names]:
         raise NetworkError(
             f"{network.name} has no features {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(step.name for step in steps.made[1:])}"
+            f"{', '.join(names)}"
         )
-    placed, slots = _place(steps.made, set(keep))
+    placed, slots = _place(steps, set(keep))
     return Plan(network, batch, image_shape, numbers, arch, placed, slots)
 
 
-class _Steps:
-    """Collects steps while a network is walked; each method appends what one layer becomes."""
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is wanted of every step alike."""
 
-    def __init__(
-        self,
-        batch: int,
-        configured_for: int,
-        numbers: Numbers,
-        arch: int | None,
-        batch_invariant: bool,
-        image_dtype: torch.dtype,
-    ) -> None:
-        self.made: list[Step] = []
-        self._batch = batch
-        self._configured_for = configured_for
-        self._numbers = numbers
-        self._arch = arch
-        self._invariant = batch_invariant
-        self._image_dtype = image_dtype
+    batch: int
+    configured_for: int
+    numbers: Numbers
+    arch: int | None
+    batch_invariant: bool
 
-    def _add(
-        self,
-        name: str,
-        layers: tuple[str, ...],
-        shape: KernelShape,
-        config: KernelConfig,
-        activation: str | None,
-        output: tuple[int, int, int],
-        work: Work,
-    ) -> None:
-        height, width, channels = output
-        full = (height, width, self._batch, channels)
-        self.made.append(Step(name, layers, shape, config, activation, full, 0, work))
+    def conv2d_config(self, shape: conv.Conv2dShape) -> conv.Conv2dConfig:
+        sample = replace(shape, N=self.configured_for)
+        dtype, precision = self.numbers.dtype, self.numbers.precision
+        return conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
 
-    def conv2d(self, name: str, relu: str | None, layer: Conv2d, came: tuple[int, ...]) -> None:
-        channels, height, width = came
-        k, p = layer.kernel_size, layer.padding
+    def linear_config(self, shape: linear.LinearShape) -> linear.LinearConfig:
+        sample = replace(shape, N=self.configured_for)
+        dtype, precision = self.numbers.dtype, self.numbers.precision
+        return linear.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
 
-        def problem(n: int) -> conv.Conv2dShape:
-            return conv.Conv2dShape(
-                *(n, channels, height, width, layer.out_channels, k, k),
-                stride=(layer.stride, layer.stride),
-                padding=(p, p, p, p),
-                dilation=(layer.dilation, layer.dilation),
-                groups=layer.groups,
-            )
 
-        dtype, precision = self._numbers.dtype, self._numbers.precision
-        shape, sample = problem(self._batch), problem(self._configured_for)
-        work = conv.work(shape, dtype)
-        if not self.made:
-            folded, shape = stem.fold(shape)
-            self._add(
-                "input",
-                ("normalise", f"space-to-depth {folded.S}"),
-                folded,
-                stem.default_config(folded, self._arch),
-                None,
-                (folded.OH, folded.OW, folded.S * folded.S * folded.C),
-                stem.work(folded, self._image_dtype, dtype),
-            )
-            _, sample = stem.fold(sample)
-        config = conv.default_config(sample, dtype, precision, self._arch, self._invariant)
-        layers = (name, relu) if relu else (name,)
-        output = (shape.OH, shape.OW, shape.OC)
-        self._add(name, layers, shape, config, "relu" if relu else None, output, work)
+def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
+    channels, height, width = came
+    k, s, p, d = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return conv.Conv2dShape(
+        *(batch, channels, height, width, layer.out_channels, k, k),
+        *((s, s), (p, p, p, p), (d, d), layer.groups),
+    )
 
-    def max_pool2d(
-        self, name: str, layer: MaxPool2d, came: tuple[int, ...], output: tuple[int, ...]
-    ) -> None:
-        k, s, p = layer.kernel_size, layer.stride, layer.padding
-        shape = pool.PoolShape(self._batch, *came, *output[1:], (k, k), (s, s), (p, p))
-        self._pool(name, shape)
 
-    def adaptive_avg_pool2d(
-        self, name: str, came: tuple[int, ...], output: tuple[int, ...]
-    ) -> None:
-        self._pool(name, pool.PoolShape(self._batch, *came, *output[1:]))
+def _stem(
+    block: Block, layer: Conv2d, order: _Order, image_dtype: torch.dtype
+) -> tuple[Step, Step]:
+    """The first convolution: pixels normalised and folded, then convolved at stride 1."""
+    dtype, n = order.numbers.dtype, order.batch
+    whole = _conv2d_shape(layer, block.came, n)
+    fold, shape = stem.fold(whole)
+    channels = fold.S * fold.S * fold.C
+    config = stem.default_config(fold, order.arch)
+    work = stem.work(fold, image_dtype, dtype)
+    way_in = Step("input", "stem", None, fold, config, (fold.OH, fold.OW, n, channels), work)
+    tiles = order.conv2d_config(shape)
+    return way_in, Step(
+        name=block.name,
+        kernel=f"conv2d {tiles.tiling}",
+        block=block,
+        shape=shape,
+        config=tiles,
+        output=(shape.OH, shape.OW, n, shape.OC),
+        work=conv.work(whole, dtype),  # folding adds zero taps, not work
+    )
 
-    def _pool(self, name: str, shape: pool.PoolShape) -> None:
-        config = pool.default_config(shape, self._arch)
-        work = pool.work(shape, self._numbers.dtype)
-        self._add(name, (name,), shape, config, None, (shape.OH, shape.OW, shape.C), work)
 
-    def linear(self, name: str, relu: str | None, layer: Linear) -> None:
-        height, width, _, channels = self.made[-1].output
-        dtype, precision = self._numbers.dtype, self._numbers.precision
-        shape = linear.LinearShape(self._batch, height * width, channels, layer.out_features)
-        sample = linear.LinearShape(self._configured_for, shape.P, shape.C, shape.OC)
-        config = linear.default_config(sample, dtype, precision, self._arch, self._invariant)
-        self._add(
-            name,
-            (name, relu) if relu else (name,),
-            shape,
-            config,
-            "relu" if relu else None,
-            (1, 1, layer.out_features),
-            linear.work(shape, dtype),
-        )
+def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iterator[Step]:
+    """What a later block becomes on the activation [H, W, N, C] that the step before it made."""
+    height, width, n, channels = came
+    dtype, arch = order.numbers.dtype, order.arch
+    match block.layer:
+        case Conv2d() as layer:
+            shape = _conv2d_shape(layer, block.came, n)
+            tiles = order.conv2d_config(shape)
+            output = (shape.OH, shape.OW, n, shape.OC)
+            work = conv.work(shape, dtype)
+            yield Step(block.name, f"conv2d {tiles.tiling}", block, shape, tiles, output, work)
+        case Linear(features):
+            product = linear.LinearShape(n, height * width, channels, features)
+            cut = order.linear_config(product)
+            kernel = "linear" if cut.SPLIT_K == 1 else f"linear /{cut.SPLIT_K}"
+            work = linear.work(product, dtype)
+            yield Step(block.name, kernel, block, product, cut, (1, 1, n, features), work)
+        case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
+            if block.came == block.output and isinstance(layer, AdaptiveAvgPool2d):
+                return  # every window is one pixel
+            _, oh, ow = block.output
+            window = pool.PoolShape(n, channels, height, width, oh, ow)
+            if not isinstance(layer, AdaptiveAvgPool2d):
+                k, s, p = layer.kernel_size, layer.stride, layer.padding
+                window = replace(window, kernel=(k, k), stride=(s, s), padding=(p, p))
+            kernel = "max_pool2d" if isinstance(layer, MaxPool2d) else "avg_pool2d"
+            size = pool.default_config(window, arch)
+            work = pool.work(window, dtype)
+            yield Step(block.name, kernel, block, window, size, (oh, ow, n, channels), work)
+        case LocalResponseNorm() as layer:
+            norm = lrn.LRNShape(height * width * n, channels, layer.size)
+            rows = lrn.default_config(norm, arch)
+            yield Step(block.name, "lrn", block, norm, rows, came, lrn.work(norm, dtype))
+        case Softmax():
+            scores = softmax.SoftmaxShape(height * width * n, channels)
+            whole = softmax.default_config(scores, arch)
+            work = softmax.work(scores, dtype)
+            yield Step(block.name, "softmax", block, scores, whole, came, work)
 
 
 def _place(steps: list[Step], keep: set[str]) -> tuple[tuple[Step, ...], tuple[int, ...]]:

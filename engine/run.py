@@ -22,11 +22,12 @@ import torch
 
 from .. import weights as weight_sources
 from ..kernels import layout
-from . import reference
+from ..weights import Source
+from . import onnx_graph, reference
 from .bind import Bound, bind, pack
-from .images import ImageError, class_names, load_each, to_batch
+from .images import ImageError, Views, class_names, load_each, to_batch
 from .plan import NUMBERS, Plan, plan
-from .spec import Linear, Network, Preprocess
+from .spec import Network, Sigmoid, Softmax
 from .summary import Summary, summarise
 from .zoo import network as network_named
 
@@ -86,8 +87,8 @@ class Engine:
     @classmethod
     def load(
         cls,
-        network: str | Network = "alexnet",
-        weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+        network: str | Path | Network = "alexnet",
+        weights: Source | None = None,
         device: str | torch.device | None = None,
         dtype: str | None = None,
         backend: Backend = "triton",
@@ -96,18 +97,18 @@ class Engine:
     ) -> Engine:
         """Load a network with its weights onto a device.
 
-        weights: "imagenet", "digits", "random:SEED", a .pth or .safetensors path, or a state dict;
-        None is the network's published state. device: None is the GPU if there is one, else the
-        CPU, where the kernels run in Triton's interpreter. dtype: "fp32", "tf32", "fp16", "bf16";
-        None is fp16 on a GPU and fp32 on a CPU. backend: "triton", or "torch" for the same network
-        by cuDNN or oneDNN. max_batch: images of one piece; longer batches are cut.
-        batch_invariant: the same bits at every batch size, at some cost in speed.
+        network: a name in the zoo, a `Network`, or an .onnx file, which brings its weights.
+        weights: "imagenet", "digits", "random:SEED", a file (.pth, .safetensors, .keras,
+        .weights.h5), or a state dict; None is the network's published state. device: None is the
+        GPU if there is one, else the CPU, where the kernels run in Triton's interpreter. dtype:
+        "fp32", "tf32", "fp16", "bf16"; None is fp16 on a GPU and fp32 on a CPU. backend: "triton",
+        or "torch" for the same network by cuDNN or oneDNN. max_batch: images of one piece; longer
+        batches are cut. batch_invariant: the same bits at every batch size, at some cost in speed.
 
         Raises NetworkError for an unknown network, WeightsError for weights that do not fit, and
         EngineError for anything else, in one line.
         """
-        if isinstance(network, str):
-            network = network_named(network)
+        network, published = find(network)
         device = resolve(device)
         dtype = dtype or ("fp32" if device.type == "cpu" else "fp16")
         _one_of("dtype", dtype, NUMBERS)
@@ -127,8 +128,7 @@ class Engine:
                 "(backend='torch' is the fast way on a CPU)",
                 file=sys.stderr,
             )
-        source = network.weights if weights is None else weights
-        state = weight_sources.load(source, network.parameter_shapes(), network=network.name)
+        state = load_state(network, published if weights is None else weights)
         return cls(
             network,
             state,
@@ -155,7 +155,7 @@ class Engine:
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
                 f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} on {out.device}"
             )
-        last = self._linear_layers()[-1]
+        last = self._plan(1, batch.shape[1:]).steps[-1].name
         for start, outputs in self._pieces(batch, (last,)):
             out[start : start + len(outputs[last])] = outputs[last]
         return out
@@ -174,25 +174,34 @@ class Engine:
                 parts[name].append(outputs[name])
         return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
-    def classify(self, images: Any, top: int = 5) -> list[list[Prediction] | ImageError]:
+    def classify(
+        self, images: Any, top: int = 5, views: Views = "center"
+    ) -> list[list[Prediction] | ImageError]:
         """The `top` classes of every image, best first.
 
         An image that cannot be read leaves its ImageError in its place; the others are unharmed.
+        `views="ten-crop"` averages the probabilities of ten views of every picture, as in 2012.
         """
-        return list(self.stream(images, batch_size=self.max_batch, top=top))
+        return list(self.stream(images, batch_size=self.max_batch, top=top, views=views))
 
     def stream(
-        self, source: Iterable[Any], batch_size: int = 256, top: int = 5
+        self,
+        source: Iterable[Any],
+        batch_size: int = 256,
+        top: int = 5,
+        views: Views = "center",
     ) -> Iterator[list[Prediction] | ImageError]:
         """Classify any iterable of images or paths: one result per item, in order, lazily.
 
         On a GPU, pixels travel from pinned memory while the batch before them is computed.
         """
+        _one_of("views", views, ("center", "ten-crop"))
         waiting: list[tuple[list[ImageError | None], torch.Tensor | None]] = []
-        for group in _groups(source, self.network.preprocess, min(batch_size, self.max_batch)):
+        loaded = load_each(source, self.network.preprocess, views)
+        for group in _groups(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]
-            scores = self(self._send(torch.stack(pixels))).softmax(dim=1) if pixels else None
+            scores = self._scores(torch.stack(pixels)) if pixels else None
             # Reading a result waits for the GPU: the next batch is under way before we do.
             waiting.append((errors, scores))
             if len(waiting) == 2:
@@ -215,9 +224,6 @@ class Engine:
         return f"Engine({self.network.name}, {self.dtype}, {self.backend}, {self.device})"
 
     # --- how ---------------------------------------------------------------------------------
-
-    def _linear_layers(self) -> list[str]:
-        return [name for name, layer in self.network.layers if isinstance(layer, Linear)]
 
     def _pieces(
         self, batch: torch.Tensor, keep: tuple[str, ...]
@@ -247,7 +253,7 @@ class Engine:
         if len(self._bound) > BATCH_SHAPES:
             self._bound.popitem(last=False)
         bound.run(images)
-        flat = self._linear_layers()
+        flat = {name for name, _, _, shape in self.network.walk() if len(shape) == 1}
         return {name: _outside(bound.outputs[name], name in flat) for name in keep}
 
     def _empty(self, planned: Plan, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -259,7 +265,7 @@ class Engine:
         x = reference.normalise(images, self.network.preprocess, self._numbers.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         outputs = reference.forward(self.network, self._state, x)
-        made = {step.name: step.layers[-1] for step in planned.steps}  # after what is fused into it
+        made = {step.name: step.layers[-1] for step in planned.steps[1:]}  # with what is fused
         return {name: outputs[made[name]].float().contiguous() for name in keep}
 
     def _plan(
@@ -282,6 +288,20 @@ class Engine:
             batch_invariant=self.batch_invariant,
             keep=keep,
         )
+
+    def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
+        outputs = self(self._send(pixels.flatten(0, -4)))
+        match self.network.layers[-1][1]:
+            case Softmax():
+                scores = outputs
+            case Sigmoid() if outputs.shape[1] == 1:  # one output that says yes to the second class
+                scores = torch.cat((1 - outputs, outputs), dim=1)
+            case Sigmoid():
+                scores = outputs
+            case _:
+                scores = outputs.softmax(1)
+        return scores.reshape(len(pixels), -1, scores.shape[1]).mean(1)
 
     def _send(self, batch: torch.Tensor) -> torch.Tensor:
         """`batch` on the engine's device; from a CPU to a GPU on a stream of its own."""
@@ -315,6 +335,30 @@ def _outside(activation: torch.Tensor, flat: bool) -> torch.Tensor:
     """An activation [H, W, N, C] for the caller: a float32 copy, [N, C, H, W] or [N, features]."""
     copy = activation[0, 0].clone() if flat else layout.unpack(activation)
     return copy.float()
+
+
+def find(network: str | Path | Network) -> tuple[Network, Source | None]:
+    """A network by name, by .onnx file or as itself, and the weights that it comes with."""
+    if isinstance(network, Network):
+        return network, network.weights
+    if Path(network).suffix.lower() == ".onnx":
+        return onnx_graph.read(network)
+    named = network_named(str(network))
+    return named, named.weights
+
+
+def load_state(network: Network, source: Source | None) -> dict[str, torch.Tensor]:
+    """The canonical state of `network` from any source.
+
+    Raises WeightsError for weights that do not fit, EngineError for no source at all.
+    """
+    if source is None:
+        raise EngineError(
+            f"{network.name}: nobody publishes weights for it; name a file, a state dict or "
+            "'random:SEED' as its weights"
+        )
+    shapes, flattened = network.parameter_shapes(), network.flattened()
+    return weight_sources.load(source, shapes, network=network.name, flattened=flattened)
 
 
 def resolve(device: str | torch.device | None) -> torch.device:
@@ -351,11 +395,11 @@ def _one_of(argument: str, value: str, legal: Collection[str]) -> None:
 
 
 def _groups(
-    source: Iterable[Any], preprocess: Preprocess, size: int
+    loaded: Iterable[torch.Tensor | ImageError], size: int
 ) -> Iterator[list[torch.Tensor | ImageError]]:
     """Loaded images and errors, `size` at a time."""
     group: list[torch.Tensor | ImageError] = []
-    for item in load_each(source, preprocess):
+    for item in loaded:
         group.append(item)
         if len(group) == size:
             yield group

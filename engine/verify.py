@@ -1,24 +1,25 @@
 """Every kernel of a run against float64, on the inputs and weights it really had.
 
 Each step is judged on its own: its reference reads the activation that the step before it made, so
-an error belongs to the step that shows it. A last row compares the logits with a float64 run of
-the whole network on the same weights.
+an error belongs to the step that shows it. A last row compares the network's output with a
+float64 run of the whole network on the same weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ..kernels import conv, layout, linear, pool, stem
+from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
 from . import reference
 from .bind import bind, pack
 from .plan import NUMBERS, Numbers, Step, plan
 from .run import architecture
-from .spec import Linear, Network
+from .spec import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,9 @@ def tolerance(numbers: Numbers, reduction: int) -> float:
     by about sqrt(reduction) half units of float32; TF32 first rounds both factors to 10 bits. Four
     such standard errors are allowed, since the largest of many outputs is judged.
     """
-    result = torch.finfo(numbers.dtype).eps / 2
+    result = float(torch.finfo(numbers.dtype).eps) / 2
     factors = 2.0**-10 if numbers.precision == "tf32" else 0.0
-    return 4 * (result + factors + reduction**0.5 * 2.0**-24)
+    return 4 * (result + factors + math.sqrt(reduction) * 2.0**-24)
 
 
 def verify(
@@ -98,12 +99,16 @@ def verify(
         "image_dtype": images.dtype,
     }
     arch = architecture(device)
-    names = [step.name for step in plan(network, len(images), numbers, arch, **settings).steps]
-    planned = plan(network, len(images), numbers, arch, keep=names, **settings)
+    _, *steps = plan(network, len(images), numbers, arch, **settings).steps
+    keep = [step.name for step in steps]
+    planned = plan(network, len(images), numbers, arch, keep=keep, **settings)
     bound = bind(planned, pack(network, state, numbers, device))
     for out in bound.outputs.values():
         out.fill_(float("nan"))  # what a kernel leaves unwritten must show
-    bound.run(images.to(device))
+    images = images.to(device)
+    bound.stem(images)()
+    way_in = layout.unpack(bound.outputs["input"])  # no later step may keep it
+    bound.run(images)
 
     rounded = {name: tensor.to(numbers.dtype).double() for name, tensor in state.items()}
     pixels = reference.normalise(images.cpu(), network.preprocess, torch.float64)
@@ -111,21 +116,21 @@ def verify(
     checks = []
     x = pixels.to(numbers.dtype).double()
     for step in planned.steps:
-        made = layout.unpack(bound.outputs[step.name]).double().cpu()
+        output = way_in if step.block is None else layout.unpack(bound.outputs[step.name])
+        made = output.double().cpu()
         if isinstance(step.shape, stem.StemShape):
             mean, std = bound.packed.mean.cpu(), bound.packed.std.cpu()
             wanted = stem.reference(images.cpu(), mean, std, step.shape)
         else:
-            layer = layers[step.name]
-            x = x.flatten(1) if isinstance(layer, Linear) else x
-            wanted = reference.apply(step.name, layer, x, rounded)
-            wanted = wanted.relu() if step.activation == "relu" else wanted
+            wanted = x.flatten(1) if isinstance(step.shape, linear.LinearShape) else x
+            for name in step.layers:
+                wanted = reference.apply(name, layers[name], wanted, rounded)
             x = made
         limit = tolerance(numbers, _reduction(step))
         checks.append(_check(step.name, step.kernel, made.reshape(wanted.shape), wanted, limit))
     *_, whole = reference.forward(network, rounded, pixels).values()
     total = sum(check.tolerance for check in checks)  # the errors of a chain add up
-    checks.append(_check("logits", "all of them", x.reshape(whole.shape), whole, total))
+    checks.append(_check("output", "all of them", x.reshape(whole.shape), whole, total))
     return Verification(network.name, dtype, len(images), tuple(checks))
 
 
@@ -136,6 +141,8 @@ def _reduction(step: Step) -> int:
             return shape.C // shape.groups * shape.KH * shape.KW
         case linear.LinearShape() as shape:
             return shape.P * shape.C
+        case softmax.SoftmaxShape() | lrn.LRNShape() as shape:
+            return shape.C if isinstance(shape, softmax.SoftmaxShape) else shape.size
         case pool.PoolShape() as shape if shape.adaptive:
             return -(-shape.H // shape.OH) * -(-shape.W // shape.OW)
     return 1

@@ -11,8 +11,6 @@ torchvision has them.
 
 from __future__ import annotations
 
-from itertools import chain
-
 from .spec import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -173,20 +171,14 @@ def _zfnet() -> Layers:
 
 def vgg(stages: tuple[int, ...], *, width: float = 1) -> Layers:
     """A VGG with that many 3x3 convolutions in each of its five stages."""
-
-    def stage(number: int, count: int) -> Layers:
-        channels = int(min(64 * 2 ** (number - 1), 512) * width)
-        convolutions = (
-            (
-                (f"conv{number}_{i}", Conv2d(channels, 3, padding=1)),
-                (f"relu{number}_{i}", ReLU()),
-            )
-            for i in range(1, count + 1)
-        )
-        return (*chain.from_iterable(convolutions), (f"pool{number}", MaxPool2d(2, stride=2)))
-
-    features = chain.from_iterable(stage(i, count) for i, count in enumerate(stages, start=1))
-    return (*features, ("avgpool", AdaptiveAvgPool2d(7)), *_head(int(4096 * width), 1000))
+    layers: list[tuple[str, Layer]] = []
+    for stage, count in enumerate(stages, start=1):
+        channels = int(min(64 * 2 ** (stage - 1), 512) * width)
+        for i in range(1, count + 1):
+            layers.append((f"conv{stage}_{i}", Conv2d(channels, 3, padding=1)))
+            layers.append((f"relu{stage}_{i}", ReLU()))
+        layers.append((f"pool{stage}", MaxPool2d(2, stride=2)))
+    return (*layers, ("avgpool", AdaptiveAvgPool2d(7)), *_head(int(4096 * width), 1000))
 
 
 def _imagenet(name: str, layers: Layers, *, size: int = 224, weights: str | None = None) -> Network:

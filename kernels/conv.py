@@ -1,4 +1,4 @@
-"""Convolution + bias + activation on [H, W, N, C] activations, as an implicit GEMM.
+"""Convolution + epilogue on [H, W, N, C] activations, as an implicit GEMM.
 
     y[oh, ow, n, oc] = act(bias[oc] + sum over kh, kw, c of
                            x[oh*sh - ph + kh*dh, ow*sw - pw + kw*dw, n, c] * w[oc, c, kh, kw])
@@ -83,11 +83,23 @@ def _load_filters(
 
 @jit
 def _store_tile(
-    acc, y, row, row_in_range, bias, group, oc, GROUPS, OC, BLOCK_N: tl.constexpr, ACTIVATION
+    acc,
+    y,
+    row,
+    row_in_range,
+    bias,
+    scale,
+    shift,
+    group,
+    oc,
+    GROUPS,
+    OC,
+    BLOCK_N: tl.constexpr,
+    ACTIVATION,
 ):
     """The epilogue of a tile whose rows are `row` of y [rows, GROUPS*OC aligned]."""
     channel = oc + tl.arange(0, BLOCK_N)
-    acc = finish(acc, bias, group * OC + channel, channel < OC, ACTIVATION)
+    acc = finish(acc, bias, scale, shift, group * OC + channel, channel < OC, ACTIVATION)
     target = y + row.to(tl.int64)[:, None] * ((GROUPS * OC + 7) // 8 * 8)
     target += (group * OC + channel)[None, :]
     inside = row_in_range[:, None] & (channel < OC)[None, :]
@@ -99,6 +111,8 @@ def _conv2d_images_kernel(
     x,  # [H*W, N, GROUPS*C aligned], as a descriptor [H*W, GROUPS, N, C] or a pointer
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     bias,  # [GROUPS*OC] or None
+    scale,  # float32 [GROUPS*OC] or None
+    shift,  # float32 [GROUPS*OC] or None
     y,  # [OH*OW, N, GROUPS*OC aligned]
     N,
     H,
@@ -165,7 +179,9 @@ def _conv2d_images_kernel(
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
 
     row = pixel.to(tl.int64) * N + image
-    _store_tile(acc, y, row, image < N, bias, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION)
+    _store_tile(
+        acc, y, row, image < N, bias, scale, shift, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION
+    )
 
 
 @jit(do_not_specialize=_GEOMETRY)
@@ -173,6 +189,8 @@ def _conv2d_pixels_kernel(
     x,  # [H*W, N, GROUPS*C aligned]
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     bias,  # [GROUPS*OC] or None
+    scale,  # float32 [GROUPS*OC] or None
+    shift,  # float32 [GROUPS*OC] or None
     y,  # [OH*OW, N, GROUPS*OC aligned]
     N,
     H,
@@ -224,14 +242,16 @@ def _conv2d_pixels_kernel(
         ih = ih0 + dh
         iw = iw0 + dw
         inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & (row < rows)
-        shift = (dh.to(tl.int64) * W + dw) * N * X_PITCH + c0
-        a = tl.load(x_row + shift, mask=inside[:, None] & (c0 + k < C)[None, :], other=0.0)
+        jump = (dh.to(tl.int64) * W + dw) * N * X_PITCH + c0
+        a = tl.load(x_row + jump, mask=inside[:, None] & (c0 + k < C)[None, :], other=0.0)
         b = _load_filters(
             w, tap, group * OC + oc0, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
 
-    _store_tile(acc, y, row, row < rows, bias, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION)
+    _store_tile(
+        acc, y, row, row < rows, bias, scale, shift, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION
+    )
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -317,12 +337,13 @@ def conv2d(
     config: Conv2dConfig,
     activation: str | None = None,
     precision: str = "ieee",
+    affine: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Launch:
     """Bind one convolution; calling the result fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made, bias [OC] or None, out an
     activation [OH, OW, N, OC]; one dtype for all. `precision` is that of float32 products:
-    "ieee" or "tf32".
+    "ieee" or "tf32". `affine` is a scale and a shift, float32 [OC], after the activation.
     """
     if shape.OH * shape.OW * shape.N >= 2**31:
         raise ValueError(
@@ -330,11 +351,14 @@ def conv2d(
             "32-bit index counts; use a smaller batch"
         )
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
+    scale, shift = affine or (None, None)
     x_pitch, _ = layout.pitch(x), layout.pitch(out)
     arguments = {
         "x": x,
         "w": weight,
         "bias": bias,
+        "scale": scale,
+        "shift": shift,
         "y": out,
         "N": shape.N,
         "H": shape.H,

@@ -45,7 +45,7 @@ class Kernel(JITFunction):  # type: ignore[misc]
         self._interpreted = InterpretedFunction(fn)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As a device function of an interpreted kernel, so `triton.language` is patched already."""
+        """As a device function in an interpreted kernel: `triton.language` is patched already."""
         return self._interpreted.rewrite()(*args, **kwargs)
 
     def interpret(self, grid: tuple[int, ...], **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fully connected layer + bias + activation: a GEMM, and its skinny form for small batches.
+"""Fully connected layer + epilogue: a GEMM, and its skinny form for small batches.
 
     y[n, oc] = act(bias[oc] + sum over p, c of x[p, n, c] * w[oc, p, c])
 
@@ -46,6 +46,8 @@ def _linear_kernel(
     x,  # [P, N, C aligned], as a descriptor or a pointer
     w,  # [P, OC, C aligned], as a descriptor or a pointer
     bias,  # [OC] or None
+    scale,  # float32 [OC] or None
+    shift,  # float32 [OC] or None
     y,  # [N, OC aligned]; with SPLIT_K > 1 float32 [SPLIT_K, N, OC aligned]
     N,
     P,
@@ -100,7 +102,7 @@ def _linear_kernel(
         acc = tl.trans(acc)
     row = image.to(tl.int64)
     if SPLIT_K == 1:
-        acc = finish(acc, bias, channel, channel < OC, ACTIVATION)
+        acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
     else:
         row += part.to(tl.int64) * N
     target = y + row[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
@@ -112,6 +114,8 @@ def _linear_kernel(
 def _sum_parts_kernel(
     parts,  # float32 [SPLIT_K, N, OC aligned]
     bias,  # [OC] or None
+    scale,  # float32 [OC] or None
+    shift,  # float32 [OC] or None
     y,  # [N, OC aligned]
     N,
     OC: tl.constexpr,
@@ -128,7 +132,7 @@ def _sum_parts_kernel(
     for part in tl.static_range(SPLIT_K):
         step = N.to(tl.int64) * (part * ((OC + 7) // 8 * 8))
         acc += tl.load(parts + step + offset, mask=inside, other=0.0)
-    acc = finish(acc, bias, channel, channel < OC, ACTIVATION)
+    acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
     tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
 
 
@@ -207,23 +211,28 @@ def linear(
     config: LinearConfig,
     activation: str | None = None,
     precision: str = "ieee",
+    affine: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[Launch, ...]:
     """Bind one linear layer; calling the results in order fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made of it [H*W, OC, C], bias [OC]
     or None, out an activation [1, 1, N, OC]; one dtype for all. `precision` is that of float32
-    products: "ieee" or "tf32". Split sums are kept in a float32 tensor that the launches own.
+    products: "ieee" or "tf32". `affine` is a scale and a shift, float32 [OC], after the activation.
+    Split sums are kept in a float32 tensor that the launches own.
     """
     height, width, n, c = x.shape
     pixels, oc, _ = weight.shape
     pitch = layout.pitch(x)
     layout.pitch(out)
+    scale, shift = affine or (None, None)
     split = config.SPLIT_K > 1
     target = layout.empty(1, config.SPLIT_K, n, oc, torch.float32, x.device) if split else out
     arguments = {
         "x": x,
         "w": weight,
         "bias": None if split else bias,
+        "scale": None if split else scale,
+        "shift": None if split else shift,
         "y": target,
         "N": n,
         "P": height * width,
@@ -261,6 +270,8 @@ def linear(
     parts = {
         "parts": target,
         "bias": bias,
+        "scale": scale,
+        "shift": shift,
         "y": out,
         "N": n,
         "OC": oc,

@@ -1,4 +1,4 @@
-"""What every test takes: the device, fresh random numbers, and one measure of closeness.
+"""What every test takes: the device, fresh random numbers, fences, and one measure of closeness.
 
 `assert_close(actual, reference, dtype, reduction, precision="ieee", scale=None)` compares a result
 with its float64 reference on the same inputs, which were rounded to `dtype` before both. Its bound
@@ -7,8 +7,9 @@ is derived, not tuned: see `_unit`.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -39,6 +40,41 @@ def device() -> torch.device:
 def generator() -> torch.Generator:
     """Random numbers on the CPU, the same on every machine and in any order of tests."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def arch(device: torch.device) -> int | None:
+    """What a `default_config` wants to know: the compute capability (90), None to interpret."""
+    if device.type == "cpu":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@pytest.fixture
+def fenced(
+    device: torch.device,
+) -> Iterator[Callable[[Sequence[int], torch.dtype], torch.Tensor]]:
+    """`fenced(shape, dtype)` makes a tensor of NaN between two fences of infinity.
+
+    Its last dimension is padded as `kernels.layout` pads channels, with NaN too, so that whatever a
+    kernel reads or leaves unwritten where it should not shows. At the end the fences must stand.
+    """
+    fence = 512  # elements: a multiple of every alignment, and longer than a row of these tests
+    buffers = []
+
+    def make(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        pitch = -(-shape[-1] // 8) * 8
+        size = math.prod(shape[:-1]) * pitch
+        buffer = torch.full((size + 2 * fence,), torch.inf, dtype=dtype, device=device)
+        buffers.append(buffer)
+        field = buffer[fence:-fence].fill_(torch.nan).view(*shape[:-1], pitch)
+        return field[..., : shape[-1]]
+
+    yield make
+    for buffer in buffers:
+        ends = torch.cat([buffer[:fence], buffer[-fence:]])
+        assert ends.eq(torch.inf).all(), "a kernel wrote outside its tensor"
 
 
 @pytest.fixture(scope="session")

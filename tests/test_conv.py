@@ -16,11 +16,13 @@ import torch
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.conv import images_tiling_fits as fits
+from alexnet_triton.kernels.jit import MAX_TILE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 Close = Callable[..., None]
+Affine = tuple[torch.Tensor, torch.Tensor]
 Tiling = Literal["images", "pixels"]
 
 HALVES = [
@@ -81,14 +83,18 @@ def run(
     config: Conv2dConfig,
     activation: str | None = None,
     precision: str = "ieee",
+    affine: Affine | None = None,
 ) -> torch.Tensor:
     """The kernel's answer [N, OC, OH, OW] to operands [N, C, H, W] and [OC, C/groups, KH, KW]."""
     packed = conv.pack_weight(weight)
     image = fenced((shape.H, shape.W, shape.N, shape.C), x.dtype).copy_(layout.pack(x))
     filters = fenced(packed.shape, x.dtype).copy_(packed)
     offsets = None if bias is None else fenced(bias.shape, x.dtype).copy_(bias)
+    if affine is not None:
+        scale, shift = (fenced(t.shape, t.dtype).copy_(t) for t in affine)
+        affine = (scale, shift)
     out = fenced((shape.OH, shape.OW, shape.N, shape.OC), x.dtype)
-    conv.conv2d(image, filters, offsets, out, shape, config, activation, precision)()
+    conv.conv2d(image, filters, offsets, out, shape, config, activation, precision, affine)()
     return layout.unpack(out).cpu()
 
 
@@ -171,6 +177,19 @@ def test_tf32_equals_float64(
     check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close, "tf32")
 
 
+@pytest.mark.parametrize("images", [3, 70, 130])
+def test_default_configuration_equals_float64(
+    images: int,
+    arch: int | None,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    shape = Conv2dShape(images, 40, 3, 2, 70, 2, 2, padding=(1, 1, 1, 1))
+    config = conv.default_config(shape, torch.float16, "ieee", arch)
+    check(shape, torch.float16, config, fenced, generator, assert_close)
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 @pytest.mark.parametrize("tiling", ["images", "pixels"])
@@ -194,6 +213,28 @@ def test_bias_and_activation(
     slope = 0.25 if activation == "sigmoid" else 1.0
     scale = slope * magnitude(x, weight, offsets, shape)
     assert_close(y, wanted, dtype, products(shape), scale=scale)
+
+
+@pytest.mark.parametrize("tiling", ["images", "pixels"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_scale_and_shift_follow_the_activation(
+    tiling: Tiling,
+    groups: int,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    """Each filter its own, in float32 whatever the rest."""
+    shape = Conv2dShape(3, 16, 3, 3, 14, 2, 2, groups=groups)
+    x, weight, bias = random_operands(shape, torch.float16, generator)
+    scale, shift = torch.randn(2, 14, generator=generator)
+    config = Conv2dConfig(tiling, 16, 16, 16)
+    y = run(fenced, x, weight, bias, shape, config, "relu", affine=(scale, shift))
+    wanted = conv.reference(x, weight, bias, shape, "relu")
+    wanted = wanted * scale[:, None, None] + shift[:, None, None]
+    size = magnitude(x, weight, bias, shape) * scale.abs()[:, None, None]
+    size += shift.abs()[:, None, None]
+    assert_close(y, wanted, torch.float16, products(shape) + 2, scale=size)
 
 
 @pytest.mark.parametrize("tiling", ["images", "pixels"])
@@ -255,10 +296,9 @@ def test_an_image_does_not_see_its_neighbours(
 
 @pytest.mark.parametrize("images", [1, 2, 70])
 def test_batch_invariant_configuration(
-    images: int, device: torch.device, fenced: Fenced, generator: torch.Generator
+    images: int, arch: int | None, fenced: Fenced, generator: torch.Generator
 ) -> None:
     """An image gives the same bits alone and in a batch of any size."""
-    arch = None if device.type == "cpu" else 80
     batch = Conv2dShape(70, 16, 3, 3, 24, 3, 3, padding=(1, 1, 1, 1))
     x, weight, bias = random_operands(batch, torch.float32, generator)
     part = dataclasses.replace(batch, N=images)
@@ -339,10 +379,6 @@ def test_too_many_rows_are_refused() -> None:
 # Default configurations
 
 
-def is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
-
-
 architectures = st.sampled_from([None, 80, 86, 89, 90, 100, 120])
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 precisions = st.sampled_from(["ieee", "tf32"])
@@ -365,7 +401,8 @@ def test_default_configuration(
 ) -> None:
     config = conv.default_config(shape, dtype, precision, arch, invariant)
     blocks = (config.BLOCK_M, config.BLOCK_N, config.BLOCK_K)
-    assert all(is_power_of_two(block) and block >= 16 for block in blocks)  # what tl.dot wants
+    assert all(block.bit_count() == 1 and block >= 16 for block in blocks)  # what tl.dot wants
+    assert all(a * b <= MAX_TILE for a, b in itertools.combinations(blocks, 2))
     assert config.num_warps in (4, 8)
     if config.tiling == "images":
         assert fits(shape, dtype)
@@ -375,5 +412,6 @@ def test_default_configuration(
         tile_bytes = (config.BLOCK_M + config.BLOCK_N) * config.BLOCK_K * dtype.itemsize
         assert config.num_stages * tile_bytes <= 166_912  # shared memory of sm_80
     if invariant:
-        other = dataclasses.replace(shape, N=shape.N + 999)
-        assert conv.default_config(other, dtype, precision, arch, invariant) == config
+        for n in (1, 65, 5000):
+            other = dataclasses.replace(shape, N=n)
+            assert conv.default_config(other, dtype, precision, arch, invariant) == config

@@ -27,7 +27,11 @@ def test_pack_and_unpack(size: tuple[int, int, int, int], dtype: torch.dtype) ->
 
 def test_pack_takes_any_strides(generator: torch.Generator) -> None:
     images = torch.randn(4, 9, 8, 6, generator=generator)
-    for view in (images.permute(0, 3, 1, 2), images[1:3, ::2, :, 2:], images[:1].expand(3, 9, 8, 6)):
+    for view in (
+        images.permute(0, 3, 1, 2),
+        images[1:3, ::2, :, 2:],
+        images[:1].expand(3, 9, 8, 6),
+    ):
         assert torch.equal(layout.unpack(layout.pack(view)), view)
 
 
@@ -53,8 +57,10 @@ def test_every_image_starts_at_a_multiple_of_16_bytes(
         torch.empty(2, 3, 4, 16)[..., :5],  # aligned, but too wide
         torch.empty(4, 8, 2, 3).permute(2, 3, 0, 1),  # packed by permuting alone
         torch.empty(2, 3, 8, 8)[:, :, ::2],  # every other image
+        torch.empty(2, 6, 4, 8)[:, ::2],  # every other column
+        torch.empty(2, 6, 4, 8)[:, :3],  # some columns
     ],
-    ids=["dense", "wide", "permuted", "sliced"],
+    ids=["dense", "wide", "permuted", "images", "columns", "crop"],
 )
 def test_another_layout_is_refused(stranger: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"wanted images 8 elements apart .* layout\.pack") as e:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from alexnet_triton.kernels import layout, linear
+from alexnet_triton.kernels.jit import MAX_TILE
 from alexnet_triton.kernels.linear import LinearConfig, LinearShape
 from hypothesis import given
 from hypothesis import strategies as st
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 Close = Callable[..., None]
+Affine = tuple[torch.Tensor, torch.Tensor]
 
 HALVES = [
     torch.float16,
@@ -26,7 +28,7 @@ HALVES = [
 ]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
 each_form = pytest.mark.parametrize(
-    ("transposed", "descriptors"), itertools.product((False, True), (False, True))
+    ("transposed", "descriptors"), list(itertools.product((False, True), (False, True)))
 )
 
 TILE = (16, 32, 16)
@@ -47,6 +49,7 @@ def run(
     config: LinearConfig,
     activation: str | None = None,
     precision: str = "ieee",
+    affine: Affine | None = None,
 ) -> torch.Tensor:
     """The kernel's answer [N, OC] to images [N, C, H, W] and a weight [OC, C*H*W]."""
     n, c, height, width = x.shape
@@ -54,8 +57,11 @@ def run(
     image = fenced((height, width, n, c), x.dtype).copy_(layout.pack(x))
     filters = fenced(packed.shape, x.dtype).copy_(packed)
     offsets = None if bias is None else fenced(bias.shape, x.dtype).copy_(bias)
+    if affine is not None:
+        scale, shift = (fenced(t.shape, t.dtype).copy_(t) for t in affine)
+        affine = (scale, shift)
     out = fenced((1, 1, n, len(weight)), x.dtype)
-    launches = linear.linear(image, filters, offsets, out, config, activation, precision)
+    launches = linear.linear(image, filters, offsets, out, config, activation, precision, affine)
     assert len(launches) == (1 if config.SPLIT_K == 1 else 2)
     for launch in launches:
         launch()
@@ -163,6 +169,20 @@ def test_bias_and_activation(
     assert_close(y, wanted, torch.float32, 24, scale=scale)
 
 
+@pytest.mark.parametrize("split", [1, 2])
+def test_scale_and_shift_follow_the_activation(
+    split: int, fenced: Fenced, generator: torch.Generator, assert_close: Close
+) -> None:
+    """Each output its own, once, in float32 whatever the rest."""
+    x, weight, bias = random_operands(LinearShape(5, 2, 12, 9), torch.float16, generator)
+    scale, shift = torch.randn(2, 9, generator=generator)
+    config = LinearConfig(16, 16, 16, split)
+    y = run(fenced, x, weight, bias, config, "relu", affine=(scale, shift))
+    wanted = linear.reference(x.flatten(1), weight, bias, "relu") * scale + shift
+    size = linear.reference(x.flatten(1).abs(), weight.abs(), bias.abs())
+    assert_close(y, wanted, torch.float16, 26, scale=size * scale.abs() + shift.abs())
+
+
 def test_split_sums_are_kept_in_single_precision(
     fenced: Fenced, generator: torch.Generator, assert_close: Close
 ) -> None:
@@ -259,7 +279,7 @@ dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 precisions = st.sampled_from(["ieee", "tf32"])
 problems = st.builds(
     LinearShape,
-    st.integers(1, 2000),
+    st.sampled_from([1, 5, 64, 65, 100, 1024, 2000]),
     st.sampled_from([1, 4, 36, 49]),
     st.integers(1, 5000),
     st.integers(1, 20000),
@@ -271,9 +291,9 @@ def test_default_configuration(
     shape: LinearShape, dtype: torch.dtype, precision: str, arch: int | None, invariant: bool
 ) -> None:
     config = linear.default_config(shape, dtype, precision, arch, invariant)
-    for block in (config.BLOCK_M, config.BLOCK_N, config.BLOCK_K):
-        assert block >= 16, "tl.dot wants 16"
-        assert block.bit_count() == 1
+    blocks = (config.BLOCK_M, config.BLOCK_N, config.BLOCK_K)
+    assert all(block.bit_count() == 1 and block >= 16 for block in blocks)  # what tl.dot wants
+    assert all(a * b <= MAX_TILE for a, b in itertools.combinations(blocks, 2))
     assert config.num_warps in (4, 8)
     assert 1 <= config.SPLIT_K <= max(1, shape.P * -(-shape.C // config.BLOCK_K))
     if config.descriptors:
@@ -283,5 +303,6 @@ def test_default_configuration(
         assert config.num_stages * tile_bytes <= 166_912  # shared memory of sm_80
     if invariant:
         assert config.SPLIT_K == 1
-        other = dataclasses.replace(shape, N=shape.N + 999)
-        assert linear.default_config(other, dtype, precision, arch, invariant) == config
+        for n in (1, 65, 5000):
+            other = dataclasses.replace(shape, N=n)
+            assert linear.default_config(other, dtype, precision, arch, invariant) == config

@@ -38,8 +38,8 @@ def run(
 ) -> torch.Tensor:
     """The kernel's answer as an activation [OH, OW, N, S*S*C]; `images` lie on their device."""
     out = fenced((shape.OH, shape.OW, shape.N, shape.S**2 * shape.C), dtype)
-    constants = (fenced(c.shape, torch.float32).copy_(c) for c in (mean, std))
-    stem.stem(images, *constants, out, shape, config)()
+    mean, std = (fenced(c.shape, torch.float32).copy_(c) for c in (mean, std))
+    stem.stem(images, mean, std, out, shape, config)()
     return out
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 
 import torch
 from safetensors.torch import load_file
 
+from . import keras
 from .state import WeightsError
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".safetensors", *keras.SUFFIXES)
 
 
-def read(path: Path) -> object:
-    """The content of a `.pth`, `.pt` or `.safetensors` file, on the CPU; a state dict, one hopes.
+def read(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    flattened: Mapping[str, tuple[int, ...]],
+) -> object:
+    """The content of a file with one of `SUFFIXES`, on the CPU; a state dict, one hopes.
+
+    Keras files have neither our names nor our layout: they are read with the network's `expected`
+    shapes and `flattened` volumes in hand (see `keras.read`).
 
     Raises WeightsError for a folder, a missing or empty file, another suffix, a file that is
     truncated or corrupt, and a pickle that asks for anything but tensors and plain containers.
@@ -32,6 +41,8 @@ def read(path: Path) -> object:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty; cure: download or save it again")
     try:
+        if suffix in keras.SUFFIXES:
+            return keras.read(path, expected, flattened)
         return load_file(path) if suffix == ".safetensors" else _unpickled(path)
     except WeightsError:
         raise

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -17,11 +18,19 @@ from .state import State, WeightsError, canonical
 Source = str | PathLike[str] | Mapping[str, torch.Tensor]
 
 
-def load(source: Source, expected: Mapping[str, tuple[int, ...]], *, network: str) -> State:
+def load(
+    source: Source,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    network: str,
+    flattened: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> State:
     """The canonical state of the network called `network` from `source` (see the package).
 
     `expected` maps tensor names to shapes, in network order; the result has the same names in the
     same order, each a float32, contiguous, finite CPU tensor that shares memory with nothing.
+    `flattened` maps the weight of each linear layer after a flatten to the (C, H, W) that it was
+    flattened from; only files of frameworks that flatten in another order ask for it.
 
     Raises WeightsError, one line, when the source is unknown, out of reach, or does not fit.
     """
@@ -43,7 +52,7 @@ def load(source: Source, expected: Mapping[str, tuple[int, ...]], *, network: st
                 f"unknown weights {source!r}; wanted 'imagenet', 'digits', 'random:SEED', "
                 f"a {', '.join(SUFFIXES)} file, or a state dict"
             )
-    return canonical(read(path), expected, str(path))
+    return canonical(read(path, expected, flattened), expected, str(path))
 
 
 def _only_for(owner: str, network: str, source: str) -> None:

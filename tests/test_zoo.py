@@ -1,0 +1,242 @@
+"""Every network of the zoo through the kernels, against torch modules of the same network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from alexnet_triton import Engine, EngineError
+from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.reference import normalise
+from alexnet_triton.engine.spec import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    Network,
+    Preprocess,
+    ReLU,
+    Shape,
+    Sigmoid,
+    Softmax,
+)
+from alexnet_triton.engine.zoo import ALEXNET_KERAS_BN, NETWORKS, alexnet2012, network, vgg
+from alexnet_triton.weights import load
+from torch import nn
+
+PLAIN = Preprocess(64, 64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
+def module(layer: Layer, shape: Shape) -> nn.Module:
+    """torch's own module for a layer that receives this shape."""
+    match layer:
+        case Conv2d(oc, k, stride, padding, dilation, groups):
+            return nn.Conv2d(shape[0], oc, k, stride, padding, dilation, groups)
+        case Linear(features):
+            return nn.Linear(shape[0], features)
+        case MaxPool2d(k, stride, padding, ceil_mode):
+            return nn.MaxPool2d(k, stride, padding, ceil_mode=ceil_mode)
+        case AvgPool2d(k, stride, padding, ceil_mode, count):
+            return nn.AvgPool2d(k, stride, padding, ceil_mode, count)
+        case AdaptiveAvgPool2d(size):
+            return nn.AdaptiveAvgPool2d(size)
+        case BatchNorm2d(eps):
+            return nn.BatchNorm2d(shape[0], eps)
+        case LocalResponseNorm(size, alpha, beta, k):
+            return nn.LocalResponseNorm(size, alpha, beta, k)
+        case ReLU():
+            return nn.ReLU()
+        case Sigmoid():
+            return nn.Sigmoid()
+        case Softmax():
+            return nn.Softmax(1)
+        case Flatten():
+            return nn.Flatten()
+        case Dropout():
+            return nn.Dropout()
+
+
+def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Sequential:
+    """The network in torch's modules, float64, evaluating, with this state."""
+    made = nn.Sequential()
+    for name, layer, shape, _ in net.walk():
+        made.add_module(name, module(layer, shape))
+    made.double().eval()
+    tracked = {name for name, _ in made.named_buffers() if name.endswith("num_batches_tracked")}
+    missing, extra = made.load_state_dict(state, strict=False)
+    assert set(missing) <= tracked
+    assert extra == []
+    return made
+
+
+def relative(actual: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((actual.double().cpu() - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def check(net: Network, device: torch.device, generator: torch.Generator, images: int = 1) -> None:
+    state = load("random:5", net.parameter_shapes(), network=net.name)
+    engine = Engine.load(net, state, device=device, dtype="fp32")
+    pixels = torch.randint(
+        0, 256, (images, *net.input_shape), dtype=torch.uint8, generator=generator
+    )
+    with torch.inference_mode():
+        wanted = twin(net, state)(normalise(pixels, net.preprocess, torch.float64))
+    assert relative(engine(pixels), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_are_those_of_torchs_modules(name: str) -> None:
+    net = network(name)
+    with torch.device("meta"):
+        x = torch.empty(1, *net.input_shape)
+        for layer_name, layer, came, output in net.walk():
+            x = module(layer, came).eval()(x)
+            assert tuple(x.shape[1:]) == output, layer_name
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet2012", "alexnet_single_tower", "alexnet_keras_bn", "zfnet"]
+)
+def test_full_size_is_its_torch_twin(
+    name: str, device: torch.device, generator: torch.Generator
+) -> None:
+    check(network(name), device, generator)
+
+
+@pytest.mark.parametrize("stages", [(1, 1, 2, 2, 2), (2, 2, 4, 4, 4)])
+def test_narrow_vgg_is_its_torch_twin(
+    stages: tuple[int, ...], device: torch.device, generator: torch.Generator
+) -> None:
+    layers = vgg(stages, width=1 / 16)
+    net = Network("narrow_vgg", (3, 64, 64), layers, PLAIN, "imagenet.txt")
+    check(net, device, generator, images=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["vgg11", "vgg19"])
+def test_full_size_vgg_on_a_gpu(
+    name: str, device: torch.device, generator: torch.Generator
+) -> None:
+    check(network(name), device, generator)
+
+
+@pytest.mark.parametrize("settings", [{"padding": 2}, {"norm": LocalResponseNorm(5, k=1.0)}])
+def test_narrow_2012_variants(
+    settings: dict[str, object], device: torch.device, generator: torch.Generator
+) -> None:
+    layers = alexnet2012(width=1 / 8, **settings)  # type: ignore[arg-type]
+    check(Network("narrow", (3, 95, 99), layers, PLAIN, "imagenet.txt"), device, generator, 3)
+
+
+def test_towers_are_two_half_networks_joined(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    """What 2012 ran on two GPUs: two towers that meet in conv3 and in the linear layers."""
+    net = Network("towers", (3, 99, 99), alexnet2012(width=1 / 4), PLAIN, "imagenet.txt")
+    state = load("random:2", net.parameter_shapes(), network=net.name)
+    pixels = torch.randn(2, 3, 99, 99, generator=generator)
+    grouped = Engine.load(net, state, device=device, dtype="fp32").features(
+        pixels, ["conv2", "conv5"]
+    )
+    modules = dict(twin(net, state).named_children())
+
+    def tower(name: str, x: torch.Tensor, half: int) -> torch.Tensor:
+        conv = modules[name]
+        assert isinstance(conv, nn.Conv2d)
+        filters = conv.weight.chunk(2)[half]
+        bias = conv.bias
+        assert bias is not None
+        return torch.relu(
+            nn.functional.conv2d(x, filters, bias.chunk(2)[half], conv.stride, conv.padding)
+        )
+
+    with torch.inference_mode():
+        x = pixels.double()
+        x = modules["pool1"](modules["norm1"](torch.relu(modules["conv1"](x))))
+        conv2 = [tower("conv2", part, half) for half, part in enumerate(x.chunk(2, 1))]
+        assert relative(grouped["conv2"], torch.cat(conv2, 1)) < 1e-5
+        x = modules["pool2"](modules["norm2"](torch.cat(conv2, 1)))
+        x = torch.relu(modules["conv3"](x))  # reads both towers
+        halves = list(x.chunk(2, 1))
+        for name in ("conv4", "conv5"):
+            halves = [tower(name, part, half) for half, part in enumerate(halves)]
+        assert relative(grouped["conv5"], torch.cat(halves, 1)) < 1e-5
+
+
+def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    """Scales of both signs, and a max-pool behind them, which a negative scale does not pass."""
+    layers: tuple[tuple[str, Layer], ...] = (
+        ("conv1", Conv2d(12, 3, stride=2)),
+        ("bn1", BatchNorm2d()),
+        ("relu1", ReLU()),
+        ("bn2", BatchNorm2d(eps=1e-3)),
+        ("pool1", MaxPool2d(3, 2)),
+        ("conv2", Conv2d(9, 3)),
+        ("bn3", BatchNorm2d()),
+        ("pool2", AvgPool2d(2, 2, ceil_mode=True, padding=1, count_include_pad=False)),
+        ("flatten", Flatten()),
+        ("fc3", Linear(7)),
+        ("sigmoid", Sigmoid()),
+    )
+    net = Network("normed", (3, 31, 31), layers, PLAIN, "")
+    planned = plan(net, 2, NUMBERS["fp32"], None)
+    assert [step.layers for step in planned.steps] == [
+        (),
+        ("conv1", "bn1", "relu1", "bn2"),
+        ("pool1",),
+        ("conv2", "bn3"),
+        ("pool2",),
+        ("fc3", "sigmoid"),
+    ]
+    check(net, device, generator, images=3)
+
+
+def test_classify_gives_probabilities_of_every_kind_of_output(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    engine = Engine.load(ALEXNET_KERAS_BN, "random:1", device=device, dtype="fp32")
+    yes = engine(pixels)
+    assert yes.shape == (2, 1)
+    for predictions, p in zip(engine.classify(pixels), yes[:, 0].tolist(), strict=True):
+        assert isinstance(predictions, list)
+        found = {prediction.label: prediction.score for prediction in predictions}
+        assert found == pytest.approx({"dog": p, "cat": 1 - p})
+    layers = (("conv1", Conv2d(4, 3)), ("flatten", Flatten()), ("fc2", Linear(6)))
+    for tail in ((), (("softmax", Softmax()),)):
+        net = Network("tiny", (3, 8, 8), (*layers, *tail), replace(PLAIN, crop=8), "")
+        engine = Engine.load(net, "random:1", device=device, dtype="fp32")
+        predictions = engine.classify(pixels[:1, :, :8, :8], top=6)[0]
+        assert isinstance(predictions, list)
+        assert sum(p.score for p in predictions) == pytest.approx(1, abs=1e-5)
+        assert {p.label for p in predictions} == {str(i) for i in range(6)}
+
+
+def test_a_network_without_published_weights_says_so(device: torch.device) -> None:
+    with pytest.raises(EngineError, match="vgg16: nobody publishes weights for it; name a file"):
+        Engine.load("vgg16", device=device)
+
+
+def test_torchvisions_vgg_names_are_understood() -> None:
+    net = Network("vgg", (3, 32, 32), vgg((1, 1, 1, 1, 1), width=1 / 32), PLAIN, "")
+    state = load("random:0", net.parameter_shapes(), network="vgg")
+    theirs: dict[str, torch.Tensor] = {}
+    numbers = {"conv1_1": 0, "conv2_1": 3, "conv3_1": 6, "conv4_1": 9, "conv5_1": 12}
+    heads = {"fc6": 0, "fc7": 3, "fc8": 6}
+    for name, tensor in state.items():
+        layer, kind = name.split(".")
+        half, number = (
+            ("features", numbers[layer]) if layer in numbers else ("classifier", heads[layer])
+        )
+        theirs[f"{half}.{number}.{kind}"] = tensor
+    back = load(theirs, net.parameter_shapes(), network="vgg")
+    assert all(torch.equal(back[name], state[name]) for name in state)

@@ -1,0 +1,27 @@
+"""The canonical state as a file: fast to load, and nothing in it can run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .state import WeightsError
+
+
+def save(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a canonical state to a `.safetensors` file, whole or not at all.
+
+    Raises WeightsError for another suffix, OSError where the file cannot be written.
+    """
+    target = Path(path).expanduser()
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: wanted a name ending in .safetensors, got {target.suffix!r}")
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, written)
+        written.replace(target)
