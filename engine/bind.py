@@ -146,7 +146,7 @@ def _launches(
             return (pool.avg_pool2d(x, out, shape, config, layer.count_include_pad),)
         case _, pool.PoolShape() as shape, pool.PoolConfig() as config:
             return (pool.avg_pool2d(x, out, shape, config),)
-        case LocalResponseNorm(_, alpha, beta, k), lrn.LRNShape() as shape, lrn.LRNConfig() as c:
+        case LocalResponseNorm(_, alpha, beta, k, _), lrn.LRNShape() as shape, lrn.LRNConfig() as c:
             return (lrn.local_response_norm(x, out, shape, c, alpha, beta, k),)
         case _, softmax.SoftmaxShape() as shape, softmax.SoftmaxConfig() as config:
             return (softmax.softmax(x, out, shape, config),)

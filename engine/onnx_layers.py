@@ -172,6 +172,9 @@ def _windows(site: Site, known: dict[str, Any]) -> _Windows:
     reach, mode, ceil = dilation * (kernel - 1) + 1, known["auto_pad"], known.get("ceil_mode")
     if ceil and mode != "NOTSET":
         raise node.refused(f"wanted ceil_mode 0 beside auto_pad {mode}, got {ceil}")
+    if stride > reach and mode.startswith("SAME"):
+        # The formula's padding may be negative there, and runtimes read that differently.
+        raise node.refused(f"wanted strides up to {reach} beside auto_pad {mode}, got {stride}")
     match mode:
         case "SAME_UPPER" | "SAME_LOWER":
             pads = [_same(side, reach, stride, mode) for side in sides]
@@ -244,9 +247,6 @@ def _pool_windows(site: Site, known: dict[str, Any]) -> _Windows:
     w = _windows(site, known)
     if w.dilation != 1:
         raise site.node.refused(f"wanted dilations of 1, got {w.dilation}")
-    if w.stride > w.kernel and known["auto_pad"].startswith("SAME"):
-        # The formula's padding may be negative there; runtimes make different things of it.
-        raise site.node.refused(f"wanted strides up to the kernel {w.kernel}, got {w.stride}")
     if w.padding > w.kernel // 2:
         raise site.node.refused(f"wanted pads up to half the kernel {w.kernel}, got {w.padding}")
     return w

@@ -268,7 +268,7 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
             work = pool.work(window, dtype)
             yield Step(block.name, kernel, block, window, size, (oh, ow, n, channels), work)
         case LocalResponseNorm() as layer:
-            norm = lrn.LRNShape(height * width * n, channels, layer.size)
+            norm = lrn.LRNShape(height * width * n, channels, layer.size, layer.groups)
             rows = lrn.default_config(norm, arch)
             yield Step(block.name, "lrn", block, norm, rows, came, lrn.work(norm, dtype))
         case Softmax():

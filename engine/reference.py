@@ -66,8 +66,9 @@ def apply(
             owned = (state[f"{name}.{key}"] for key in layer.parameter_shapes(x.shape[1:]))
             weight, bias, mean, variance = owned
             return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
-        case LocalResponseNorm(size, alpha, beta, k):
-            return F.local_response_norm(x, size, alpha, beta, k)
+        case LocalResponseNorm(size, alpha, beta, k, groups):
+            parts = x.chunk(groups, 1)
+            return torch.cat([F.local_response_norm(p, size, alpha, beta, k) for p in parts], 1)
         case Sigmoid():
             return x.sigmoid()
         case Softmax():

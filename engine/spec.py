@@ -140,15 +140,21 @@ class BatchNorm2d:
 
 @dataclass(frozen=True, slots=True)
 class LocalResponseNorm:
-    """x / (k + alpha/size * sum of squares over `size` channels) ** beta, as torch defines it."""
+    """x / (k + alpha/size * sum of squares over `size` channels) ** beta, as torch defines it.
+
+    Neighbours are those of the same group: with `groups` 2 each tower is normalised by itself.
+    """
 
     size: int
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 1.0
+    groups: int = 1
 
     def output_shape(self, shape: Shape) -> Shape:
-        return _features(shape, "LocalResponseNorm")
+        if _features(shape, "LocalResponseNorm")[0] % self.groups:
+            raise NetworkError(f"{shape[0]} channels do not divide into {self.groups} groups")
+        return shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,10 @@ def alexnet2012(
     """The layers of 2012, two towers as groups.
 
     `padding` 2 on conv1 makes the same 55x55 of a 224 image that 0 makes of a 227 one. `norm`
-    defaults to the paper's (its alpha of 1e-4 is not divided by the size, torch's is).
+    defaults to the paper's: its alpha of 1e-4 is not divided by the size, torch's is, and each
+    tower normalises its own maps, as each GPU did.
     """
-    norm = norm or LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    norm = norm or LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=2)
 
     def scaled(channels: int) -> int:
         return int(channels * width)
@@ -204,6 +205,7 @@ ALEXNET_KERAS_BN = Network(
     classes="cats_dogs.txt",
 )
 
+# Caffe's bvlc_alexnet normalises across both towers, divides alpha, and has k 1.
 CAFFE_NORM = LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
 
 NETWORKS = {

@@ -20,11 +20,15 @@ from .jit import Launch, Work, jit, power_of_two
 
 @dataclass(frozen=True, slots=True)
 class LRNShape:
-    """M pixels (all images together) of C channels, and the window's size."""
+    """M pixels (all images together) of C channels, and the window's size.
+
+    A window reaches over the channels of its own group only.
+    """
 
     M: int
     C: int
     size: int
+    groups: int = 1
 
 
 @jit
@@ -46,6 +50,7 @@ def _lrn_kernel(
     k,
     C: tl.constexpr,
     SIZE: tl.constexpr,
+    GROUP: tl.constexpr,  # channels of one group
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -56,7 +61,7 @@ def _lrn_kernel(
     total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
     for j in range(SIZE):
         near = c + j - SIZE // 2
-        mask = inside & ((near >= 0) & (near < C))[None, :]
+        mask = inside & ((near >= 0) & (near < C) & (near // GROUP == c // GROUP))[None, :]
         value = tl.load(x + start + near[None, :], mask=mask, other=0.0).to(tl.float32)
         total += value * value
     value = tl.load(x + start + c[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -103,6 +108,7 @@ def local_response_norm(
         "k": float(k),
         "C": shape.C,
         "SIZE": shape.size,
+        "GROUP": shape.C // shape.groups,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_C": config.BLOCK_C,
     }

@@ -68,7 +68,7 @@ def fenced(
         size = math.prod(shape[:-1]) * pitch
         buffer = torch.full((size + 2 * fence,), torch.inf, dtype=dtype, device=device)
         buffers.append(buffer)
-        field = buffer[fence:-fence].fill_(torch.nan).view(*shape[:-1], pitch)
+        field: torch.Tensor = buffer[fence:-fence].fill_(torch.nan).view(*shape[:-1], pitch)
         return field[..., : shape[-1]]
 
     yield make

@@ -177,7 +177,27 @@ def conv2d_calls(draw: st.DrawFn) -> Call:
     )
 
 
-@settings(max_examples=150)
+@pytest.mark.parametrize("images", [3, 66])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same", "dilation": (1, 3)},
+        {"padding": (0, 3, 2, 1), "stride": (2, 1)},
+        {"padding": (2, 1), "stride": (2, 3)},
+        {"padding": 1, "dilation": (3, 1), "groups": 3},
+    ],
+    ids=str,
+)
+def test_conv2d_of_uneven_numbers(
+    options: dict[str, Any], images: int, device: torch.device, assert_close: Close
+) -> None:
+    """Nothing is the same up and down, left and right, or across, so that no mix-up is hidden."""
+    channels = 5 * options.get("groups", 1)
+    operands = Operand((images, channels, 9, 8)), Operand((6, 5, 2, 4), seed=1), Operand((6,))
+    check(Call("conv2d", operands, 40, options), device, assert_close)
+
+
+@settings(max_examples=200)
 @given(call=conv2d_calls())
 def test_conv2d(call: Call, device: torch.device, assert_close: Close) -> None:
     check(call, device, assert_close)
@@ -211,6 +231,26 @@ def pool2d_calls(draw: st.DrawFn, function: str) -> Call:
         reduction=kernel[0] * kernel[1] if function == "avg_pool2d" else 0,
         options=options,
     )
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("function", "more"),
+    [
+        ("max_pool2d", {"dilation": (2, 1)}),
+        ("avg_pool2d", {"count_include_pad": False}),
+        ("avg_pool2d", {"count_include_pad": True}),
+    ],
+)
+def test_pooling_of_uneven_numbers(
+    function: str,
+    more: dict[str, Any],
+    ceil_mode: bool,
+    device: torch.device,
+    assert_close: Close,
+) -> None:
+    options = {"kernel_size": (2, 4), "stride": (4, 3), "padding": (1, 2), "ceil_mode": ceil_mode}
+    check(Call(function, (Operand((2, 5, 8, 9)),), 8, options | more), device, assert_close)
 
 
 @given(call=pool2d_calls("max_pool2d"))

@@ -113,3 +113,19 @@ def test_work() -> None:
     work = lrn.work(LRNShape(6, 10, 5), torch.float16)
     assert work.flops == 60 * 14  # a multiply-add a neighbour; scale, add, power, multiply
     assert work.bytes == 2 * 60 * 2
+
+
+def test_groups_are_normalised_by_themselves(
+    device: torch.device, generator: torch.Generator, assert_close: Close
+) -> None:
+    """As the two GPUs of 2012 did: a window does not reach into the other tower."""
+    x = torch.randn(3, 24, 5, 4, generator=generator)
+    shape = lrn.LRNShape(3 * 5 * 4, 24, size=5, groups=2)
+    packed = layout.pack(x.to(device))
+    out = layout.empty(5, 4, 3, 24, torch.float32, device).fill_(float("nan"))
+    for arch in (None, 90):
+        config = lrn.default_config(shape, arch)
+        lrn.local_response_norm(packed, out, shape, config, alpha=0.5)()
+        wanted = torch.cat([lrn.reference(part, 5, alpha=0.5) for part in x.chunk(2, 1)], 1)
+        assert_close(layout.unpack(out), wanted, torch.float32, 5)
+        assert (wanted - lrn.reference(x, 5, alpha=0.5)).abs().max() > 1e-3

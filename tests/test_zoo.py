@@ -34,6 +34,17 @@ from torch import nn
 PLAIN = Preprocess(64, 64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
 
+class Towers(nn.Module):
+    """A module without weights on each tower by itself."""
+
+    def __init__(self, inner: nn.Module, towers: int) -> None:
+        super().__init__()
+        self.inner, self.towers = inner, towers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.inner(part) for part in x.chunk(self.towers, 1)], 1)
+
+
 def module(layer: Layer, shape: Shape) -> nn.Module:
     """torch's own module for a layer that receives this shape."""
     match layer:
@@ -49,8 +60,8 @@ def module(layer: Layer, shape: Shape) -> nn.Module:
             return nn.AdaptiveAvgPool2d(size)
         case BatchNorm2d(eps):
             return nn.BatchNorm2d(shape[0], eps)
-        case LocalResponseNorm(size, alpha, beta, k):
-            return nn.LocalResponseNorm(size, alpha, beta, k)
+        case LocalResponseNorm(size, alpha, beta, k, groups):
+            return Towers(nn.LocalResponseNorm(size, alpha, beta, k), groups)
         case ReLU():
             return nn.ReLU()
         case Sigmoid():

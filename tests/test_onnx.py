@@ -1,0 +1,877 @@
+"""ONNX files: torch's exporters and hand-made graphs give the same outputs here, or a refusal.
+
+The yardsticks are torch, which exported the graph, and the onnx package's reference evaluator. Its
+LRN visits as many channels as there are images, so graphs with one run on as many as channels.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from alexnet_triton.engine import Engine, onnx_graph, reference
+from alexnet_triton.engine.onnx_file import Node, OnnxError
+from alexnet_triton.engine.spec import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    Network,
+    ReLU,
+    Sigmoid,
+    Softmax,
+)
+from alexnet_triton.engine.zoo import CAFFE_NORM, alexnet2012, network
+from alexnet_triton.weights import load
+from torch import nn
+
+onnx = pytest.importorskip("onnx", reason="needs the onnx package, which is in the test extra")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+IMAGE = (4, 11, 11)
+
+
+def last(net: Network, state: dict[str, torch.Tensor], x: np.ndarray[Any, Any]) -> torch.Tensor:
+    """What the last layer makes of `x`."""
+    return [*reference.forward(net, state, torch.from_numpy(x)).values()][-1]
+
+
+def random(*shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+# Models from torch
+
+
+def module(layer: Layer, came: tuple[int, ...]) -> nn.Module:
+    """torch's own layer for one of ours, on an input of that shape."""
+    match layer:
+        case Conv2d(channels, kernel, stride, padding, dilation, groups):
+            return nn.Conv2d(came[0], channels, kernel, stride, padding, dilation, groups)
+        case MaxPool2d(kernel, stride, padding, ceil_mode):
+            return nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+        case AvgPool2d(kernel, stride, padding, ceil_mode, counted):
+            return nn.AvgPool2d(kernel, stride, padding, ceil_mode, counted)
+        case AdaptiveAvgPool2d(size):
+            return nn.AdaptiveAvgPool2d(size)
+        case Linear(features):
+            return nn.Linear(came[0], features)
+        case BatchNorm2d(eps):
+            return nn.BatchNorm2d(came[0], eps)
+        case LocalResponseNorm(size, alpha, beta, k):
+            return nn.LocalResponseNorm(size, alpha, beta, k)
+        case Dropout(p):
+            return nn.Dropout(p)
+        case ReLU():
+            return nn.ReLU()
+        case Sigmoid():
+            return nn.Sigmoid()
+        case Softmax():
+            return nn.Softmax(1)
+        case Flatten():
+            return nn.Flatten()
+
+
+def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Module:
+    """The network as a module of torch's, with these weights, for inference."""
+    model = nn.Sequential()
+    for name, layer, came, _ in net.walk():
+        model.add_module(name, module(layer, came))
+    left = model.load_state_dict(state, strict=False)
+    assert not left.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in left.missing_keys)
+    return model.eval()
+
+
+def export(model: nn.Module, image: Sequence[int], path: Path, dynamo: bool) -> None:
+    """torch.onnx by either exporter, with N left open."""
+    x = torch.randn(2, *image)
+    shapes: dict[str, Any] = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+    if dynamo:
+        shapes = {"input_names": ["x"], "dynamic_shapes": ({0: torch.export.Dim("n")},)}
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(model, (x,), str(path), dynamo=dynamo, verbose=False, **shapes)
+
+
+def narrowed(net: Network) -> Network:
+    """The same layers at a sixteenth of the width."""
+
+    def thin(layer: Layer) -> Layer:
+        if isinstance(layer, Conv2d):
+            return replace(layer, out_channels=layer.out_channels // 16)
+        if isinstance(layer, Linear):
+            return replace(layer, out_features=max(1, layer.out_features // 16))
+        return layer
+
+    return replace(net, layers=tuple((name, thin(layer)) for name, layer in net.layers))
+
+
+AVERAGES = replace(
+    network("digits"),
+    input_shape=(3, 30, 33),
+    layers=(
+        ("conv1", Conv2d(8, 3, stride=2, padding=1, dilation=2)),
+        ("relu1", ReLU()),
+        ("pool1", AvgPool2d(3, 2, padding=1, ceil_mode=True)),
+        ("conv2", Conv2d(8, 3, padding=1, groups=4)),
+        ("pool2", AvgPool2d(2, 2, ceil_mode=True)),
+        ("conv3", Conv2d(8, 3, padding=1)),
+        ("pool3", AvgPool2d(3, 1, padding=1, count_include_pad=False)),
+        ("avgpool", AdaptiveAvgPool2d(1)),
+        ("flatten", Flatten()),
+        ("fc4", Linear(6)),
+        ("softmax", Softmax()),
+    ),
+)
+ROUND_TRIPS = [
+    narrowed(network(name)) for name in ("alexnet", "zfnet", "alexnet_keras_bn", "alexnet2012_224")
+] + [AVERAGES]
+
+exporters = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+
+
+@exporters
+@pytest.mark.parametrize("net", ROUND_TRIPS, ids=lambda net: net.name)
+def test_what_torch_exports_comes_back(net: Network, dynamo: bool, tmp_path: Path) -> None:
+    """The same layers by the same names, the same weights to the bit, the same outputs."""
+    state = load("random:1", net.parameter_shapes(), network=net.name)
+    model, path = twin(net, state), tmp_path / "model.onnx"
+    export(model, net.input_shape, path, dynamo)
+    if not dynamo and net.name == "alexnet2012_224":
+        refused(path, "node '/norm1/Mul' (Mul): not supported")  # which has no end of nodes
+        return
+    got, weights = onnx_graph.read(path)
+    kept = [pair for pair in net.layers if not isinstance(pair[1], Dropout)]
+    assert [*got.layers] == kept
+    assert got.input_shape == net.input_shape
+    assert [*weights] == [*state]
+    assert all(torch.equal(weights[name], state[name]) for name in state)
+    x = random(3, *net.input_shape)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(x))
+    torch.testing.assert_close(last(got, weights, x), wanted, rtol=1e-4, atol=1e-4)
+
+
+class Viewed(nn.Module):
+    """The flatten of a thousand scripts; torch's optimisers also fold this BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 6 * 6, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 3, 2)
+        return torch.sigmoid(self.fc(x.view(x.size(0), -1)))
+
+
+@exporters
+def test_batchnorm_before_relu_and_a_view(dynamo: bool, tmp_path: Path) -> None:
+    model = Viewed().eval()
+    load_norm = load("random:2", {"n.running_mean": (8,), "n.running_var": (8,)}, network="n")
+    model.norm.load_state_dict(
+        {name.removeprefix("n."): value for name, value in load_norm.items()}, strict=False
+    )
+    export(model, (3, 32, 32), tmp_path / "a.onnx", dynamo)
+    x = random(3, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(x))
+    got = last(*onnx_graph.read(tmp_path / "a.onnx"), x)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    model_proto = onnx.load(tmp_path / "a.onnx")
+    (evaluated,) = ReferenceEvaluator(model_proto).run(None, {"x": x})
+    np.testing.assert_allclose(got.numpy(), evaluated, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("pads", [0, 0, 1, 0, 0, 0, 0, 3, 0, 0]),
+        ("target", [-1, 1, 11, 4, 11]),
+        ("axes", [2]),
+    ],
+)
+def test_torchs_normalisation_is_known_by_its_constants_too(
+    name: str, changed: list[int], tmp_path: Path
+) -> None:
+    constants = {
+        "target": np.array([-1, 1, *IMAGE]),
+        "pads": np.array([0, 0, 2, 0, 0, 0, 0, 2, 0, 0]),
+        "axes": np.array([1]),
+        "alpha": np.float32(5e-4),
+        "k": np.float32(2),
+        "beta": np.float32(0.75),
+    }
+    square = helper.make_node("Mul", ["x", "x"], ["square"], name="square")
+    nodes = [
+        helper.make_node("Reshape", ["square", "target"], ["volume"]),
+        helper.make_node("Pad", ["volume", "pads"], ["padded"]),
+        helper.make_node("AveragePool", ["padded"], ["mean"], kernel_shape=[5, 1, 1]),
+        helper.make_node("Squeeze", ["mean", "axes"], ["flat"]),
+        helper.make_node("Mul", ["flat", "alpha"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "k"], ["shifted"]),
+        helper.make_node("Pow", ["shifted", "beta"], ["power"]),
+        helper.make_node("Div", ["x", "power"], ["y"]),
+        helper.make_node("Flatten", ["y"], ["z"]),
+    ]
+    model = graph([square, *nodes], tensors=constants, outputs=["z"])
+    assert agrees(model, tmp_path) == [LocalResponseNorm(5, 5e-4, 0.75, 2.0), Flatten()]
+    other = constants | {name: np.array(changed)}
+    refused_graph(
+        graph([square, *nodes], tensors=other, outputs=["z"]), tmp_path, "node 'square' (Mul)"
+    )
+
+
+# Models made by hand
+
+
+def graph(
+    nodes: Sequence[Any],
+    *,
+    image: Sequence[int | str] = IMAGE,
+    batch: int | str = "n",
+    tensors: dict[str, Any] | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str],
+    opset: int = 20,
+) -> Any:
+    """A model on "x" [batch, *image], which the checker is not asked about."""
+
+    def value(name: str, shape: Sequence[int | str]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    made = helper.make_graph(
+        nodes,
+        "made",
+        [value("x", [batch, *image]), *(value(name, [1]) for name in inputs)],
+        [value(name, ["n", "any"]) for name in outputs],
+        [numpy_helper.from_array(np.asarray(t), name) for name, t in (tensors or {}).items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+TENSORS = {
+    "w": random(6, 4, 3, 3),
+    "w2": random(6, 2, 3, 3),
+    "b": random(6),
+    "b4": random(1, 6, 1, 1),
+    "scale": random(4),
+    "mean": random(4),
+    "var": abs(random(4)) + 0.5,
+    "m": random(484, 5) / 22,
+    "mt": random(5, 484) / 22,
+    "c": random(5),
+    "c2": random(1, 5),
+    "c1": np.float32(0.5),
+    "half": np.float32(0.5),
+    "false": np.array(False),
+    "hw": np.array([2, 3]),
+    "hw_back": np.array([-1, -2]),
+    "0,-1": np.array([0, -1]),
+    "-1,484": np.array([-1, 484]),
+    "4,484": np.array([4, 484]),
+}
+
+
+def step(op: str, *constants: str, first: bool = True, **attributes: Any) -> Any:
+    """A node of a chain: its other input and its output are told by where it stands."""
+    named = [*constants[:1], "", *constants[1:]] if not first else ["", *constants]
+    return helper.make_node(op, named, [""], **attributes)
+
+
+def chain(*steps: Any, tensors: dict[str, Any] | None = None, **options: Any) -> Any:
+    """The model of nodes n0, n1, ..., each on the output of the one before: t0, t1, ..."""
+    nodes = []
+    for index, given in enumerate(steps):
+        node = type(given)()
+        node.CopyFrom(given)
+        came = f"t{index - 1}" if index else "x"
+        empty = [*node.input].index("")
+        node.input[empty], node.output[0], node.name = came, f"t{index}", f"n{index}"
+        nodes.append(node)
+    outputs = [nodes[-1].output[0]]
+    return graph(nodes, tensors=TENSORS | (tensors or {}), outputs=outputs, **options)
+
+
+def saved(model: Any, tmp_path: Path) -> Path:
+    onnx.save(model, tmp_path / "a.onnx")
+    return tmp_path / "a.onnx"
+
+
+def agrees(model: Any, tmp_path: Path) -> list[Layer]:
+    """Ours equals the reference evaluator on four images; the layers."""
+    net, state = onnx_graph.read(saved(model, tmp_path))
+    x = random(4, *net.input_shape)
+    (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(last(net, state, x).numpy(), wanted, rtol=1e-4, atol=1e-4)
+    return [layer for _, layer in net.layers]
+
+
+FLAT = step("Flatten")
+WINDOW: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2]}
+HALVES: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}  # one pixel is left over
+
+
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        (step("Conv", "w", "b"), Conv2d(6, 3)),
+        (step("Conv", "w"), Conv2d(6, 3)),
+        (step("Conv", "w", "b", pads=[1] * 4, **WINDOW), Conv2d(6, 3, 2, 1)),
+        (step("Conv", "w2", "b", group=2, dilations=[2, 2]), Conv2d(6, 3, dilation=2, groups=2)),
+        (step("Conv", "w", pads=[0, 0, 1, 1], **WINDOW), Conv2d(6, 3, 2)),
+        (step("Conv", "w", pads=[1, 1, 0, 0], strides=[3, 3]), Conv2d(6, 3, 3, 1)),
+        (step("Conv", "w", "b", auto_pad="SAME_UPPER"), Conv2d(6, 3, padding=1)),
+        (step("Conv", "w", auto_pad="SAME_LOWER", strides=[2, 2]), Conv2d(6, 3, 2, 1)),
+        (step("Conv", "w", auto_pad="VALID", strides=[3, 3]), Conv2d(6, 3, 3)),
+        (step("Relu"), ReLU()),
+        (step("Sigmoid"), Sigmoid()),
+        (step("MaxPool", **WINDOW), MaxPool2d(3, 2)),
+        (step("MaxPool", pads=[1] * 4, **WINDOW), MaxPool2d(3, 2, 1)),
+        (step("MaxPool", ceil_mode=1, **HALVES), MaxPool2d(2, 2, ceil_mode=True)),
+        (step("MaxPool", ceil_mode=1, **WINDOW), MaxPool2d(3, 2)),
+        (step("MaxPool", pads=[0, 0, 1, 1], **HALVES), MaxPool2d(2, 2, ceil_mode=True)),
+        (step("MaxPool", auto_pad="SAME_UPPER", **HALVES), MaxPool2d(2, 2, ceil_mode=True)),
+        (step("MaxPool", storage_order=1, **WINDOW), MaxPool2d(3, 2)),
+        (step("AveragePool", **WINDOW), AvgPool2d(3, 2)),
+        (step("AveragePool", pads=[1] * 4, **WINDOW), AvgPool2d(3, 2, 1, False, False)),
+        (step("AveragePool", pads=[1] * 4, count_include_pad=1, **WINDOW), AvgPool2d(3, 2, 1)),
+        (step("AveragePool", ceil_mode=1, **HALVES), AvgPool2d(2, 2, ceil_mode=True)),
+        (step("AveragePool", pads=[0, 0, 1, 1], **HALVES), AvgPool2d(2, 2, ceil_mode=True)),
+        (step("AveragePool", kernel_shape=[1, 1]), AdaptiveAvgPool2d(11)),
+        (step("GlobalAveragePool"), AdaptiveAvgPool2d(1)),
+        (step("ReduceMean", "hw"), AdaptiveAvgPool2d(1)),
+        (step("ReduceMean", "hw_back", keepdims=0), AdaptiveAvgPool2d(1)),
+        (step("LRN", size=5), LocalResponseNorm(5)),
+        (step("LRN", size=3, alpha=0.5, beta=0.5, bias=2.0), LocalResponseNorm(3, 0.5, 0.5, 2.0)),
+        (step("BatchNormalization", "scale", "scale", "mean", "var"), BatchNorm2d(1e-5)),
+        (
+            step("BatchNormalization", "scale", "mean", "mean", "var", epsilon=0.1),
+            BatchNorm2d(0.1),
+        ),
+        (step("Dropout", "half", "false"), Dropout(0.5)),
+    ],
+    ids=lambda part: part.op_type if hasattr(part, "op_type") else str(part),
+)
+def test_a_layer(node: Any, layer: Layer, tmp_path: Path) -> None:
+    layers = agrees(chain(node, FLAT), tmp_path)
+    assert layers == [layer, Flatten()]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "layers"),
+    [
+        ([step("Gemm", "m", "c")], [Linear(5)]),
+        ([step("Gemm", "mt", "c2", transB=1)], [Linear(5)]),
+        ([step("Gemm", "m", "c1")], [Linear(5)]),
+        ([step("Gemm", "mt", transB=1, beta=0.0)], [Linear(5)]),
+        ([step("MatMul", "m")], [Linear(5)]),
+        ([step("MatMul", "m"), step("Add", "c")], [Linear(5)]),
+        ([step("MatMul", "m"), step("Add", "c2", first=False)], [Linear(5)]),
+        ([step("MatMul", "m"), step("Relu")], [Linear(5), ReLU()]),
+        ([step("Gemm", "m"), step("Softmax")], [Linear(5), Softmax()]),
+        ([step("Gemm", "m"), step("Softmax", axis=1)], [Linear(5), Softmax()]),
+        ([step("Identity"), step("Flatten"), step("Flatten", axis=-1)], []),
+    ],
+)
+def test_behind_the_flatten(nodes: list[Any], layers: list[Layer], tmp_path: Path) -> None:
+    assert agrees(chain(FLAT, *nodes), tmp_path) == [Flatten(), *layers]
+
+
+def test_a_bias_that_follows_its_convolution(tmp_path: Path) -> None:
+    nodes = [step("Conv", "w"), step("Add", "b4"), step("Relu"), FLAT]
+    assert agrees(chain(*nodes), tmp_path) == [Conv2d(6, 3), ReLU(), Flatten()]
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        step("Flatten", axis=-3),
+        step("Reshape", "0,-1"),
+        step("Reshape", "-1,484"),
+        step("Reshape", "4,484"),
+        step("Reshape", "-1,484", allowzero=1),
+    ],
+)
+def test_what_flattens(flatten: Any, tmp_path: Path) -> None:
+    assert agrees(chain(step("Relu"), flatten, batch=4), tmp_path) == [ReLU(), Flatten()]
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 12, 13, 17, 21])
+def test_old_and_new_opsets(opset: int, tmp_path: Path) -> None:
+    """Dropout's ratio, Softmax's default axis, BatchNormalization's outputs all changed."""
+    dropout = step("Dropout", ratio=0.25) if opset < 12 else step("Dropout", "quarter")
+    norm = step("BatchNormalization", "scale", "scale", "mean", "var")
+    nodes = [norm, FLAT, dropout, step("Gemm", "m", "c"), step("Softmax")]
+    model = chain(*nodes, tensors={"quarter": np.float32(0.25)}, opset=opset)
+    wanted = [BatchNorm2d(), Flatten(), Dropout(0.25), Linear(5), Softmax()]
+    net, state = onnx_graph.read(saved(model, tmp_path))
+    assert [layer for _, layer in net.layers] == wanted
+    if opset >= 9:  # the evaluator knows no older BatchNormalization
+        assert agrees(model, tmp_path) == wanted
+
+
+def test_weights_from_constants_and_fills(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["value"], value=numpy_helper.from_array(TENSORS["w"])),
+        helper.make_node("Identity", ["value"], ["weight"]),
+        helper.make_node("Constant", [], ["six"], value_ints=[6]),
+        helper.make_node(
+            "ConstantOfShape",
+            ["six"],
+            ["fill"],
+            value=numpy_helper.from_array(np.array([0.25], np.float32)),
+        ),
+        helper.make_node("Conv", ["x", "weight", "fill"], ["y"]),
+        helper.make_node("Flatten", ["y"], ["z"]),
+    ]
+    model = graph(nodes, outputs=["z"])
+    assert agrees(model, tmp_path) == [Conv2d(6, 3), Flatten()]
+    _, state = onnx_graph.read(tmp_path / "a.onnx")
+    assert torch.equal(state["conv1.weight"], torch.from_numpy(TENSORS["w"]))
+    assert torch.equal(state["conv1.bias"], torch.full((6,), 0.25))
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16", "DOUBLE"])
+def test_float_dtypes_become_float32(dtype: str, tmp_path: Path) -> None:
+    kept = {"FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16, "DOUBLE": torch.float64}[dtype]
+    weight = torch.from_numpy(TENSORS["w"]).to(kept)
+    stored = helper.make_tensor(
+        "w", getattr(TensorProto, dtype), (6, 4, 3, 3), weight.double().flatten().tolist()
+    )
+    model = chain(step("Conv", "w"), FLAT)
+    kept_names = [t for t in model.graph.initializer if t.name != "w"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept_names, stored])
+    _, state = onnx_graph.read(saved(model, tmp_path))
+    assert state["conv1.weight"].dtype == torch.float32
+    assert torch.equal(state["conv1.weight"], weight.float())
+
+
+def test_names_follow_the_layers_with_weights(tmp_path: Path) -> None:
+    nodes = [
+        step("Relu"),
+        step("Conv", "w"),
+        step("Relu"),
+        step("Relu"),
+        step("MaxPool", **WINDOW),
+        step("Dropout"),
+        FLAT,
+        step("Gemm", "small"),
+    ]
+    net, _ = onnx_graph.read(saved(chain(*nodes, tensors={"small": random(96, 3)}), tmp_path))
+    assert net.name == "a"
+    assert [name for name, _ in net.layers] == [
+        *("relu0", "conv1", "relu1", "relu1_2", "pool1", "drop2", "flatten", "fc2")
+    ]
+
+
+def test_what_onnx_does_not_say(tmp_path: Path) -> None:
+    def loaded(channels: int, side: int, classes: int) -> Network:
+        weight = {"v": np.zeros((channels, classes), np.float32)}
+        nodes = [step("GlobalAveragePool"), FLAT, step("Gemm", "v")]
+        model = chain(*nodes, image=(channels, side, side + 1), tensors=weight)
+        return onnx_graph.read(saved(model, tmp_path))[0]
+
+    assert loaded(3, 224, 1000).preprocess == network("alexnet").preprocess
+    assert loaded(3, 224, 1000).classes == network("alexnet").classes
+    assert loaded(3, 28, 10).classes == ""
+    other = loaded(1, 28, 10)
+    assert (other.input_shape, other.preprocess.resize, other.preprocess.crop) == (
+        (1, 28, 29),
+        32,
+        28,
+    )
+    assert (other.preprocess.mean, other.preprocess.std) == ((0.0,), (1.0,))
+
+
+# The graphs that the onnx package ships
+
+
+def test_the_two_tower_alexnet_of_the_onnx_package(tmp_path: Path) -> None:
+    net, state = onnx_graph.read(LIGHT / "light_bvlc_alexnet.onnx")
+    published = network("alexnet2012").parameter_shapes()
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == published
+    assert sum(tensor.numel() for tensor in state.values()) == 60_965_224
+    # Caffe's, but on 224: so its last pool reaches one pixel further.
+    wanted = dict(alexnet2012(norm=CAFFE_NORM)) | {"pool5": MaxPool2d(3, 2, ceil_mode=True)}
+    layers = {name: layer for name, layer in net.layers if not isinstance(layer, Dropout)}
+    dropped = {name: layer for name, layer in wanted.items() if not isinstance(layer, Dropout)}
+    assert layers == dropped | {"softmax": Softmax()}
+    answer = TensorProto()
+    answer.ParseFromString((LIGHT / "light_bvlc_alexnet_output_0.pb").read_bytes())
+    got = last(net, state, random(1, 3, 224, 224))
+    np.testing.assert_allclose(got.numpy(), numpy_helper.to_array(answer), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("densenet121", ["node 'n2' (Unsqueeze)"]),
+        ("inception_v1", ["node 'n12' (Conv): a branch", "'r11'", "'r9'"]),
+        ("resnet50", ["node 'n12' (Conv): a branch", "'r11'", "'r3'"]),
+        ("shufflenet", ["node 'n7' (Reshape)", "[1, 4, 28, 56, 56]"]),
+        ("squeezenet", ["node 'n7' (Conv): a branch"]),
+    ],
+)
+def test_graphs_that_are_no_chain(name: str, parts: list[str]) -> None:
+    refused(LIGHT / f"light_{name}.onnx", *parts)
+
+
+# Refusals
+
+
+def refused(path: Path, *parts: str) -> str:
+    """`read` refuses the file in one line that names it and holds every one of `parts`."""
+    with pytest.raises(OnnxError) as caught:
+        onnx_graph.read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert len(message.splitlines()) == 1
+    assert message.isprintable()
+    for part in parts:
+        assert part in message
+    return message
+
+
+def refused_graph(model: Any, tmp_path: Path, *parts: str) -> None:
+    refused(saved(model, tmp_path), *parts)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "parts"),
+    [
+        # what there is no layer for
+        ([step("Clip"), FLAT], ["n0' (Clip): not supported; wanted a chain of Add, AveragePool"]),
+        ([step("Transpose", perm=[0, 2, 3, 1]), FLAT], ["node 'n0' (Transpose): not supported"]),
+        ([step("Relu", domain="my.own"), FLAT], ["node 'n0' (my.own.Relu): not supported"]),
+        # windows
+        ([step("Conv", "w", pads=[0, 0, 1, 1]), FLAT], ["'n0' (Conv)", "pads [0, 0, 1, 1]: asym"]),
+        ([step("Conv", "w", pads=[0, 1, 0, 1]), FLAT], ["'n0' (Conv)", "pads [0, 1, 0, 1]: asym"]),
+        ([step("Conv", "w", pads=[-1] * 4), FLAT], ["'n0' (Conv)", "pads [-1, -1, -1, -1]"]),
+        (
+            [step("Conv", "w", strides=[2, 1]), FLAT],
+            ["'n0' (Conv)", "strides of two equal", "2, 1"],
+        ),
+        ([step("Conv", "w", dilations=[2, 1]), FLAT], ["dilations of two equal numbers"]),
+        ([step("Conv", "wide"), FLAT], ["kernel_shape of two equal numbers, got [3, 5]"]),
+        (
+            [step("Conv", "w", kernel_shape=[5, 5]), FLAT],
+            ["conv1.weight", "5, 5)", "got (6, 4, 3, 3)"],
+        ),
+        (
+            [step("Conv", "w2"), FLAT],
+            ["'n0' (Conv)", "conv1.weight", "(6, 4, 3, 3), got (6, 2, 3,"],
+        ),
+        ([step("Conv", "w", group=3), FLAT], ["'n0' (Conv)", "4 to 6 channels", "3 groups"]),
+        ([step("Conv", "w", group=0), FLAT], ["'n0' (Conv)", "group of 1 or more", "and 0"]),
+        ([step("Conv", "m"), FLAT], ["'n0' (Conv)", "[out, in, height, width]", "(484, 5)"]),
+        ([step("Conv", "w", "c"), FLAT], ["'n0' (Conv)", "conv1.bias", "(6,), got (5,)"]),
+        ([step("Conv", "w", dilations=[6, 6]), FLAT], ["'n0' (Conv)", "too small", "spans 13"]),
+        ([step("Conv", "ints"), FLAT], ["'n0' (Conv)", "float type, got int64"]),
+        ([step("Conv", "nans"), FLAT], ["'n0' (Conv)", "conv1.weight", "finite", "(nan at"]),
+        ([FLAT, step("Conv", "w")], ["'n1' (Conv)", "(channels, height, width), got (484,)"]),
+        (
+            [step("MaxPool", dilations=[2, 2], **WINDOW), FLAT],
+            ["(MaxPool)", "dilations of 1, got 2"],
+        ),
+        ([step("MaxPool", pads=[2] * 4, **WINDOW), FLAT], ["half the kernel 3, got 2"]),
+        ([step("MaxPool", pads=[0, 0, 2, 2], **WINDOW), FLAT], ["(MaxPool)", "asymmetric"]),
+        (
+            [step("MaxPool", auto_pad="SAME_UPPER", ceil_mode=1, **WINDOW), FLAT],
+            ["(MaxPool)", "ceil_mode 0 beside auto_pad SAME_UPPER, got 1"],
+        ),
+        (
+            [step("MaxPool", auto_pad="SAME_LOWER", kernel_shape=[1, 1], strides=[2, 2]), FLAT],
+            ["(MaxPool)", "strides up to 1 beside auto_pad SAME_LOWER, got 2"],
+        ),
+        (
+            [step("MaxPool", auto_pad="SAME_LOWER", **HALVES), FLAT],
+            ["(MaxPool)", "got auto_pad SAME_LOWER: asymmetric"],
+        ),
+        (
+            [step("AveragePool", pads=[0, 0, 1, 1], count_include_pad=1, **HALVES), FLAT],
+            ["(AveragePool)", "pads [0, 0, 1, 1]: asymmetric"],
+        ),
+        ([step("ReduceMean", "one"), FLAT], ["(ReduceMean)", "axes [2, 3] of", "got [1]"]),
+        # normalisation
+        ([step("LRN", size=4), FLAT], ["'n0' (LRN)", "odd size, got 4"]),
+        (
+            [step("BatchNormalization", "c", "c", "c", "c"), FLAT],
+            ["'n0' (BatchN", "bn0.weight", "(4,), got (5,)"],
+        ),
+        (
+            [step("BatchNormalization", "scale", "scale", "mean", "var", training_mode=1), FLAT],
+            ["(BatchNormalization)", "training_mode 0", "got 1", "cure: export for inference"],
+        ),
+        (
+            [FLAT, step("BatchNormalization", "scale", "scale", "mean", "var")],
+            ["'n1' (BatchN", "(channels, height, width), got (484,)"],
+        ),
+        # linear layers
+        ([step("Gemm", "m")], ["'n0' (Gemm)", "Linear wants flattened features, got (4, 11, 11)"]),
+        ([FLAT, step("Gemm", "mt")], ["'n1' (Gemm)", "fc1.weight", "(484, 484), got (484, 5)"]),
+        ([FLAT, step("Gemm", "m", "c", alpha=2.0)], ["'n1' (Gemm)", "alpha 1, got 2", "multiply"]),
+        ([FLAT, step("Gemm", "m", "c", beta=0.5)], ["'n1' (Gemm)", "beta 1, got 0.5", "multiply"]),
+        ([FLAT, step("Gemm", "m", transA=1)], ["'n1' (Gemm)", "transA 0, got 1"]),
+        ([FLAT, step("Gemm", "m", "tall")], ["'n1' (Gemm)", "fits (1, 5), got (4, 5)"]),
+        ([FLAT, step("Gemm", "c")], ["'n1' (Gemm)", "matrix of weights, got (5,)"]),
+        ([FLAT, step("MatMul", "m", first=False)], ["'n1' (MatMul)", "'t0' as input 0, got 'm'"]),
+        ([step("Relu"), step("Add", "b4"), FLAT], ["'n1' (Add)", "without a bias before it"]),
+        ([step("Conv", "w"), step("Relu"), step("Add", "b4"), FLAT], ["'n2' (Add)", "without a"]),
+        ([step("Conv", "w", "b"), step("Add", "b4"), FLAT], ["'n1' (Add)", "without a bias"]),
+        (
+            [step("Conv", "w"), step("Add", "b"), FLAT],
+            ["'n1' (Add)", "fits (1, 6, 1, 1), got (6,)"],
+        ),
+        # shapes
+        ([FLAT, step("Softmax", axis=0)], ["'n1' (Softmax)", "axis 1 of [N, classes], got axis 0"]),
+        ([step("Softmax", axis=1), FLAT], ["'n0' (Softmax)", "of N times (4, 11, 11)"]),
+        ([step("Flatten", axis=2)], ["'n0' (Flatten)", "axis 1, got 2"]),
+        ([step("Reshape", "44,11")], ["'n0' (Reshape)", "[N, 484]", "got [-1, 44, 11]"]),
+        ([step("Reshape", "1,-1")], ["'n0' (Reshape)", "[N, 484]", "got [1, -1]"]),
+        ([step("Reshape", "0,-1", allowzero=1)], ["'n0' (Reshape)", "got [0, -1]"]),
+        (
+            [FLAT, step("Dropout", "half", "true")],
+            ["'n1' (Dropout)", "training_mode false", "true"],
+        ),
+        ([FLAT, step("Dropout", "c")], ["'n1' (Dropout)", "malformed"]),
+    ],
+    ids=lambda part: part[0] if isinstance(part[0], str) else "",
+)
+def test_a_node_is_refused(nodes: list[Any], parts: list[str], tmp_path: Path) -> None:
+    tensors = {
+        "wide": random(6, 4, 3, 5),
+        "ints": np.ones((6, 4, 3, 3), np.int64),
+        "nans": np.full((6, 4, 3, 3), np.nan, np.float32),
+        "tall": random(4, 5),
+        "one": np.array([1]),
+        "44,11": np.array([-1, 44, 11]),
+        "1,-1": np.array([1, -1]),
+        "true": np.array(True),
+    }
+    model = chain(*nodes, tensors=tensors)
+    model.opset_import.append(helper.make_opsetid("my.own", 1))
+    refused_graph(model, tmp_path, *parts)
+
+
+def node(op: str, inputs: str, outputs: str, name: str = "it", **attributes: Any) -> Any:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=name, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "parts"),
+    [
+        (
+            [node("Relu", "x", "a"), node("Conv", "a w", "b"), node("Add", "b a", "c")],
+            "c",
+            ["node 'it' (Add): a branch: wanted 'b', the output before, got 'b' and 'a'"],
+        ),
+        (
+            [node("Relu", "x", "a"), node("Sigmoid", "x", "b"), node("Flatten", "b", "c")],
+            "c",
+            ["node 'it' (Sigmoid): a branch: wanted 'a', the output before, got 'x'"],
+        ),
+        ([node("Relu", "x", "a", "")], "a b", ["no valid ONNX", "b"]),
+        ([node("Flatten", "x", "a"), node("Relu", "a", "b")], "a", ["output, 'b'", "got 'a'"]),
+        ([node("Flatten", "x", "a"), node("Relu", "a", "b")], "a b", ["got 'a', 'b'"]),
+        ([node("Relu", "x", "a")], "a", ["output 'a': wanted [N, classes], got [N, 4, 11, 11]"]),
+        ([node("Identity", "x", "a")], "a", ["output 'a'", "cure: end the graph with Flatten"]),
+        (
+            [
+                node("MaxPool", "x", "a which", kernel_shape=[2, 2]),
+                node("Flatten", "a", "b"),
+            ],
+            "b which",
+            ["node 'it' (MaxPool): a branch: its second output 'which' is used"],
+        ),
+        (
+            [node("Dropout", "x", "a mask"), node("Flatten", "mask", "b")],
+            "b",
+            ["node 'it' (Dropout): a branch: its second output 'mask' is used"],
+        ),
+        # tensors that are not there, or not to be had without running more
+        (
+            [node("Conv", "x given", "a"), node("Flatten", "a", "b")],
+            "b",
+            ["node 'it' (Conv): tensor 'given' is missing", "cure: export with the weights"],
+        ),
+        ([node("Conv", "x gone", "a")], "a", ["no valid ONNX", "'gone'", "name: it OpType: Conv"]),
+        (
+            [node("Transpose", "w", "v"), node("Conv", "x v", "a")],
+            "a",
+            ["node 'it' (Transpose): not supported on constants", "constant folding"],
+        ),
+        (
+            [node("ConstantOfShape", "huge", "v"), node("Conv", "x v", "a")],
+            "a",
+            ["node 'it' (ConstantOfShape)", "at most 2147483648 bytes"],
+        ),
+        (
+            [node("ConstantOfShape", "shape", "v"), node("Conv", "x v", "a")],
+            "a",
+            ["node 'it' (ConstantOfShape): malformed"],
+        ),
+        (
+            [node("Constant", "", "v", value_string="weights"), node("Conv", "x v", "a")],
+            "a",
+            ["node 'it' (Constant): wanted a tensor or numbers, got value_string"],
+        ),
+        (
+            [node("Clip", "x", "a", "evil\n\x1b[32mall is well")],
+            "a",
+            [r"node 'evil\n\x1b[32mall is well' (Clip)"],
+        ),
+        ([node("Clip", "x", "unnamed", "")], "unnamed", ["node 'unnamed' (Clip)"]),
+    ],
+)
+def test_a_graph_is_refused(
+    nodes: list[Any], outputs: str, parts: list[str], tmp_path: Path
+) -> None:
+    tensors = {"huge": np.array([2**20, 2**20]), "shape": np.array([-2, 3]), "w": TENSORS["w"]}
+    model = graph(nodes, tensors=tensors, inputs=["given"], outputs=outputs.split())
+    refused_graph(model, tmp_path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ((3, "h", "w"), ["input 'x': wanted [N, C, H, W]", "got [n, 3, h, w]", "size of an image"]),
+        ((3, 224), ["input 'x'", "got [n, 3, 224]"]),
+        ((3, 0, 224), ["input 'x'", "got [n, 3, ?, 224]"]),
+    ],
+)
+def test_an_input_is_refused(
+    image: tuple[int | str, ...], parts: list[str], tmp_path: Path
+) -> None:
+    refused_graph(chain(FLAT, image=image), tmp_path, *parts)
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    nodes = [node("Relu", "x", "a"), node("Relu", "given", "b"), node("Add", "a b", "c")]
+    model = graph(nodes, inputs=["given"], outputs=["c"])
+    refused_graph(model, tmp_path, "wanted one input, the images, got 'x', 'given'")
+
+
+def test_old_opsets_are_refused(tmp_path: Path) -> None:
+    refused_graph(chain(step("Relu"), FLAT, opset=6), tmp_path, "opset 7 or newer, got 6", "cure: ")
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    model = chain(step("Relu"), FLAT)
+    values = numpy_helper.from_array(np.ones(1, np.float32), "thin")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "where")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [6]))
+    refused_graph(model, tmp_path, "tensor 'thin' wanted dense, got sparse")
+
+
+def test_an_attribute_of_some_later_opset_is_refused() -> None:
+    """Today's checker would not let it come so far."""
+    later = Node("Relu", "n7", ("x",), ("y",), {"leak": 0.1})
+    assert later.known(leak=0.0) == {"leak": 0.1}
+    with pytest.raises(OnnxError, match=r"node 'n7' \(Relu\): attribute 'leak' is not supported"):
+        later.known()
+
+
+# Files that cannot be read
+
+
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>\n" * 9, b"\xff" * 64, b"\n"])
+def test_something_else(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(content)
+    refused(tmp_path / "a.onnx", "no valid ONNX", "cure: ")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    refused(tmp_path / "a.onnx", "no such file")
+    refused(tmp_path, "got a folder")
+    (tmp_path / "a.onnx").touch()
+    refused(tmp_path / "a.onnx", "the file is empty")
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    path = saved(chain(step("Conv", "w", "b"), FLAT), tmp_path)
+    whole = path.read_bytes()
+    for kept in (1, 7, 100, 1000, len(whole) // 2, len(whole) - 1000, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        refused(path, "no valid ONNX", "cure: ")
+
+
+def test_a_tensor_that_is_cut_short(tmp_path: Path) -> None:
+    model = chain(step("Conv", "w", "b"), FLAT)
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    refused_graph(model, tmp_path, "'w'" if model.graph.initializer[0].name == "w" else "")
+
+
+def outside(model: Any, folder: Path) -> Path:
+    """The model with its tensors in "weights.bin" beside it."""
+    path = folder / "a.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_external_data(tmp_path: Path) -> None:
+    model = chain(step("Conv", "w", "b"), FLAT)
+    net, state = onnx_graph.read(saved(model, tmp_path))
+    path = outside(model, tmp_path)
+    same, others = onnx_graph.read(path)
+    assert same == net
+    assert all(torch.equal(others[name], state[name]) for name in state)
+    whole = (tmp_path / "weights.bin").read_bytes()
+    (tmp_path / "weights.bin").write_bytes(whole[:99])
+    refused(path, "no valid ONNX", "cure: ")
+    (tmp_path / "weights.bin").unlink()
+    refused(path, "no valid ONNX", "weights.bin")
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname"])
+def test_external_data_from_elsewhere_are_refused(location: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = outside(chain(step("Conv", "w", "b"), FLAT), tmp_path / "sub")
+    (tmp_path / "sub" / "weights.bin").rename(tmp_path / "weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = location
+    path.write_bytes(model.SerializeToString())
+    refused(path, "no valid ONNX", "cure: ")
+
+
+def test_the_package_is_wanted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    refused(tmp_path / "a.onnx", "onnx package", "cure: pip install 'alexnet-triton[onnx]'")
+
+
+# The engine
+
+
+def test_the_engine_runs_what_was_read(tmp_path: Path, assert_close: Callable[..., None]) -> None:
+    """Through the kernels, where they are compiled or interpreted."""
+    nodes = [
+        step("Conv", "w", "b", pads=[1] * 4),
+        step("Relu"),
+        step("MaxPool", ceil_mode=1, **HALVES),
+        FLAT,
+        step("Gemm", "small", "c"),
+        step("Softmax"),
+    ]
+    path = saved(chain(*nodes, tensors={"small": random(216, 5) / 15}), tmp_path)
+    x = random(2, *IMAGE)
+    engine = Engine.load(str(path), dtype="fp32")
+    (wanted,) = ReferenceEvaluator(onnx.load(path)).run(None, {"x": x})
+    assert_close(engine(torch.from_numpy(x)), torch.from_numpy(wanted).double(), torch.float32, 216)
