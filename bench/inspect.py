@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from ..kernels.jit import Launch
+from ..kernels.jit import ALONE, Launch
 
 # Bytes of shared memory that one block may ask for, by compute capability.
 SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
@@ -87,7 +87,8 @@ def compile_for(launch: Launch, arch: int) -> Binary:
         backend, options, bound, specialization, extra
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    with ALONE:
+        compiled = triton.compile(source, target=target, options=parsed.__dict__)
     cubin = compiled.asm["cubin"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"

@@ -6,27 +6,43 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from .. import weights
 from ..weights import WeightsError
 from . import onnx_graph
+from .advice import CARDS, advise
 from .demo import demo
-from .images import ImageError
-from .jobs import Row, classify
+from .images import ImageError, expand
+from .jobs import Tally, classify, remaining
 from .plan import NUMBERS
+from .rows import Existing, Output, OutputError, Row
 from .run import Engine, EngineError, find, load_state, resolve
+from .single import Planner
 from .spec import NetworkError
 from .summary import summarise
 from .verify import verify
 from .zoo import NETWORKS
 
+_REFUSALS = (EngineError, ImageError, NetworkError, OutputError, WeightsError)
 _MODEL = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
 
 
@@ -36,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except (EngineError, ImageError, NetworkError, WeightsError, OSError) as error:
+    except (*_REFUSALS, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader has left, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -89,10 +105,39 @@ def _parser() -> argparse.ArgumentParser:
         default="center",
         help="average over ten views, as in 2012 (default center)",
     )
-    made.add_argument("--output", type=Path, help="write one JSON line an image to this file")
+    made.add_argument(
+        "--workers",
+        type=_natural,
+        default=0,
+        help="processes that decode images (default 0: this one, between batches)",
+    )
+    made.add_argument(
+        "--output",
+        type=Path,
+        help="write a row an image to this file, Parquet if it ends in .parquet, else JSON lines",
+    )
+    there = made.add_mutually_exclusive_group()
+    there.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the rows that are in the output, errors too, and do the images that have none",
+    )
+    there.add_argument("--overwrite", action="store_true", help="replace what is in the output")
 
     made = verb("summary", "print a network's layers, parameters and MACs", "summary alexnet")
     made.add_argument("model", help=_MODEL)
+
+    made = verb(
+        "plan",
+        "print what would run, and for two devices which way to use them",
+        "plan alexnet2012 --devices 2 --batch 1024",
+    )
+    made.add_argument("model", help=_MODEL)
+    made.add_argument("--batch", type=_count, default=256, help="images (default 256)")
+    made.add_argument("--devices", type=int, choices=(1, 2), default=1)
+    made.add_argument("--card", choices=sorted(CARDS), default="h200", help="default h200")
+    made.add_argument("--dtype", choices=NUMBERS, default="fp16", help="default fp16")
+    made.add_argument("--micro-batch", type=_count, default=64, help="default 64")
 
     made = verb(
         "convert",
@@ -128,9 +173,17 @@ def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None
 
 
 def _count(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"wanted 1 or more, got {text}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"wanted {least} or more, got {text}")
     return value
 
 
@@ -159,6 +212,23 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if result.first_failure is None else 1
 
 
+def _plan(options: argparse.Namespace) -> int:
+    """The map of a run on one card, and advice for two of it; needs neither card nor weights."""
+    card = CARDS[options.card]
+    planner = Planner(find(options.model)[0], NUMBERS[options.dtype], card.arch)
+    planned = planner(options.batch)
+    advice = None
+    if options.devices == 2:
+        advice = advise(planner, options.batch, card, options.micro_batch)
+    if options.json:
+        print(json.dumps({"plan": planned.to_dict(), "advice": advice and advice.to_dict()}))
+        return 0
+    print(planned)
+    if advice:
+        print(f"\n{advice}")
+    return 0
+
+
 def _convert(options: argparse.Namespace) -> int:
     if Path(options.source).suffix.lower() == ".onnx":
         net, state = onnx_graph.read(options.source)
@@ -185,11 +255,34 @@ def _convert(options: argparse.Namespace) -> int:
 def _classify(options: argparse.Namespace) -> int:
     """Exit 1 if an image that was named itself, or every image, could not be classified.
 
-    A bad file found in a folder or by a glob is a row with its error and fails nothing.
+    A bad file found in a folder or by a glob is a row with its error and fails nothing. Rows that
+    a resumed job has kept count, those of images that are gone do not.
     """
+    tally = Tally()
+    try:
+        with _terminated_as_interrupted():
+            _job(options, tally)
+    except KeyboardInterrupt:
+        kept = f"; {options.output} holds the rows so far, go on with --resume"
+        words = kept if options.output and tally.total else ""
+        print(f"alexnet-triton: interrupted{words}", file=sys.stderr)
+        return 130
+    if options.output and not options.json:
+        print(f"{options.output}: {tally.total} rows")
+    if tally.bad:
+        print(f"alexnet-triton: {tally.bad} of {tally.total} images had errors", file=sys.stderr)
+    return 1 if tally.failed else 0
+
+
+def _job(options: argparse.Namespace, tally: Tally) -> None:
+    existing: Existing = (
+        "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
+    )
+    if existing != "refuse" and not options.output:
+        raise OutputError(f"--{existing} is about a file of rows: name it with --output")
     with contextlib.ExitStack() as stack:
         # Opened first: an unwritable output must not cost the work.
-        output = stack.enter_context(options.output.open("w")) if options.output else None
+        output = stack.enter_context(Output(options.output, existing)) if options.output else None
         engine = Engine.load(
             options.model,
             options.weights,
@@ -198,26 +291,46 @@ def _classify(options: argparse.Namespace) -> int:
             backend=options.backend,
             max_batch=options.batch_size,
         )
-        good = bad = named_bad = 0
-        rows = classify(engine, options.source, options.batch_size, options.top, options.views)
-        if options.json:
-            print("[", end="")
-        for row in _progress(rows):
-            good += row.error is None
-            bad += row.error is not None
-            named_bad += row.error is not None and row.named
+        rows = classify(
+            engine,
+            remaining(expand(options.source), output.kept() if output else (), tally),
+            batch_size=options.batch_size,
+            top=options.top,
+            views=options.views,
+            workers=options.workers,
+        )
+        stack.enter_context(contextlib.closing(rows))  # ends its workers
+        for row in _shown(_progress(rows, options, tally), options):
             if output:
-                output.write(json.dumps(row.to_dict()) + "\n")
-            if options.json:
-                separator = "\n" if good + bad == 1 else ",\n"
-                print(separator + json.dumps(row.to_dict()), end="")
-            else:
-                _print_row(row)
+                output.write(row)
+            tally.add(row.error, row.named)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: by an exception, so that files are left whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _shown(rows: Iterator[Row], options: argparse.Namespace) -> Iterator[Row]:
+    """Print rows on the way: as JSON if asked for, else as text where no file takes them."""
+    first = True
+    for row in rows:
         if options.json:
-            print("\n]")
-    if bad:
-        print(f"alexnet-triton: {bad} of {good + bad} images had errors", file=sys.stderr)
-    return 1 if named_bad or not good else 0
+            print("[\n" if first else ",\n", json.dumps(row.to_dict()), sep="", end="")
+        elif not options.output:
+            _print_row(row)
+        first = False
+        yield row
+    if options.json:
+        print("[\n]" if first else "\n]")
 
 
 def _print_row(row: Row) -> None:
@@ -229,17 +342,37 @@ def _print_row(row: Row) -> None:
         print(f"  {prediction.score:7.2%}  {prediction.label}")
 
 
-def _progress(rows: Iterator[Row]) -> Iterator[Row]:
-    """Count on standard error while it is a terminal that the answers do not go to."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
+def _progress(rows: Iterator[Row], options: argparse.Namespace, tally: Tally) -> Iterator[Row]:
+    """Count on standard error while it is a terminal that the answers do not go to.
+
+    A second look at the folders, beside the work, counts what there is to do: until it is through,
+    the time that remains is unknown.
+    """
+    printed = options.json or not options.output
+    if not sys.stderr.isatty() or (printed and sys.stdout.isatty()):
         yield from rows
         return
-    columns = (TextColumn("classifying"), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        *(TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), _Rate()),
+        *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=None)
+
+        def count() -> None:
+            progress.update(task, total=sum(1 for _ in expand(options.source)))
+
+        threading.Thread(target=count, daemon=True).start()
         for row in rows:
             yield row
-            progress.advance(task)
+            progress.update(task, completed=tally.total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(
+            f"{task.speed:,.0f} images/s" if task.speed else "", style="progress.data.speed"
+        )
 
 
 if __name__ == "__main__":

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
+from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Launch
 from .fuse import Block, fuse
 from .plan import Numbers, Plan, Step
-from .spec import AvgPool2d, BatchNorm2d, Conv2d, Linear, LocalResponseNorm, MaxPool2d, Network
+from .spec import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Gather,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    Network,
+)
 
 State = Mapping[str, torch.Tensor]
 
@@ -27,26 +36,36 @@ class Packed:
     std: torch.Tensor
 
 
-def pack(network: Network, state: State, numbers: Numbers, device: torch.device | str) -> Packed:
-    """Pack the canonical state of `network`; the first convolution is folded for the stem."""
+def pack(
+    network: Network,
+    state: State,
+    numbers: Numbers,
+    device: torch.device | str,
+    only: Collection[str] | None = None,
+) -> Packed:
+    """Pack the canonical state of `network`, or the layers in `only` of it.
+
+    The first convolution is folded for the stem.
+    """
     weights: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
     affine: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     flattened = network.flattened()
     layers = dict(network.layers)
-    for block in fuse(network):
+    blocks = fuse(network)
+    for block in blocks:
         name = block.name
-        if not isinstance(block.layer, Conv2d | Linear):
+        if not isinstance(block.layer, Conv2d | Linear) or (only and name not in only):
             continue
         weight, bias = _folded(block, layers, state)
         weight = weight.to(device, numbers.dtype)
         if isinstance(block.layer, Linear):
             _, height, width = flattened.get(f"{name}.weight", (1, 1, 1))
-            weights[name] = linear.pack_weight(weight, height * width)
-        elif weights:
-            weights[name] = conv.pack_weight(weight)
-        else:
+            weights[name] = gemm.pack_weight(weight, height * width)
+        elif block is blocks[0]:
             weights[name] = conv.pack_weight(stem.pack_weight(weight, block.layer.stride))
+        else:
+            weights[name] = conv.pack_weight(weight)
         biases[name] = bias.to(device, numbers.dtype)
         if block.affine is not None:
             scale, shift = _scale_and_shift(block.affine, layers, state)
@@ -89,7 +108,7 @@ class Bound:
     plan: Plan
     packed: Packed
     outputs: dict[str, torch.Tensor]
-    launches: tuple[tuple[str, Launch], ...]  # of every step but the stem, in order, by step name
+    launches: tuple[tuple[str, tuple[Launch, ...]], ...]  # of every step but the stem, in order
 
     def stem(self, images: torch.Tensor) -> Launch:
         """The first step, from images [N, C, H, W] of the plan's shape."""
@@ -99,20 +118,25 @@ class Bound:
         out = self.outputs[step.name]
         return stem.stem(images, self.packed.mean, self.packed.std, out, step.shape, step.config)
 
-    def run(self, images: torch.Tensor) -> None:
-        """Fill `outputs` from images [N, C, H, W]."""
-        self.stem(images)()
-        for _, launch in self.launches:
-            launch()
+    def run(self, images: torch.Tensor | None) -> None:
+        """Fill `outputs` from images [N, C, H, W], None for a stage that starts without a stem."""
+        if images is not None:
+            self.stem(images)()
+        for _, launches in self.launches:
+            for launch in launches:
+                launch()
 
 
-def bind(plan: Plan, packed: Packed) -> Bound:
-    """Allocate the plan's slots where the weights are and bind every step to them."""
+def bind(plan: Plan, packed: Packed, source: torch.Tensor | None = None) -> Bound:
+    """Allocate the plan's slots where the weights are and bind every step to them.
+
+    `source` is the activation that the first step reads, for a later stage, which has no stem.
+    """
     dtype, device = plan.numbers.dtype, packed.mean.device
     slots = [torch.empty(size, dtype=dtype, device=device) for size in plan.slots]
     outputs: dict[str, torch.Tensor] = {}
-    launches: list[tuple[str, Launch]] = []
-    x: torch.Tensor | None = None
+    launches: list[tuple[str, tuple[Launch, ...]]] = []
+    x = source
     for step in plan.steps:
         height, width, images, channels = step.output
         shape = (height, width, images, layout.aligned(channels))
@@ -120,7 +144,7 @@ def bind(plan: Plan, packed: Packed) -> Bound:
         out = slots[step.slot][:size].view(shape)[..., :channels]
         if x is not None:
             made = _launches(step, x, out, packed, plan.numbers.precision)
-            launches += [(step.name, launch) for launch in made]
+            launches.append((step.name, made))
         outputs[step.name] = x = out
     return Bound(plan, packed, outputs, tuple(launches))
 
@@ -137,9 +161,9 @@ def _launches(
             return (
                 conv.conv2d(x, weight, bias, out, shape, config, activation, precision, affine),
             )
-        case Linear(), linear.LinearShape(), linear.LinearConfig() as config:
+        case Linear(), gemm.LinearShape(), gemm.LinearConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            return linear.linear(x, weight, bias, out, config, activation, precision, affine)
+            return gemm.linear(x, weight, bias, out, config, activation, precision, affine)
         case MaxPool2d(), pool.PoolShape() as shape, pool.PoolConfig() as config:
             return (pool.max_pool2d(x, out, shape, config),)
         case AvgPool2d() as layer, pool.PoolShape() as shape, pool.PoolConfig() as config:
@@ -148,6 +172,8 @@ def _launches(
             return (pool.avg_pool2d(x, out, shape, config),)
         case LocalResponseNorm(_, alpha, beta, k, _), lrn.LRNShape() as shape, lrn.LRNConfig() as c:
             return (lrn.local_response_norm(x, out, shape, c, alpha, beta, k),)
+        case Gather(), _, _:
+            return ()  # the towers' own runner copies
         case _, softmax.SoftmaxShape() as shape, softmax.SoftmaxConfig() as config:
             return (softmax.softmax(x, out, shape, config),)
     raise AssertionError(f"step {name}: {step.shape} with {step.config}")

@@ -123,7 +123,7 @@ def _walk(folder: str) -> Iterator[Source | ImageError]:
                     entry.path
                     for entry in entries
                     if not entry.name.startswith(".")
-                    and (entry.is_dir() or _looks_like_image(entry.name))
+                    and (_is_folder(entry) or _looks_like_image(entry.name))
                 ]
         except OSError as error:
             yield ImageError(path, f"folder cannot be read: {error.strerror}")
@@ -131,6 +131,13 @@ def _walk(folder: str) -> Iterator[Source | ImageError]:
         if (identity.st_dev, identity.st_ino) not in entered:
             entered.add((identity.st_dev, identity.st_ino))
             pending += sorted(names, reverse=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into what is closed to us: it costs itself, in its turn
+        return False
 
 
 def _looks_like_image(path: str) -> bool:

@@ -2,56 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from .images import ImageError, Source, Views, expand
-from .run import Engine, Prediction
+import torch
+from PIL import Image
+
+from .images import ImageError, Item, Source, Views
+from .rows import Kept, Row, pair, row
+from .run import Engine, EngineError
+from .spec import Preprocess
+from .workers import Decoded, decode_ahead
+
+Pairs = Iterator[tuple[Source | ImageError, Item]]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What became of one input: its predictions, or why there are none.
+@dataclass(slots=True)
+class Tally:
+    """How a job fares: rows kept from before, and all rows with and without a prediction."""
 
-    `named` says whether the user named this very file, not a folder or glob it was found in.
-    """
+    kept: int = 0
+    good: int = 0
+    bad: int = 0
+    named_bad: int = 0
 
-    path: str
-    predictions: tuple[Prediction, ...]
-    error: str | None
-    named: bool
+    @property
+    def total(self) -> int:
+        return self.good + self.bad
 
-    def to_dict(self) -> dict[str, Any]:
-        """`{"path", "predictions": [...]}` or `{"path", "error"}`: what is printed and stored."""
-        if self.error is not None:
-            return {"path": self.path, "error": self.error}
-        return {"path": self.path, "predictions": [asdict(p) for p in self.predictions]}
+    @property
+    def failed(self) -> bool:
+        """Whether an image that was named itself, or every image, has no prediction."""
+        return bool(self.named_bad or not self.good)
+
+    def add(self, error: str | None, named: bool) -> None:
+        self.good += error is None
+        self.bad += error is not None
+        self.named_bad += error is not None and named
+
+
+def remaining(
+    sources: Iterable[Source | ImageError], kept: Iterable[Kept], tally: Tally
+) -> Iterator[Source | ImageError]:
+    """The sources that have no row yet; those that have are counted in `tally`."""
+    for source, done in pair(sources, kept):
+        if done is None:
+            yield source
+        else:
+            tally.kept += 1
+            tally.add(done.error, isinstance(source, ImageError) or source.named)
 
 
 def classify(
     engine: Engine,
-    sources: Iterable[str],
+    sources: Iterable[Source | ImageError],
     batch_size: int = 256,
     top: int = 5,
     views: Views = "center",
-) -> Iterator[Row]:
-    """A row for every image behind `sources` (files, folders, globs, URLs), in order, lazily.
+    workers: int = 0,
+) -> Generator[Row]:
+    """A row for each of `sources` (what `images.expand` yields), in order, lazily.
 
-    A source that gives no image at all is a row with an error, too.
+    `workers` processes decode; with 0, this one does between batches. When a batch is too large
+    for the GPU's memory, it and all after it are halved until they fit, which one line on standard
+    error says; a single image that does not fit raises EngineError.
     """
-    pending: list[Source | ImageError] = []
+    if not workers:
+        yield from _rows(engine, ((source, source) for source in sources), batch_size, top, views)
+        return
+    preprocess = _part(engine.network.preprocess, views)
+    ahead = decode_ahead(sources, preprocess, workers, batch_size)
+    with closing(ahead):
+        pairs = ((source, _item(decoded, views)) for source, decoded in ahead)
+        yield from _rows(engine, pairs, batch_size, top, views)
 
-    def items() -> Iterator[Source | ImageError]:
-        for source in expand(sources):
-            pending.append(source)
-            yield source
 
-    for result in engine.stream(items(), batch_size=batch_size, top=top, views=views):
-        source = pending.pop(0)
-        path = source.item if isinstance(source, ImageError) else source.location
-        named = isinstance(source, ImageError) or source.named
-        if isinstance(result, ImageError):
-            yield Row(path, (), result.reason, named)
-        else:
-            yield Row(path, tuple(result), None, named)
+def _rows(engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views) -> Iterator[Row]:
+    size = min(batch_size, engine.max_batch)
+    unanswered: deque[tuple[Source | ImageError, Item]] = deque()
+    while True:
+        again = list(unanswered)
+        unanswered.clear()
+        items = _recorded(chain(again, pairs), unanswered)
+        try:
+            for result in engine.stream(items, batch_size=size, top=top, views=views):
+                yield row(unanswered.popleft()[0], result)
+            return
+        except torch.cuda.OutOfMemoryError as error:
+            if size == 1:
+                raise EngineError(f"one image is too much for the GPU's memory: {error}") from None
+            if size == min(batch_size, engine.max_batch):
+                print(f"out of GPU memory with batches of {size}: halving them", file=sys.stderr)
+        # Only here is the failed batch's memory free: the exception held it.
+        torch.cuda.empty_cache()
+        size //= 2
+
+
+def _recorded(
+    pairs: Iterable[tuple[Source | ImageError, Item]],
+    record: deque[tuple[Source | ImageError, Item]],
+) -> Iterator[Item]:
+    for source, item in pairs:  # not `yield from`, which would end `pairs` with us
+        record.append((source, item))
+        yield item
+
+
+def _part(preprocess: Preprocess, views: Views) -> Preprocess:
+    """What makes a worker cut out no more than all views need: the square they are cut from."""
+    return preprocess if views == "center" else replace(preprocess, crop=preprocess.resize)
+
+
+def _item(decoded: Decoded, views: Views) -> Any:
+    """A worker's pixels as the engine takes them: for several views, as a picture to cut."""
+    if isinstance(decoded, ImageError):
+        return decoded
+    if views == "center":
+        return torch.from_numpy(decoded)
+    return Image.fromarray(decoded.transpose(1, 2, 0).copy())

@@ -286,11 +286,11 @@ def _reduce_mean(site: Site) -> tuple[Made, ...]:
 
 def _batch_norm(site: Site) -> tuple[Made, ...]:
     known = site.node.known(epsilon=1e-5, momentum=0.9, spatial=1, training_mode=0)
-    if known["training_mode"] or not known["spatial"]:
-        raise site.node.refused(
-            f"wanted training_mode 0 and spatial 1, got {known['training_mode']} and "
-            f"{known['spatial']}; cure: export for inference"
-        )
+    # Before opset 14 more than one output meant training, after it there are none without.
+    if known["training_mode"] or len(site.node.outputs) > 1:
+        raise site.node.refused("wanted inference, got training; cure: export for inference")
+    if not known["spatial"]:
+        raise site.node.refused("wanted spatial 1, statistics for each channel, got 0")
     keys = ("weight", "bias", "running_mean", "running_var")
     tensors = {key: site.constant(i, key) for i, key in enumerate(keys, start=1)}
     return _made("bn", BatchNorm2d(_decimal(known["epsilon"])), **tensors)
@@ -400,8 +400,8 @@ def _reshape(site: Site) -> tuple[Made, ...]:
         or target[1] not in (-1, features)
         or target == [-1, -1]
     ):
-        got = ["N" if side == UNKNOWN else side for side in target]
-        raise site.node.refused(f"wanted [N, {features}], as a Flatten makes it, got {got}")
+        got = ", ".join("N" if side == UNKNOWN else str(side) for side in target)
+        raise site.node.refused(f"wanted [N, {features}], as a Flatten makes it, got [{got}]")
     return _flat(site)
 
 

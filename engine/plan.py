@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
-from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
+from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Work
 from .fuse import Block, fuse
 from .spec import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
+    Gather,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
@@ -32,7 +34,7 @@ KernelShape = (
     stem.StemShape
     | conv.Conv2dShape
     | pool.PoolShape
-    | linear.LinearShape
+    | gemm.LinearShape
     | lrn.LRNShape
     | softmax.SoftmaxShape
 )
@@ -40,10 +42,18 @@ KernelConfig = (
     stem.StemConfig
     | conv.Conv2dConfig
     | pool.PoolConfig
-    | linear.LinearConfig
+    | gemm.LinearConfig
     | lrn.LRNConfig
     | softmax.SoftmaxConfig
 )
+
+
+@dataclass(frozen=True, slots=True)
+class GatherShape:
+    """An exchange between towers: no kernel, only copies of C channels of M pixels."""
+
+    M: int
+    C: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +82,8 @@ class Step:
     name: str
     kernel: str
     block: Block | None
-    shape: KernelShape
-    config: KernelConfig
+    shape: KernelShape | GatherShape
+    config: KernelConfig | None  # None for an exchange, which no kernel does
     output: tuple[int, int, int, int]
     work: Work
     slot: int = 0
@@ -109,6 +119,30 @@ class Plan:
         """FLOPs and bytes of the whole run."""
         return sum((step.work for step in self.steps), Work(0, 0))
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints: the steps with their tiles, outputs, work and slots."""
+        steps = [
+            {
+                "name": step.name,
+                "kernel": step.kernel,
+                "layers": list(step.layers),
+                "config": asdict(step.config) if step.config else None,
+                "output": list(step.output),
+                "flops": step.work.flops,
+                "bytes": step.work.bytes,
+                "slot": step.slot,
+            }
+            for step in self.steps
+        ]
+        return {
+            "network": self.network.name,
+            "batch": self.batch,
+            "image_shape": list(self.image_shape),
+            "arch": self.arch,
+            "workspace": self.workspace,
+            "steps": steps,
+        }
+
     def __str__(self) -> str:
         where = "Triton's interpreter" if self.arch is None else f"sm_{self.arch}"
         dtype = str(self.numbers.dtype).removeprefix("torch.")
@@ -123,7 +157,8 @@ class Plan:
         ]
         for step in self.steps:
             config = step.config
-            blocks = [str(v) for k, v in asdict(config).items() if k.startswith("BLOCK")]
+            declared = asdict(config) if config else {}
+            blocks = [str(v) for k, v in declared.items() if k.startswith("BLOCK")]
             lines.append(
                 f"{step.name:<8} {step.kernel:<15} {'x'.join(blocks):<15} "
                 f"{'x'.join(map(str, step.output)):<18} {step.slot:>4} "
@@ -200,10 +235,10 @@ class _Order:
         dtype, precision = self.numbers.dtype, self.numbers.precision
         return conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
 
-    def linear_config(self, shape: linear.LinearShape) -> linear.LinearConfig:
+    def linear_config(self, shape: gemm.LinearShape) -> gemm.LinearConfig:
         sample = replace(shape, N=self.configured_for)
         dtype, precision = self.numbers.dtype, self.numbers.precision
-        return linear.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+        return gemm.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
 
 
 def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
@@ -250,10 +285,10 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
             work = conv.work(shape, dtype)
             yield Step(block.name, f"conv2d {tiles.tiling}", block, shape, tiles, output, work)
         case Linear(features):
-            product = linear.LinearShape(n, height * width, channels, features)
+            product = gemm.LinearShape(n, height * width, channels, features)
             cut = order.linear_config(product)
             kernel = "linear" if cut.SPLIT_K == 1 else f"linear /{cut.SPLIT_K}"
-            work = linear.work(product, dtype)
+            work = gemm.work(product, dtype)
             yield Step(block.name, kernel, block, product, cut, (1, 1, n, features), work)
         case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
             if block.came == block.output and isinstance(layer, AdaptiveAvgPool2d):
@@ -271,6 +306,11 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
             norm = lrn.LRNShape(height * width * n, channels, layer.size, layer.groups)
             rows = lrn.default_config(norm, arch)
             yield Step(block.name, "lrn", block, norm, rows, came, lrn.work(norm, dtype))
+        case Gather(towers):
+            moved = GatherShape(height * width * n, channels * towers)
+            work = Work(0, 2 * moved.M * moved.C * dtype.itemsize)
+            output = (height, width, n, moved.C)
+            yield Step(block.name, "exchange", block, moved, None, output, work)
         case Softmax():
             scores = softmax.SoftmaxShape(height * width * n, channels)
             whole = softmax.default_config(scores, arch)

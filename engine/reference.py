@@ -18,11 +18,13 @@ from .spec import (
     Conv2d,
     Dropout,
     Flatten,
+    Gather,
     Layer,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
     Network,
+    NetworkError,
     Preprocess,
     ReLU,
     Sigmoid,
@@ -81,6 +83,8 @@ def apply(
             return x.flatten(1)
         case Dropout():
             return x
+        case Gather():
+            raise NetworkError(f"layer {name}: one tower's half means nothing by itself")
 
 
 def forward(

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +20,20 @@ from typing import Any, Literal
 import torch
 
 from .. import weights as weight_sources
-from ..kernels import layout
 from ..weights import Source
-from . import onnx_graph, reference
-from .bind import Bound, bind, pack
+from . import onnx_graph
 from .images import ImageError, Views, class_names, load_each, to_batch
-from .plan import NUMBERS, Plan, plan
+from .pipeline import Pipeline
+from .plan import NUMBERS, Plan
+from .single import Planner, Runner, Single, Torch
 from .spec import Network, Sigmoid, Softmax
 from .summary import Summary, summarise
+from .towers import Towers
 from .zoo import network as network_named
 
 Backend = Literal["triton", "torch"]
-BATCH_SHAPES = 4  # as many shapes of batches keep their memory and launches; the oldest makes room
+Split = Literal["pipeline", "towers"]
+DEFAULT_MICRO_BATCH = 64
 FEATURES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
@@ -50,39 +51,23 @@ class Prediction:
 
 
 class Engine:
-    """Runs one network on one device. Make one with `Engine.load`.
+    """Runs one network on one device or two. Make one with `Engine.load`.
 
     Safe to call from many threads: calls take turns.
     """
 
     def __init__(
-        self,
-        network: Network,
-        state: Mapping[str, torch.Tensor],
-        *,
-        device: torch.device,
-        dtype: str,
-        backend: Backend = "triton",
-        max_batch: int = 256,
-        batch_invariant: bool = False,
+        self, runner: Runner, *, dtype: str, backend: Backend = "triton", max_batch: int = 256
     ) -> None:
-        self.network = network
-        self.device = device
+        self.network = runner.planner.network
+        self.device = runner.device
         self.dtype = dtype
         self.backend = backend
         self.max_batch = max_batch
-        self.batch_invariant = batch_invariant
-        self.class_names = class_names(network)
-        self._numbers = NUMBERS[dtype]
-        self._bound: OrderedDict[object, Bound] = OrderedDict()
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.class_names = class_names(self.network)
+        self._runner = runner
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._turn = threading.Lock()
-        if backend == "triton":
-            self._packed = pack(network, state, self._numbers, device)
-        else:
-            self._state = {
-                name: tensor.to(device, self._numbers.dtype) for name, tensor in state.items()
-            }
 
     @classmethod
     def load(
@@ -94,8 +79,13 @@ class Engine:
         backend: Backend = "triton",
         max_batch: int = 256,
         batch_invariant: bool = False,
+        *,
+        devices: tuple[str | torch.device, str | torch.device] | None = None,
+        split: Split | None = None,
+        at: str = "auto",
+        micro_batch: int | None = None,
     ) -> Engine:
-        """Load a network with its weights onto a device.
+        """Load a network with its weights onto a device, or onto two.
 
         network: a name in the zoo, a `Network`, or an .onnx file, which brings its weights.
         weights: "imagenet", "digits", "random:SEED", a file (.pth, .safetensors, .keras,
@@ -105,19 +95,26 @@ class Engine:
         or "torch" for the same network by cuDNN or oneDNN. max_batch: images of one piece; longer
         batches are cut. batch_invariant: the same bits at every batch size, at some cost in speed.
 
-        Raises NetworkError for an unknown network, WeightsError for weights that do not fit, and
-        EngineError for anything else, in one line.
+        devices: two devices instead of one, which may be the same one twice. split: "pipeline" cuts
+        the plan in two at step `at` ("auto": where the slower stage is fastest) and sends
+        `micro_batch` images at a time through both; "towers" gives each device half of every
+        layer's filters.
+
+        Raises NetworkError for an unknown network or a cut there is not, WeightsError for weights
+        that do not fit, and EngineError for anything else, in one line.
         """
-        network, published = find(network)
-        device = resolve(device)
-        dtype = dtype or ("fp32" if device.type == "cpu" else "fp16")
-        _one_of("dtype", dtype, NUMBERS)
+        net, published = find(network)
         _one_of("backend", backend, ("triton", "torch"))
-        if max_batch < 1:
-            raise EngineError(f"max_batch: wanted 1 or more, got {max_batch}")
+        places = _places(device, devices, split, backend)
+        kind = places[0].type
+        dtype = dtype or ("fp32" if kind == "cpu" else "fp16")
+        _one_of("dtype", dtype, NUMBERS)
+        for name, count in (("max_batch", max_batch), ("micro_batch", micro_batch)):
+            if count is not None and count < 1:
+                raise EngineError(f"{name}: wanted 1 or more, got {count}")
         if batch_invariant and backend == "torch":
             raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
-        if backend == "triton" and device.type == "cpu":
+        if backend == "triton" and kind == "cpu":
             if dtype == "bf16":
                 raise EngineError(
                     "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "
@@ -128,16 +125,20 @@ class Engine:
                 "(backend='torch' is the fast way on a CPU)",
                 file=sys.stderr,
             )
-        state = load_state(network, published if weights is None else weights)
-        return cls(
-            network,
-            state,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            max_batch=max_batch,
-            batch_invariant=batch_invariant,
-        )
+        state = load_state(net, published if weights is None else weights)
+        planner = Planner(net, NUMBERS[dtype], architecture(places[0]), batch_invariant)
+        runner: Runner
+        match split, backend, places:
+            case "pipeline", _, (first, second):
+                size = min(micro_batch or DEFAULT_MICRO_BATCH, max_batch)
+                runner = Pipeline(planner, state, (first, second), at, size)
+            case "towers", _, (first, second):
+                runner = Towers(planner, state, (first, second))
+            case _, "torch", _:
+                runner = Torch(planner, state, places[0])
+            case _:
+                runner = Single(planner, state, places[0])
+        return cls(runner, dtype=dtype, backend=backend, max_batch=max_batch)
 
     # --- what it computes --------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Engine:
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
                 f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} on {out.device}"
             )
-        last = self._plan(1, batch.shape[1:]).steps[-1].name
+        last = self._runner.planner(1, tuple(batch.shape[1:])).steps[-1].name
         for start, outputs in self._pieces(batch, (last,)):
             out[start : start + len(outputs[last])] = outputs[last]
         return out
@@ -214,7 +215,7 @@ class Engine:
     @property
     def plan(self) -> Plan:
         """The plan of a full batch of the network's own image size; print it."""
-        return self._plan(self.max_batch, self.network.input_shape)
+        return self._runner.planner(self.max_batch)
 
     def summary(self) -> Summary:
         """The network as a table; print it, or read its rows."""
@@ -229,65 +230,16 @@ class Engine:
         self, batch: torch.Tensor, keep: tuple[str, ...]
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Run `batch` piece by piece: the piece's first image, and its kept outputs, copied."""
+        planned = self._runner.planner(0, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
+        if not len(batch):
+            shapes = {name: made for name, _, _, made in self.network.walk(planned.image_shape)}
+            yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
         configured_for = min(len(batch), self.max_batch)
-        for start in range(0, max(len(batch), 1), self.max_batch):
+        for start in range(0, len(batch), self.max_batch):
             piece = batch[start : start + self.max_batch].to(self.device, non_blocking=True)
             with self._turn, torch.inference_mode():
-                if self.backend == "torch":
-                    outputs = self._run_torch(piece, keep)
-                else:
-                    outputs = self._run_triton(piece, keep, configured_for)
+                outputs = self._runner.run(piece, keep, configured_for)
             yield start, outputs
-
-    def _run_triton(
-        self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
-    ) -> dict[str, torch.Tensor]:
-        key = (images.shape, images.dtype, keep, configured_for)
-        bound = self._bound.pop(key, None)
-        if bound is None:
-            planned = self._plan(len(images), images.shape[1:], images.dtype, keep, configured_for)
-            if not len(images):  # planned, so checked; there is nothing to launch
-                return self._empty(planned, keep)
-            bound = bind(planned, self._packed)
-        self._bound[key] = bound
-        if len(self._bound) > BATCH_SHAPES:
-            self._bound.popitem(last=False)
-        bound.run(images)
-        flat = {name for name, _, _, shape in self.network.walk() if len(shape) == 1}
-        return {name: _outside(bound.outputs[name], name in flat) for name in keep}
-
-    def _empty(self, planned: Plan, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
-        return {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
-
-    def _run_torch(self, images: torch.Tensor, keep: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        planned = self._plan(len(images), images.shape[1:], keep=keep)  # refuses what does not fit
-        x = reference.normalise(images, self.network.preprocess, self._numbers.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        outputs = reference.forward(self.network, self._state, x)
-        made = {step.name: step.layers[-1] for step in planned.steps[1:]}  # with what is fused
-        return {name: outputs[made[name]].float().contiguous() for name in keep}
-
-    def _plan(
-        self,
-        batch: int,
-        image_shape: Sequence[int],
-        image_dtype: torch.dtype = torch.uint8,
-        keep: tuple[str, ...] = (),
-        configured_for: int | None = None,
-    ) -> Plan:
-        channels, height, width = image_shape
-        return plan(
-            self.network,
-            batch,
-            self._numbers,
-            architecture(self.device),
-            image_shape=(channels, height, width),
-            image_dtype=image_dtype,
-            configured_for=configured_for,
-            batch_invariant=self.batch_invariant,
-            keep=keep,
-        )
 
     def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
@@ -329,12 +281,6 @@ class Engine:
                     Prediction(index, self.class_names[index], score)
                     for index, score in zip(*next(best), strict=True)
                 ]
-
-
-def _outside(activation: torch.Tensor, flat: bool) -> torch.Tensor:
-    """An activation [H, W, N, C] for the caller: a float32 copy, [N, C, H, W] or [N, features]."""
-    copy = activation[0, 0].clone() if flat else layout.unpack(activation)
-    return copy.float()
 
 
 def find(network: str | Path | Network) -> tuple[Network, Source | None]:
@@ -387,6 +333,29 @@ def architecture(device: torch.device) -> int | None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def _places(
+    device: str | torch.device | None,
+    devices: tuple[str | torch.device, str | torch.device] | None,
+    split: Split | None,
+    backend: Backend,
+) -> tuple[torch.device, ...]:
+    """The one device or the two that were asked for. Raises EngineError."""
+    if split is None and devices is None:
+        return (resolve(device),)
+    _one_of("split", str(split), ("pipeline", "towers"))
+    if device is not None:
+        raise EngineError(f"device: wanted devices alone with split={split!r}, got {device!r} too")
+    if backend == "torch":
+        raise EngineError(f"split: only the triton backend can, got {split!r} with 'torch'")
+    if devices is None or len(devices) != 2:
+        got = "none" if devices is None else str(len(devices))
+        raise EngineError(f"devices: wanted two with split={split!r}, got {got}")
+    places = tuple(resolve(place) for place in devices)
+    if places[0].type != places[1].type:
+        raise EngineError(f"devices: wanted two of a kind, got {places[0]} and {places[1]}")
+    return places
 
 
 def _one_of(argument: str, value: str, legal: Collection[str]) -> None:

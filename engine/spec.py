@@ -199,6 +199,16 @@ class Flatten:
         return (math.prod(shape),)
 
 
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """The channels of all towers side by side; a split network has one where towers meet."""
+
+    towers: int
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0] * self.towers, *shape[1:])
+
+
 Pool = MaxPool2d | AvgPool2d
 Owner = Conv2d | Linear | BatchNorm2d  # the layers that own parameters
 Layer = (
@@ -211,6 +221,7 @@ Layer = (
     | Softmax
     | Dropout
     | Flatten
+    | Gather
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import conv, layout, linear, lrn, pool, softmax, stem
+from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from . import reference
 from .bind import bind, pack
 from .plan import NUMBERS, Numbers, Step, plan
@@ -122,7 +122,7 @@ def verify(
             mean, std = bound.packed.mean.cpu(), bound.packed.std.cpu()
             wanted = stem.reference(images.cpu(), mean, std, step.shape)
         else:
-            wanted = x.flatten(1) if isinstance(step.shape, linear.LinearShape) else x
+            wanted = x.flatten(1) if isinstance(step.shape, gemm.LinearShape) else x
             for name in step.layers:
                 wanted = reference.apply(name, layers[name], wanted, rounded)
             x = made
@@ -139,7 +139,7 @@ def _reduction(step: Step) -> int:
     match step.shape:
         case conv.Conv2dShape() as shape:
             return shape.C // shape.groups * shape.KH * shape.KW
-        case linear.LinearShape() as shape:
+        case gemm.LinearShape() as shape:
             return shape.P * shape.C
         case softmax.SoftmaxShape() | lrn.LRNShape() as shape:
             return shape.C if isinstance(shape, softmax.SoftmaxShape) else shape.size

@@ -8,3 +8,21 @@ cost), shape, kernels, configurations, packing, launcher, reference, work. A lau
 and an explicit configuration and returns `Launch` objects; calling them runs the kernel, compiled
 on CUDA tensors and in Triton's interpreter on CPU tensors.
 """
+
+from .functional import (
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    conv2d,
+    linear,
+    local_response_norm,
+    max_pool2d,
+)
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+]

@@ -18,7 +18,7 @@ import torch
 
 from .conv import Conv2dShape
 from .epilogue import ACTIVATIONS
-from .linear import LinearShape
+from .gemm import LinearShape
 from .pool import PoolShape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -13,8 +13,8 @@ filter tap and one block of channels at a time. The two tilings differ in what a
   fill a tile with images. Rows are gathered through pointers, those outside the image masked.
 
 Both take any stride, padding, dilation and number of groups, and add the same products in the same
-order, so at equal BLOCK_K they agree. Cost: 2 * N * OH * OW * OC * KH * KW * C/groups FLOPs, less
-the skipped taps; x, w and y move once if the cache does its part.
+order, so at equal blocks they agree bit for bit. Cost: 2 * N * OH * OW * OC * KH * KW * C/groups
+FLOPs, less the skipped taps; x, w and y move once if the cache does its part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import finish
+from .epilogue import check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 
 _GEOMETRY: tuple[str, ...] = ("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w")
@@ -351,6 +351,12 @@ def conv2d(
             "32-bit index counts; use a smaller batch"
         )
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
+    if config.tiling == "images" and config.descriptors and not images_tiling_fits(shape, x.dtype):
+        raise ValueError(
+            f"conv2d: {shape.C // shape.groups} channels a group are no multiple of 16 bytes, as "
+            "the images tiling wants for descriptors; use the pixels tiling"
+        )
+    check_activation(activation)
     scale, shift = affine or (None, None)
     x_pitch, _ = layout.pitch(x), layout.pitch(out)
     arguments = {

@@ -15,6 +15,12 @@ from .jit import jit
 ACTIVATIONS = (None, "relu", "sigmoid")
 
 
+def check_activation(activation: str | None) -> None:
+    """Raises ValueError for an activation that `finish` would not apply."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: wanted one of {ACTIVATIONS}, got {activation!r}")
+
+
 @jit
 def finish(acc, bias, scale, shift, channel, in_range, ACTIVATION: tl.constexpr):
     """Bias, activation, scale and shift along N, each None where there is none. NaN stays NaN."""

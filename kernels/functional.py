@@ -17,8 +17,7 @@ import math
 
 import torch
 
-from . import arguments, conv, layout, lrn, pool
-from . import linear as dense
+from . import arguments, conv, gemm, layout, lrn, pool
 
 Pair = int | tuple[int, int]
 
@@ -176,13 +175,13 @@ def linear(
         return input.new_empty(result_shape)
     rows, filters = input.reshape(shape.N, shape.C), weight.reshape(shape.OC, shape.C)
     if not shape.C:  # an empty sum is zero: one product with zero has the same bias and activation
-        shape = dense.LinearShape(shape.N, 1, 1, shape.OC)
+        shape = gemm.LinearShape(shape.N, 1, 1, shape.OC)
         rows, filters = input.new_zeros((shape.N, 1)), weight.new_zeros((shape.OC, 1))
     out = _activation_like(input, 1, 1, shape.N, shape.OC)
-    config = dense.default_config(shape, input.dtype, precision, _arch(input.device))
-    for launch in dense.linear(
+    config = gemm.default_config(shape, input.dtype, precision, _arch(input.device))
+    for launch in gemm.linear(
         layout.pack(rows[:, :, None, None]),
-        dense.pack_weight(filters),
+        gemm.pack_weight(filters),
         None if bias is None else bias.reshape(-1).expand(shape.OC).contiguous(),
         out,
         config,

@@ -25,8 +25,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 MAX_TILE = 2**20  # Triton's limit on the elements of one tensor in a kernel
 
-# Triton's interpreter patches `triton.language` while a kernel runs, so only one may run at a time.
-_INTERPRETER = threading.RLock()
+ALONE = threading.RLock()
+"""Triton's interpreter patches `triton.language` for the whole process while a kernel runs: whoever
+interprets or compiles holds this lock."""
 
 
 @functools.cache
@@ -53,7 +54,7 @@ class Kernel(JITFunction):  # type: ignore[misc]
         # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
         # when another process wants the cores. Infinities and NaNs are results, as on a GPU.
         quiet = np.errstate(all="ignore")
-        with _INTERPRETER, _blas().limit(limits=1, user_api="blas"), quiet:
+        with ALONE, _blas().limit(limits=1, user_api="blas"), quiet:
             self._interpreted[grid](**arguments)
 
 
@@ -112,8 +113,9 @@ class Launch:
         if device.type == "cpu":
             self.kernel.interpret(self.grid, **self.arguments)
             return
-        # Triton launches on the current device, whatever device the tensors are on.
-        with torch.cuda.device(device):
+        # Triton launches on the current device, whatever device the tensors are on, and a first
+        # launch compiles.
+        with ALONE, torch.cuda.device(device):
             self.kernel[self.grid](
                 **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
             )

@@ -34,7 +34,10 @@ def launches(name: str, arch: int, dtype: str, batch: int) -> list[tuple[str, La
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     bound = bind(plan(net, batch, numbers, arch), pack(net, state, numbers, "meta"))
     images = torch.empty(batch, *net.input_shape, dtype=torch.uint8, device="meta")
-    return [("input", bound.stem(images)), *bound.launches]
+    return [
+        ("input", bound.stem(images)),
+        *((name, run) for name, runs in bound.launches for run in runs),
+    ]
 
 
 def check(binary: Binary, dtype: str) -> None:

@@ -415,3 +415,15 @@ def test_default_configuration(
         for n in (1, 65, 5000):
             other = dataclasses.replace(shape, N=n)
             assert conv.default_config(other, dtype, precision, arch, invariant) == config
+
+
+def test_what_would_be_silently_wrong_is_refused() -> None:
+    shape = Conv2dShape(64, 6, 5, 5, 4, 3, 3, groups=2)
+    x = layout.empty(5, 5, 64, 6, torch.float32, "cpu")
+    out = layout.empty(3, 3, 64, 4, torch.float32, "cpu")
+    weight = conv.pack_weight(torch.zeros(4, 3, 3, 3))
+    images = Conv2dConfig("images", 16, 16, 16)
+    with pytest.raises(ValueError, match="3 channels a group are no multiple of 16 bytes"):
+        conv.conv2d(x, weight, None, out, shape, images)
+    with pytest.raises(ValueError, match=r"activation: wanted one of .* got 'gelu'"):
+        conv.conv2d(x, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16), "gelu")

@@ -243,6 +243,14 @@ def test_at_full_size_the_zoo_and_keras_own_the_same(
 
 
 @both_formats
+def test_the_tenth_layer_does_not_come_second(suffix: str, keras: Any, tmp_path: Path) -> None:
+    """Twelve convolutions of one shape, which h5py lists by name: conv2d_10 before conv2d_2."""
+    convs = tuple((f"conv{i}", Conv2d(3, 3, padding=1)) for i in range(12))
+    net = replace(TINY, layers=(*convs, ("flatten", Flatten()), ("fc", Linear(3))))
+    assert_agrees(keras, randomised(functional(keras, net)), net, tmp_path / f"model{suffix}")
+
+
+@both_formats
 def test_the_order_of_the_flatten_matters(suffix: str, keras: Any, tmp_path: Path) -> None:
     """So the outputs above would show it if the features stayed as Keras orders them."""
     model = randomised(sequential(keras, TINY))
@@ -657,10 +665,14 @@ def test_a_model_class_of_its_authors_own(keras: Any, tmp_path: Path) -> None:
 
     model = Subclassed()
     model(np.zeros((1, 2), np.float32))
-    refused(
-        save(model, tmp_path / "model.keras"), "Sequential or Functional", "'Subclassed'", CHAIN
-    )
-    refused(save(model, tmp_path / "model.weights.h5"), "fc ('", "is no layer that is read", CHAIN)
+    path = save(model, tmp_path / "model.keras")
+    refused(path, "wanted a Sequential or Functional model, got 'Subclassed'", CHAIN)
+    reconfigured(path, path, lambda config: config.update(module="keras"))
+    refused(path, "wanted a Sequential or Functional model, got 'Subclassed'", CHAIN)
+    reconfigured(path, path, lambda config: config.update(class_name="Functional", module=None))
+    refused(path, "wanted a Sequential or Functional model, got 'Functional'", CHAIN)
+    path = save(model, tmp_path / "model.weights.h5")
+    refused(path, "fc ('", "is no layer that is read", CHAIN)
 
 
 def test_branches(keras: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from alexnet_triton.engine.plan import NUMBERS, Plan, plan
 from alexnet_triton.engine.spec import Conv2d, MaxPool2d, Network, Preprocess, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
-from alexnet_triton.kernels.linear import LinearConfig, LinearShape
+from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 
 FP16 = NUMBERS["fp16"]
 

@@ -98,7 +98,7 @@ def read(path: Path, expected: Mapping[str, Shape], flattened: Mapping[str, Shap
     zipped = path.suffix.lower() == ".keras"
     config, source = _unzipped(path) if zipped else (None, path)
     with h5py.File(source, "r") as file:
-        if False:
+        if {"layer_names", "model_config"} & set(file.attrs):
             raise WeightsError(
                 f"{origin}: wanted a Keras 3 file, got the older .h5 format; "
                 "cure: keras.models.load_model(...).save('NAME.keras')"

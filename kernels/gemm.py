@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import finish
+from .epilogue import check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
 
 
@@ -224,6 +224,7 @@ def linear(
     pixels, oc, _ = weight.shape
     pitch = layout.pitch(x)
     layout.pitch(out)
+    check_activation(activation)
     scale, shift = affine or (None, None)
     split = config.SPLIT_K > 1
     target = layout.empty(1, config.SPLIT_K, n, oc, torch.float32, x.device) if split else out

@@ -1,0 +1,63 @@
+"""From the words of a command line to the images they stand for: `images.expand`, and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .images import ImageError, Source, expand
+from .run import EngineError
+
+
+def listing(words: Iterable[str]) -> Iterator[Source | ImageError]:
+    """What `expand` yields, and for a word that ends in .parquet the paths and URLs in it.
+
+    Such a file, or folder of files as Ray and Spark write them, has them in its column `path`, of
+    strings; those that are not absolute start from the working directory. They are found there,
+    not named, and come in the file's order.
+
+    Raises EngineError at once for a Parquet file that is not one or lacks that column.
+    """
+    words = list(words)
+    tables = {word: _opened(word) for word in words if word.lower().endswith(".parquet")}
+    return (
+        source
+        for word in words
+        for source in (_paths(word, tables[word]) if word in tables else expand([word]))
+    )
+
+
+def _opened(word: str) -> Any:
+    try:
+        import pyarrow.dataset
+    except ImportError:
+        raise EngineError(
+            f"{word}: Parquet needs pyarrow, which is not installed; "
+            "`pip install 'alexnet-triton[parquet]'`, or name files and folders"
+        ) from None
+    try:
+        table = pyarrow.dataset.dataset(word, format="parquet")
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these, too
+        raise EngineError(f"{word}: cannot be read as Parquet: {_line(error)}") from error
+    types = dict(zip(table.schema.names, table.schema.types, strict=True))
+    if "path" not in types:
+        raise EngineError(f"{word}: wanted a column 'path', got {', '.join(types) or 'none'}")
+    if types["path"] not in (pyarrow.string(), pyarrow.large_string()):
+        raise EngineError(f"{word}: wanted strings in its column 'path', got {types['path']}")
+    return table
+
+
+def _paths(word: str, table: Any) -> Iterator[Source | ImageError]:
+    scan = table.to_batches(columns=["path"], batch_readahead=1, fragment_readahead=1)
+    index = 0
+    for batch in scan:
+        for index, path in enumerate(batch.column(0).to_pylist(), index):
+            if path is None:
+                yield ImageError(word, f"row {index} has no path")
+            else:
+                yield Source(path, named=False)
+        index += batch.num_rows > 0
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,50 @@
+"""The bench verbs: two devices compared, and nothing timed that does not match."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from alexnet_triton.bench.__main__ import main
+from alexnet_triton.engine.pipeline import Pipeline
+
+
+def test_pipeline_rows_match_and_are_timed(
+    device: torch.device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [str(device)] * 2
+    common = ["--devices", *places, "--batch", "6", "--micro-batch", "4", "--repeats", "2"]
+    status = main(["pipeline", "digits", "--weights", "digits", *common, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0
+    rows = {row["way"]: row for row in found["rows"]}
+    assert set(rows) == {"one device", "half the batch", "pipeline", "towers"}
+    for row in rows.values():
+        assert row["difference"] < 1e-2
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["images_per_second"] == pytest.approx(6e3 / row["median_ms"])
+    assert found["environment"]["torch"] == torch.__version__
+
+
+def test_a_way_that_does_not_match_is_not_timed(
+    device: torch.device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Pipeline.run
+
+    def wrong(self: Pipeline, *arguments: object) -> dict[str, torch.Tensor]:
+        found = run(self, *arguments)  # type: ignore[arg-type]
+        return {name: output + 1 for name, output in found.items()}
+
+    monkeypatch.setattr(Pipeline, "run", wrong)
+    places = [str(device)] * 2
+    common = ["--devices", *places, "--batch", "2", "--micro-batch", "2", "--repeats", "1"]
+    assert main(["pipeline", "digits", "--weights", "digits", *common]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("pipeline"))
+    assert "NO MATCH, so not timed" in line
+
+
+def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipeline", "lenet"]) == 1
+    assert "error: unknown network 'lenet'" in capsys.readouterr().err
