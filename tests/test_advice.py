@@ -25,7 +25,7 @@ def advice(name: str, batch: int, **card: float) -> dict[str, Way]:
 def test_one_image_is_a_stream_of_weights_that_towers_halve() -> None:
     ways = advice("alexnet2012", 1)
     one = ways["one device"].seconds
-    assert one == pytest.approx(2 * 60_965_224 / H200.memory, rel=0.05)
+    assert one == pytest.approx(2 * 60_965_224 / H200.memory, rel=0.1)
     assert ways["towers"].seconds == pytest.approx(one / 2, rel=0.1)
     assert ways["best"].name == "towers"
     assert sum(ways["towers"].weights) == pytest.approx(2 * 60_965_224, rel=1e-3)
