@@ -162,7 +162,8 @@ def _array(tensor: onnx.TensorProto) -> Array:
 
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # as above: an unknown type of number is a KeyError
+        reason = shorten(f"{type(error).__name__}: {error}", 200)
         raise OnnxError(
-            f"tensor {tensor.name!r} cannot be read ({error}); cure: download or export it again"
+            f"tensor {tensor.name!r} cannot be read ({reason}); cure: download or export it again"
         ) from None

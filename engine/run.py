@@ -105,6 +105,8 @@ class Engine:
         """
         net, published = find(network)
         _one_of("backend", backend, ("triton", "torch"))
+        if net.input_shape[0] != 3:
+            raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
         places = _places(device, devices, split, backend)
         kind = places[0].type
         dtype = dtype or ("fp32" if kind == "cpu" else "fp16")

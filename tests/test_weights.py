@@ -478,3 +478,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
     refused("imagenet", download.IMAGENET_URL, tmp_path / "file", network="alexnet")
+
+
+def test_a_negative_variance_is_refused() -> None:
+    expected = {"bn1.running_var": (3,)}
+    with pytest.raises(WeightsError, match=r"bn1\.running_var wanted variances of 0 or more, got -1"):
+        load({"bn1.running_var": torch.tensor([1.0, -1.0, 2.0])}, expected, network="x")
