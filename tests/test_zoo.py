@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +252,26 @@ def test_torchvisions_vgg_names_are_understood() -> None:
         theirs[f"{half}.{number}.{kind}"] = tensor
     back = load(theirs, net.parameter_shapes(), network="vgg")
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_an_onnx_file_is_a_network_with_its_weights(
+    tmp_path: Path, device: torch.device, generator: torch.Generator
+) -> None:
+    pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(392, 5)
+    ).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=generator)
+    file = tmp_path / "small.onnx"
+    torch.onnx.export(model, (pixels[:1],), str(file), dynamo=False)
+    with torch.inference_mode():
+        wanted = model(pixels)
+    engine = Engine.load(file, device=device, dtype="fp32")
+    assert relative(engine(pixels), wanted.double()) < 1e-5
+    assert engine.class_names == tuple("01234")
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
+    torch.onnx.export(grey, (torch.zeros(1, 1, 8, 8),), str(file), dynamo=False)
+    with pytest.raises(
+        EngineError, match=r"small: wanted a network of RGB images, got \(1, 8, 8\)"
+    ):
+        Engine.load(file, device=device)

@@ -133,7 +133,7 @@ def _converted(tensor: torch.Tensor, shape: tuple[int, ...], label: str) -> torc
             f"{label} wanted finite float32 values, got {int(broken.sum())} NaN or infinite "
             f"({values[first].item()} at {first}); cure: save it again from a sound model"
         )
-    if label.endswith("running_var") and (values < 0).any():
+    if "running_var" in label and (values < 0).any():
         raise WeightsError(
             f"{label} wanted variances of 0 or more, got {values.min().item()}; "
             "cure: save it again from a sound model"
