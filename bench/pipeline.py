@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from ..engine.load import find, load_state
 from ..engine.pipeline import Pipeline
-from ..engine.run import Engine, find, load_state
+from ..engine.run import Engine
 from ..engine.spec import NetworkError
 
 MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}

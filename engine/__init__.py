@@ -7,7 +7,8 @@ for prediction in engine.classify("cat.jpg")[0]:
 """
 
 from .images import ImageError
-from .run import Engine, EngineError, Prediction
+from .load import EngineError
+from .run import Engine, Prediction
 from .spec import Network, NetworkError
 
 __all__ = ["Engine", "EngineError", "ImageError", "Network", "NetworkError", "Prediction"]

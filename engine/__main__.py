@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,21 +29,28 @@ from rich.text import Text
 
 from .. import weights
 from ..weights import WeightsError
-from . import onnx_graph
-from .advice import CARDS, advise
+from . import onnx_graph, ray
+from .advice import advise
+from .canvas import PictureError, check
+from .cards import CARDS
 from .demo import demo
-from .images import ImageError, expand
+from .diagram import draw
+from .explain import default_image, explain
+from .images import ImageError, Source, to_batch
 from .jobs import Tally, classify, remaining
+from .listing import listing
+from .load import EngineError, find, load_state, numbers, resolve
+from .maps import draw_filters, draw_maps
 from .plan import NUMBERS
 from .rows import Existing, Output, OutputError, Row
-from .run import Engine, EngineError, find, load_state, resolve
+from .run import Engine
 from .single import Planner
 from .spec import NetworkError
 from .summary import summarise
 from .verify import verify
 from .zoo import NETWORKS
 
-_REFUSALS = (EngineError, ImageError, NetworkError, OutputError, WeightsError)
+_REFUSALS = (EngineError, ImageError, NetworkError, OutputError, PictureError, WeightsError)
 _MODEL = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
 
 
@@ -68,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alexnet-triton", description="AlexNet inference in fused Triton kernels."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=_AnyOrder
+    )
 
     def verb(name: str, help: str, example: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(
@@ -94,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         "print the most likely classes of images",
         "classify holiday/ cat.jpg --top 3 --output labels.jsonl",
     )
-    made.add_argument("source", nargs="+", help="image files, folders, globs or URLs")
+    made.add_argument(
+        "source",
+        nargs="+",
+        help="image files, folders, globs or URLs, and .parquet files with a column `path` of them",
+    )
     _engine_options(made)
     made.add_argument("--backend", choices=("triton", "torch"), default="triton")
     made.add_argument("--batch-size", type=_count, default=256, help="images a batch (default 256)")
@@ -109,7 +123,16 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=_natural,
         default=0,
-        help="processes that decode images (default 0: this one, between batches)",
+        help="processes that decode images (default 0: this one, between batches); "
+        "with --ray, engines at once (default 1)",
+    )
+    made.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="classify on the Ray cluster at HOST:PORT, at auto, or without ADDRESS on one started "
+        "on this machine for the job; rows come in any order",
     )
     made.add_argument(
         "--output",
@@ -126,6 +149,34 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("summary", "print a network's layers, parameters and MACs", "summary alexnet")
     made.add_argument("model", help=_MODEL)
+    made.add_argument("--diagram", type=Path, metavar="OUT", help="draw it: .svg, .png or .pdf")
+
+    made = verb(
+        "explain",
+        "show how one output number of a layer comes about, and that the engine agrees",
+        "explain digits --layer conv3 --filter 0 --at 1,2",
+    )
+    made.add_argument("model", help=_MODEL)
+    made.add_argument("image", nargs="?", help="default: a held-out digit, or seeded noise")
+    made.add_argument("--layer", required=True, help="a convolution or a linear layer")
+    made.add_argument("--filter", type=int, default=0, help="counted from 0 (default 0)")
+    made.add_argument("--at", type=_place, metavar="ROW,COLUMN", help="where in the output")
+    _engine_options(made, model=False)
+
+    made = verb(
+        "features",
+        "draw a layer's feature maps of an image",
+        "features cat.jpg --layer conv1 --output maps.png",
+    )
+    made.add_argument("image", help="an image file or URL")
+    made.add_argument("--layer", default="conv1", help="default conv1")
+    made.add_argument("--output", type=Path, required=True, help="a .png, .svg or .pdf file")
+    made.add_argument(
+        "--filters",
+        action="store_true",
+        help="draw the first layer's filters too, in OUTPUT with `.filters` before its suffix",
+    )
+    _engine_options(made)
 
     made = verb(
         "plan",
@@ -172,6 +223,28 @@ def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None
     parser.add_argument("--dtype", choices=NUMBERS, help="default: fp16 on a GPU, fp32 on a CPU")
 
 
+class _AnyOrder(argparse.ArgumentParser):
+    """Finds an optional positional behind options too, which argparse does only if told to."""
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        # The parse in any order calls back for each of its passes, which are ordinary ones.
+        ordinary = vars(self).get("parsing", False)
+        self.parsing = True
+        try:
+            parse = super().parse_known_args if ordinary else self.parse_known_intermixed_args
+            return parse(*arguments, **named)
+        finally:
+            self.parsing = ordinary
+
+
+def _place(text: str) -> tuple[int, int]:
+    try:
+        row, column = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted ROW,COLUMN, got {text}") from None
+    return row, column
+
+
 def _count(text: str) -> int:
     return _at_least(1, text)
 
@@ -194,8 +267,39 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _summary(options: argparse.Namespace) -> int:
-    table = summarise(find(options.model)[0])
+    net = find(options.model)[0]
+    if options.diagram:
+        draw(net, options.diagram)
+    table = summarise(net)
     print(json.dumps(table.to_dict(), indent=2) if options.json else table)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    net, published = find(options.model)
+    image = to_batch(options.image, net.preprocess) if options.image else default_image(net)
+    state = load_state(net, options.weights or published)
+    wanted = (options.layer, options.filter, options.at)
+    seen = explain(net, state, *wanted, image, device=options.device, dtype=options.dtype)
+    print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
+    return 0 if seen.equal else 1
+
+
+def _features(options: argparse.Namespace) -> int:
+    check(options.output)
+    net, published = find(options.model)
+    state = load_state(net, options.weights or published)
+    engine = Engine.load(net, state, device=options.device, dtype=options.dtype, max_batch=1)
+    written = {options.output: draw_maps(engine, options.image, options.layer, options.output)}
+    if options.filters:
+        path = options.output.with_suffix(f".filters{options.output.suffix}")
+        written[path] = draw_filters(net, state, path)
+    if options.json:
+        named = [{"output": str(p), "width": w, "height": h} for p, (w, h) in written.items()]
+        print(json.dumps({"model": net.name, "layer": options.layer, "pictures": named}, indent=2))
+    else:
+        for path, (width, height) in written.items():
+            print(f"{path}: {width} x {height}")
     return 0
 
 
@@ -206,7 +310,7 @@ def _verify(options: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    dtype = options.dtype or ("fp32" if device.type == "cpu" else "fp16")
+    dtype, _ = numbers(options.dtype, device, "triton")
     result = verify(net, state, dtype, device, images)
     print(json.dumps(result.to_dict(), indent=2) if options.json else result)
     return 0 if result.first_failure is None else 1
@@ -219,7 +323,7 @@ def _plan(options: argparse.Namespace) -> int:
     planned = planner(options.batch)
     advice = None
     if options.devices == 2:
-        advice = advise(planner, options.batch, card, options.micro_batch)
+        advice = advise(planner, options.dtype, options.batch, card, options.micro_batch)
     if options.json:
         print(json.dumps({"plan": planned.to_dict(), "advice": advice and advice.to_dict()}))
         return 0
@@ -283,27 +387,30 @@ def _job(options: argparse.Namespace, tally: Tally) -> None:
     with contextlib.ExitStack() as stack:
         # Opened first: an unwritable output must not cost the work.
         output = stack.enter_context(Output(options.output, existing)) if options.output else None
-        engine = Engine.load(
-            options.model,
-            options.weights,
-            device=options.device,
-            dtype=options.dtype,
-            backend=options.backend,
-            max_batch=options.batch_size,
-        )
-        rows = classify(
-            engine,
-            remaining(expand(options.source), output.kept() if output else (), tally),
-            batch_size=options.batch_size,
-            top=options.top,
-            views=options.views,
-            workers=options.workers,
-        )
+        kept = output.kept() if output else ()
+        rows = _rows(options, remaining(listing(options.source), kept, tally))
         stack.enter_context(contextlib.closing(rows))  # ends its workers
         for row in _shown(_progress(rows, options, tally), options):
             if output:
                 output.write(row)
             tally.add(row.error, row.named)
+
+
+def _rows(options: argparse.Namespace, sources: Iterator[Source | ImageError]) -> Generator[Row]:
+    """The rows of `sources`, from Ray or from an engine of this process."""
+    engine = {
+        "weights": options.weights,
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": options.backend,
+    }
+    how = {"batch_size": options.batch_size, "top": options.top, "views": options.views}
+    if options.ray is not None:
+        engines = options.workers or 1
+        address = options.ray or None
+        return ray.run(sources, address, model=options.model, workers=engines, **engine, **how)
+    loaded = Engine.load(options.model, **engine, max_batch=options.batch_size)
+    return classify(loaded, sources, **how, workers=options.workers)
 
 
 @contextlib.contextmanager
@@ -360,7 +467,7 @@ def _progress(rows: Iterator[Row], options: argparse.Namespace, tally: Tally) ->
         task = progress.add_task("images", total=None)
 
         def count() -> None:
-            progress.update(task, total=sum(1 for _ in expand(options.source)))
+            progress.update(task, total=sum(1 for _ in listing(options.source)))
 
         threading.Thread(target=count, daemon=True).start()
         for row in rows:

@@ -13,30 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .cards import Card
 from .pipeline import balanced_cut, cut
 from .plan import Plan, Step
 from .single import Planner
 from .spec import NetworkError
 from .towers import exchanged, half
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """Rates of one GPU: half-precision matrix FLOP/s, memory and link byte/s (one direction)."""
-
-    name: str
-    arch: int
-    flops: float
-    memory: float
-    link: float
-
-
-# H200: matrix rate and copy rate as measured on one (cuBLAS 8192^3, device-to-device copy).
-# A100: NVIDIA's datasheet. Links: NVLink's datasheet rate, one direction.
-CARDS = {
-    "h200": Card("H200", 90, 780e12, 4.3e12, 450e9),
-    "a100": Card("A100 80GB", 80, 312e12, 2.04e12, 300e9),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +51,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints; a way that is none has no seconds."""
-        found = asdict(self) | {"best": self.best.name}
+        found = asdict(self) | {"card": self.card.name, "best": self.best.name}
         for way in found["ways"]:
             way["seconds"] = way["seconds"] if math.isfinite(way["seconds"]) else None
         return found
@@ -96,11 +78,15 @@ class Advice:
         return "\n".join(lines)
 
 
-def advise(planner: Planner, batch: int, card: Card, micro_batch: int = 64) -> Advice:
-    """Compare one device with two of `card`, used in each of three ways, for `batch` images."""
+def advise(planner: Planner, dtype: str, batch: int, card: Card, micro_batch: int = 64) -> Advice:
+    """Compare one device with two of `card`, used in each of three ways, for `batch` images.
+
+    `dtype` is one of NUMBERS, the planner's.
+    """
+    rate = card.flops[dtype]
 
     def time(steps: Sequence[Step]) -> float:
-        return sum(max(s.work.flops / card.flops, s.work.bytes / card.memory) for s in steps)
+        return sum(max(s.work.flops / rate, s.work.bytes / card.memory) for s in steps)
 
     itemsize = planner.numbers.dtype.itemsize
     whole, halved = planner(batch), planner(-(-batch // 2))
@@ -136,11 +122,13 @@ def advise(planner: Planner, batch: int, card: Card, micro_batch: int = 64) -> A
         ways.append(Way("towers", refusal=str(error)))
         return Advice(planner.network.name, batch, card, tuple(ways))
     steps = tower(batch)
-    moved = exchanged(planner.network, itemsize) * batch
+    per_image = exchanged(planner.network, itemsize)
+    moved = per_image * batch
     kernels = [step for step in steps.steps if step.kernel != "exchange"]
     each = _weights(tower, steps)
     seconds = time(kernels) + moved / 2 / card.link  # both directions at once
-    ways.append(Way("towers", seconds, moved=moved, weights=(each, each)))
+    note = f"{per_image:,} bytes exchanged an image"
+    ways.append(Way("towers", seconds, moved=moved, weights=(each, each), note=note))
     return Advice(planner.network.name, batch, card, tuple(ways))
 
 

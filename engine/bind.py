@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ def pack(
         if isinstance(block.layer, Linear):
             _, height, width = flattened.get(f"{name}.weight", (1, 1, 1))
             weights[name] = gemm.pack_weight(weight, height * width)
-        elif block is blocks[0]:
+        elif block is blocks[0] and block.layer.dilation == block.layer.groups == 1:
             weights[name] = conv.pack_weight(stem.pack_weight(weight, block.layer.stride))
         else:
             weights[name] = conv.pack_weight(weight)
@@ -127,13 +127,19 @@ class Bound:
                 launch()
 
 
-def bind(plan: Plan, packed: Packed, source: torch.Tensor | None = None) -> Bound:
-    """Allocate the plan's slots where the weights are and bind every step to them.
+def bind(
+    plan: Plan,
+    packed: Packed,
+    source: torch.Tensor | None = None,
+    slots: Sequence[torch.Tensor] | None = None,
+) -> Bound:
+    """Bind every step of a plan to its weights and its memory.
 
     `source` is the activation that the first step reads, for a later stage, which has no stem.
+    `slots` is the memory, made by `allocate`; new by default. Plans that never run at once may
+    share it.
     """
-    dtype, device = plan.numbers.dtype, packed.mean.device
-    slots = [torch.empty(size, dtype=dtype, device=device) for size in plan.slots]
+    slots = slots or allocate(plan, packed.mean.device)
     outputs: dict[str, torch.Tensor] = {}
     launches: list[tuple[str, tuple[Launch, ...]]] = []
     x = source
@@ -147,6 +153,11 @@ def bind(plan: Plan, packed: Packed, source: torch.Tensor | None = None) -> Boun
             launches.append((step.name, made))
         outputs[step.name] = x = out
     return Bound(plan, packed, outputs, tuple(launches))
+
+
+def allocate(plan: Plan, device: torch.device) -> list[torch.Tensor]:
+    """Uninitialised memory for a plan's slots."""
+    return [torch.empty(size, dtype=plan.numbers.dtype, device=device) for size in plan.slots]
 
 
 def _launches(

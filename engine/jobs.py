@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from .images import ImageError, Item, Source, Views
+from .load import EngineError
 from .rows import Kept, Row, pair, row
-from .run import Engine, EngineError
+from .run import Engine
 from .spec import Preprocess
 from .workers import Decoded, decode_ahead
 
@@ -86,9 +87,9 @@ def _rows(engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views)
     size = min(batch_size, engine.max_batch)
     unanswered: deque[tuple[Source | ImageError, Item]] = deque()
     while True:
-        again = list(unanswered)
+        pairs = chain(list(unanswered), pairs)
         unanswered.clear()
-        items = _recorded(chain(again, pairs), unanswered)
+        items = _recorded(pairs, unanswered)
         try:
             for result in engine.stream(items, batch_size=size, top=top, views=views):
                 yield row(unanswered.popleft()[0], result)

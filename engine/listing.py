@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .images import ImageError, Source, expand
-from .run import EngineError
+from .load import EngineError
 
 
 def listing(words: Iterable[str]) -> Iterator[Source | ImageError]:
@@ -49,14 +49,12 @@ def _opened(word: str) -> Any:
 
 def _paths(word: str, table: Any) -> Iterator[Source | ImageError]:
     scan = table.to_batches(columns=["path"], batch_readahead=1, fragment_readahead=1)
-    index = 0
-    for batch in scan:
-        for index, path in enumerate(batch.column(0).to_pylist(), index):
-            if path is None:
-                yield ImageError(word, f"row {index} has no path")
-            else:
-                yield Source(path, named=False)
-        index += batch.num_rows > 0
+    paths = (path for batch in scan for path in batch.column(0).to_pylist())
+    for index, path in enumerate(paths):
+        if path is None:
+            yield ImageError(word, f"row {index} has no path")
+        else:
+            yield Source(path, named=False)
 
 
 def _line(error: Exception) -> str:

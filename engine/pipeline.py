@@ -10,7 +10,7 @@ so no batch size can bring back rows of an earlier one. The same device may be n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,12 +18,14 @@ from itertools import pairwise
 import torch
 
 from ..kernels import layout
-from .bind import Bound, bind, pack
-from .plan import Plan, Step
-from .single import Planner, State, outside
+from .bind import Bound, allocate, bind, pack
+from .cards import CARDS
+from .plan import Plan, Step, place
+from .single import Planner, State, finish, outside
 from .spec import NetworkError
 
-RIDGE = 184  # FLOPs in the time of one byte: an H200's 790 TFLOP/s over 4.3 TB/s
+_H200 = CARDS["h200"]
+RIDGE = _H200.flops["fp16"] / _H200.memory  # half-precision FLOPs in the time of one byte
 
 
 def cuts(planned: Plan) -> list[str]:
@@ -31,10 +33,11 @@ def cuts(planned: Plan) -> list[str]:
     return [step.name for step in planned.steps[2:]]
 
 
-def cut(planned: Plan, at: str) -> tuple[Plan, Plan]:
+def cut(planned: Plan, at: str, keep: Collection[str] = ()) -> tuple[Plan, Plan]:
     """Both stages of a plan, the second starting with step `at`; its input is the first's output.
 
-    Raises NetworkError listing the legal cuts.
+    Each gets slots of its own; the outputs in `keep` survive. Raises NetworkError listing the legal
+    cuts.
     """
     names = [step.name for step in planned.steps]
     if at not in cuts(planned):
@@ -43,8 +46,12 @@ def cut(planned: Plan, at: str) -> tuple[Plan, Plan]:
             f"{', '.join(cuts(planned))}"
         )
     where = names.index(at)
-    first, second = planned.steps[:where], planned.steps[where:]
-    return replace(planned, steps=first), replace(planned, steps=second)
+    stages = []
+    for steps in (planned.steps[:where], planned.steps[where:]):
+        placed, slots = place(steps, keep)
+        stages.append(replace(planned, steps=placed, slots=slots))
+    first, second = stages
+    return first, second
 
 
 def cost(step: Step) -> float:
@@ -84,7 +91,6 @@ class Pipeline:
         at: str,
         micro_batch: int,
     ) -> None:
-        self.device = devices[1]
         self.devices = devices
         self.planner = planner
         self.micro_batch = micro_batch
@@ -139,7 +145,9 @@ class Pipeline:
         key = (shape, images.dtype, keep)
         if key not in self._built:
             planned = self.planner(self.micro_batch, shape, images.dtype, keep)
-            first, second = cut(planned, self.at)
+            first, second = cut(planned, self.at, keep)
+            finish(self.devices)  # a kernel may still write what is about to be freed
+            self._built = {}  # one image shape at a time keeps its memory
             height, width, n, channels = first.steps[-1].output
             inputs = tuple(
                 layout.empty(height, width, n, channels, planned.numbers.dtype, self.devices[1])
@@ -148,19 +156,17 @@ class Pipeline:
             pixels = torch.zeros(
                 (self.micro_batch, *shape), dtype=images.dtype, device=self.devices[0]
             )
-            ahead, behind = (bind(second, self._packed[1], source) for source in inputs)
-            self._built = {  # one image shape at a time keeps its memory
-                key: _Built(
-                    bind(first, self._packed[0]), (ahead, behind), (inputs[0], inputs[1]), pixels
-                )
-            }
+            slots = allocate(second, self.devices[1])  # both take turns on one stream
+            ahead, behind = (bind(second, self._packed[1], source, slots) for source in inputs)
+            head = bind(first, self._packed[0])
+            self._built[key] = _Built(head, (ahead, behind), (inputs[0], inputs[1]), pixels)
         return self._built[key]
 
     def _collect(self, bound: Bound, rows: int, parts: dict[str, list[torch.Tensor]]) -> None:
         for step in bound.plan.steps:
             if step.name in parts:
                 kept = outside(step, bound.outputs[step.name])[:rows]
-                parts[step.name].append(kept.to(self.device, non_blocking=True))
+                parts[step.name].append(kept.to(self.devices[1], non_blocking=True))
 
     # --- streams and events; on a CPU everything happens in order and these do nothing -------
 
@@ -178,18 +184,18 @@ class Pipeline:
             stream.wait_event(event)
 
     def _enter(self) -> None:
-        """Both streams start after what the caller has queued so far."""
-        for device, stream in zip(self.devices, self._streams, strict=True):
-            if stream is not None:
-                for other in {self.devices[0], self.devices[1], device}:
-                    if other.type == "cuda":
-                        stream.wait_stream(torch.cuda.current_stream(other))
-
-    def _leave(self) -> None:
-        """What the caller queues from here on comes after both streams."""
+        """Both streams start after what the caller has queued so far, on either device."""
         for stream in self._streams:
             if stream is not None:
-                torch.cuda.current_stream(self.device).wait_stream(stream)
+                for device in self.devices:
+                    stream.wait_stream(torch.cuda.current_stream(device))
+
+    def _leave(self) -> None:
+        """What the caller queues from here on, on either device, comes after both streams."""
+        for stream in self._streams:
+            if stream is not None:
+                for device in self.devices:
+                    torch.cuda.current_stream(device).wait_stream(stream)
 
 
 def step_costs(

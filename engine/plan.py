@@ -7,7 +7,7 @@ convolution, and an adaptive pool that would change nothing is left out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -216,7 +216,7 @@ def plan(
             f"{network.name} has no features {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(names)}"
         )
-    placed, slots = _place(steps, set(keep))
+    placed, slots = place(steps, keep)
     return Plan(network, batch, image_shape, numbers, arch, placed, slots)
 
 
@@ -318,7 +318,7 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
             yield Step(block.name, "softmax", block, scores, whole, came, work)
 
 
-def _place(steps: list[Step], keep: set[str]) -> tuple[tuple[Step, ...], tuple[int, ...]]:
+def place(steps: Sequence[Step], keep: Collection[str]) -> tuple[tuple[Step, ...], tuple[int, ...]]:
     """Give every step's output a slot: two that alternate, and one for each kept output."""
     slots = [0, 0]
     placed = []

@@ -15,30 +15,35 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from .. import weights as weight_sources
+from ..kernels.jit import architecture
 from ..weights import Source
-from . import onnx_graph
 from .images import ImageError, Views, class_names, load_each, to_batch
+from .load import (
+    Backend,
+    EngineError,
+    Split,
+    at_least_one,
+    find,
+    load_state,
+    numbers,
+    one_of,
+    places,
+)
 from .pipeline import Pipeline
-from .plan import NUMBERS, Plan
+from .plan import Plan
 from .single import Planner, Runner, Single, Torch
 from .spec import Network, Sigmoid, Softmax
 from .summary import Summary, summarise
 from .towers import Towers
-from .zoo import network as network_named
 
-Backend = Literal["triton", "torch"]
-Split = Literal["pipeline", "towers"]
+Best = tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]  # scores, classes, on the host
+
 DEFAULT_MICRO_BATCH = 64
 FEATURES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-
-
-class EngineError(ValueError):
-    """A request the engine cannot serve: what was wanted, what came, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,16 @@ class Engine:
         self, runner: Runner, *, dtype: str, backend: Backend = "triton", max_batch: int = 256
     ) -> None:
         self.network = runner.planner.network
-        self.device = runner.device
+        self.device = runner.devices[-1]
         self.dtype = dtype
         self.backend = backend
         self.max_batch = max_batch
         self.class_names = class_names(self.network)
         self._runner = runner
-        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        entrance = runner.devices[0]
+        self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
         self._turn = threading.Lock()
+        self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
 
     @classmethod
     def load(
@@ -104,42 +111,35 @@ class Engine:
         that do not fit, and EngineError for anything else, in one line.
         """
         net, published = find(network)
-        _one_of("backend", backend, ("triton", "torch"))
+        one_of("backend", backend, ("triton", "torch"))
         if net.input_shape[0] != 3:
             raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
-        places = _places(device, devices, split, backend)
-        kind = places[0].type
-        dtype = dtype or ("fp32" if kind == "cpu" else "fp16")
-        _one_of("dtype", dtype, NUMBERS)
-        for name, count in (("max_batch", max_batch), ("micro_batch", micro_batch)):
-            if count is not None and count < 1:
-                raise EngineError(f"{name}: wanted 1 or more, got {count}")
+        where = places(device, devices, split, backend)
+        dtype, meaning = numbers(dtype, where[0], backend)
+        at_least_one("max_batch", max_batch)
+        if micro_batch is not None:
+            at_least_one("micro_batch", micro_batch)
         if batch_invariant and backend == "torch":
             raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
-        if backend == "triton" and kind == "cpu":
-            if dtype == "bf16":
-                raise EngineError(
-                    "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "
-                    "use fp32 or fp16 here, or backend='torch'"
-                )
+        if backend == "triton" and where[0].type == "cpu":
             print(
                 "no GPU in use: kernels run in Triton's interpreter, exact but slow "
                 "(backend='torch' is the fast way on a CPU)",
                 file=sys.stderr,
             )
         state = load_state(net, published if weights is None else weights)
-        planner = Planner(net, NUMBERS[dtype], architecture(places[0]), batch_invariant)
+        planner = Planner(net, meaning, architecture(where[0]), batch_invariant)
         runner: Runner
-        match split, backend, places:
+        match split, backend, where:
             case "pipeline", _, (first, second):
                 size = min(micro_batch or DEFAULT_MICRO_BATCH, max_batch)
                 runner = Pipeline(planner, state, (first, second), at, size)
             case "towers", _, (first, second):
                 runner = Towers(planner, state, (first, second))
             case _, "torch", _:
-                runner = Torch(planner, state, places[0])
+                runner = Torch(planner, state, where[0])
             case _:
-                runner = Single(planner, state, places[0])
+                runner = Single(planner, state, where[0])
         return cls(runner, dtype=dtype, backend=backend, max_batch=max_batch)
 
     # --- what it computes --------------------------------------------------------------------
@@ -160,17 +160,20 @@ class Engine:
             )
         last = self._runner.planner(1, tuple(batch.shape[1:])).steps[-1].name
         for start, outputs in self._pieces(batch, (last,)):
-            out[start : start + len(outputs[last])] = outputs[last]
+            with torch.inference_mode():
+                out[start : start + len(outputs[last])].copy_(outputs[last])
         return out
 
-    def features(self, images: Any, layers: Collection[str] = FEATURES) -> dict[str, torch.Tensor]:
+    def features(
+        self, images: Any, layers: str | Collection[str] = FEATURES
+    ) -> dict[str, torch.Tensor]:
         """Activations of the named layers after their ReLU, from one pass.
 
         Convolutions and pools come as float32 [N, C, H, W], linear layers as [N, features].
         Raises NetworkError naming the layers there are, if one is not.
         """
         batch = to_batch(images, self.network.preprocess)
-        layers = tuple(dict.fromkeys(layers))
+        layers = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
         for _, outputs in self._pieces(batch, layers):
             for name in layers:
@@ -198,25 +201,27 @@ class Engine:
 
         On a GPU, pixels travel from pinned memory while the batch before them is computed.
         """
-        _one_of("views", views, ("center", "ten-crop"))
-        waiting: list[tuple[list[ImageError | None], torch.Tensor | None]] = []
+        one_of("views", views, ("center", "ten-crop"))
+        at_least_one("batch_size", batch_size)
+        at_least_one("top", top)
+        waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views)
         for group in _groups(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]
-            scores = self._scores(torch.stack(pixels)) if pixels else None
+            best = self._best(torch.stack(pixels), top) if pixels else None
             # Reading a result waits for the GPU: the next batch is under way before we do.
-            waiting.append((errors, scores))
+            waiting.append((errors, best))
             if len(waiting) == 2:
-                yield from self._predictions(*waiting.pop(0), top)
-        for errors, scores in waiting:
-            yield from self._predictions(errors, scores, top)
+                yield from self._predictions(*waiting.pop(0))
+        for errors, best in waiting:
+            yield from self._predictions(errors, best)
 
     # --- what it is --------------------------------------------------------------------------
 
     @property
     def plan(self) -> Plan:
-        """The plan of a full batch of the network's own image size; print it."""
+        """The plan of a full batch of the network's own image size, on one device; print it."""
         return self._runner.planner(self.max_batch)
 
     def summary(self) -> Summary:
@@ -238,10 +243,31 @@ class Engine:
             yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
         configured_for = min(len(batch), self.max_batch)
         for start in range(0, len(batch), self.max_batch):
-            piece = batch[start : start + self.max_batch].to(self.device, non_blocking=True)
+            # Waits for the copy: a caller's pinned buffer may be filled anew as soon as we return.
+            piece = batch[start : start + self.max_batch].to(self._runner.devices[0])
             with self._turn, torch.inference_mode():
+                self._after_last_run()
                 outputs = self._runner.run(piece, keep, configured_for)
+                self._remember_run()
             yield start, outputs
+
+    def _after_last_run(self) -> None:
+        """All runs share memory, so this one starts after the last, whatever stream that was on."""
+        for device, event in self._done.items():
+            torch.cuda.current_stream(device).wait_event(event)
+
+    def _remember_run(self) -> None:
+        for device in self._runner.devices:
+            if device.type == "cuda":
+                self._done[device] = torch.cuda.current_stream(device).record_event()
+
+    def _best(self, pixels: torch.Tensor, top: int) -> Best:
+        """The `top` scores and classes of every image, on their way to the host."""
+        scores, classes = self._scores(pixels).topk(min(top, len(self.class_names)))
+        if self.device.type == "cpu":
+            return scores, classes, None
+        found = scores.to("cpu", non_blocking=True), classes.to("cpu", non_blocking=True)
+        return *found, torch.cuda.current_stream(self.device).record_event()
 
     def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
@@ -258,111 +284,34 @@ class Engine:
         return scores.reshape(len(pixels), -1, scores.shape[1]).mean(1)
 
     def _send(self, batch: torch.Tensor) -> torch.Tensor:
-        """`batch` on the engine's device; from a CPU to a GPU on a stream of its own."""
+        """`batch` where images go in; from a CPU to a GPU on a stream of its own."""
         if self._copies is None or batch.is_cuda:
             return batch
+        entrance = self._runner.devices[0]
         with torch.cuda.stream(self._copies):
-            sent = batch.pin_memory().to(self.device, non_blocking=True)
-        compute = torch.cuda.current_stream(self.device)
+            sent = batch.pin_memory().to(entrance, non_blocking=True)
+        compute = torch.cuda.current_stream(entrance)
         compute.wait_stream(self._copies)
         sent.record_stream(compute)
         return sent
 
     def _predictions(
-        self, errors: list[ImageError | None], scores: torch.Tensor | None, top: int
+        self, errors: list[ImageError | None], best: Best | None
     ) -> Iterator[list[Prediction] | ImageError]:
-        best: Iterator[tuple[list[int], list[float]]] = iter(())
-        if scores is not None:
-            highest, classes = scores.topk(min(top, scores.shape[1]))
-            best = zip(classes.tolist(), highest.tolist(), strict=True)
+        found: Iterator[tuple[list[int], list[float]]] = iter(())
+        if best is not None:
+            scores, classes, arrived = best
+            if arrived is not None:
+                arrived.synchronize()
+            found = zip(classes.tolist(), scores.tolist(), strict=True)
         for error in errors:
             if error is not None:
                 yield error
             else:
                 yield [
                     Prediction(index, self.class_names[index], score)
-                    for index, score in zip(*next(best), strict=True)
+                    for index, score in zip(*next(found), strict=True)
                 ]
-
-
-def find(network: str | Path | Network) -> tuple[Network, Source | None]:
-    """A network by name, by .onnx file or as itself, and the weights that it comes with."""
-    if isinstance(network, Network):
-        return network, network.weights
-    if Path(network).suffix.lower() == ".onnx":
-        return onnx_graph.read(network)
-    named = network_named(str(network))
-    return named, named.weights
-
-
-def load_state(network: Network, source: Source | None) -> dict[str, torch.Tensor]:
-    """The canonical state of `network` from any source.
-
-    Raises WeightsError for weights that do not fit, EngineError for no source at all.
-    """
-    if source is None:
-        raise EngineError(
-            f"{network.name}: nobody publishes weights for it; name a file, a state dict or "
-            "'random:SEED' as its weights"
-        )
-    shapes, flattened = network.parameter_shapes(), network.flattened()
-    return weight_sources.load(source, shapes, network=network.name, flattened=flattened)
-
-
-def resolve(device: str | torch.device | None) -> torch.device:
-    """A device that is there; None is the GPU if there is one, else the CPU. Raises EngineError."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got '{device}'")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise EngineError(f"device: wanted '{device}', got a machine with {count} GPUs; use 'cpu'")
-    return torch.device(
-        "cuda", torch.cuda.current_device() if device.index is None else device.index
-    )
-
-
-def architecture(device: torch.device) -> int | None:
-    """Compute capability as a number (90 for 9.0), None for a CPU: what `plan` takes."""
-    if device.type == "cpu":
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _places(
-    device: str | torch.device | None,
-    devices: tuple[str | torch.device, str | torch.device] | None,
-    split: Split | None,
-    backend: Backend,
-) -> tuple[torch.device, ...]:
-    """The one device or the two that were asked for. Raises EngineError."""
-    if split is None and devices is None:
-        return (resolve(device),)
-    _one_of("split", str(split), ("pipeline", "towers"))
-    if device is not None:
-        raise EngineError(f"device: wanted devices alone with split={split!r}, got {device!r} too")
-    if backend == "torch":
-        raise EngineError(f"split: only the triton backend can, got {split!r} with 'torch'")
-    if devices is None or len(devices) != 2:
-        got = "none" if devices is None else str(len(devices))
-        raise EngineError(f"devices: wanted two with split={split!r}, got {got}")
-    places = tuple(resolve(place) for place in devices)
-    if places[0].type != places[1].type:
-        raise EngineError(f"devices: wanted two of a kind, got {places[0]} and {places[1]}")
-    return places
-
-
-def _one_of(argument: str, value: str, legal: Collection[str]) -> None:
-    if value not in legal:
-        raise EngineError(f"{argument}: wanted one of {', '.join(legal)}, got {value!r}")
 
 
 def _groups(

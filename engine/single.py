@@ -8,9 +8,11 @@ the outputs that were asked for, as the caller sees them: float32 copies, [N, C,
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 
@@ -43,24 +45,43 @@ class Planner:
         configured_for: int | None = None,
     ) -> Plan:
         """The plan for this batch; raises NetworkError as `plan` does."""
-        return plan(
-            self.network,
-            batch,
-            self.numbers,
-            self.arch,
-            image_shape=image_shape,
-            image_dtype=image_dtype,
-            configured_for=configured_for,
-            batch_invariant=self.batch_invariant,
-            keep=keep,
-        )
+        return _planned(self, batch, image_shape, image_dtype, keep, configured_for)
+
+
+@lru_cache(maxsize=64)  # a plan costs the host more than launching it does
+def _planned(
+    planner: Planner,
+    batch: int,
+    image_shape: Shape | None,
+    image_dtype: torch.dtype,
+    keep: tuple[str, ...],
+    configured_for: int | None,
+) -> Plan:
+    return plan(
+        planner.network,
+        batch,
+        planner.numbers,
+        planner.arch,
+        image_shape=image_shape,
+        image_dtype=image_dtype,
+        configured_for=configured_for,
+        batch_invariant=planner.batch_invariant,
+        keep=keep,
+    )
 
 
 class Runner(Protocol):
     """One way to run a network."""
 
-    device: torch.device  # where images are wanted and outputs come
-    planner: Planner
+    @property
+    def planner(self) -> Planner:
+        """Plans of the whole network."""
+        ...
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Images go in at the first, outputs come from the last."""
+        ...
 
     def run(
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
@@ -73,8 +94,8 @@ class Single:
     """The Triton kernels on one device."""
 
     def __init__(self, planner: Planner, state: State, device: torch.device) -> None:
-        self.device = device
         self.planner = planner
+        self.devices = (device,)
         self._packed = pack(planner.network, state, planner.numbers, device)
         self._bound: OrderedDict[object, Bound] = OrderedDict()
 
@@ -82,41 +103,68 @@ class Single:
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> dict[str, torch.Tensor]:
         """Outputs of the steps in `keep`; a new batch shape is planned and bound first."""
-        shape = tuple(images.shape[1:])
         key = (images.shape, images.dtype, keep, configured_for)
-        bound = self._bound.pop(key, None)
-        if bound is None:
-            planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
-            bound = bind(planned, self._packed)
-        self._bound[key] = bound
-        if len(self._bound) > BATCH_SHAPES:
+        try:
+            bound = self._bound.get(key) or self._bind(key, images, keep, configured_for)
+            self._bound.move_to_end(key)
+            bound.run(images)
+            kept = [step for step in bound.plan.steps if step.name in keep]
+            return {step.name: outside(step, bound.outputs[step.name]) for step in kept}
+        except torch.cuda.OutOfMemoryError:
+            self._bound.clear()  # or a smaller batch would find the memory still taken
+            raise
+
+    def _bind(
+        self, key: object, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
+    ) -> Bound:
+        if len(self._bound) >= BATCH_SHAPES:
+            finish(self.devices)  # a kernel may still write what is about to be freed
             self._bound.popitem(last=False)
-        bound.run(images)
-        kept = [step for step in bound.plan.steps if step.name in keep]
-        return {step.name: outside(step, bound.outputs[step.name]) for step in kept}
+        shape = tuple(images.shape[1:])
+        planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
+        bound = self._bound[key] = bind(planned, self._packed)
+        return bound
 
 
 class Torch:
     """The same network by torch.nn.functional: cuDNN on a GPU, oneDNN on a CPU."""
 
     def __init__(self, planner: Planner, state: State, device: torch.device) -> None:
-        self.device = device
         self.planner = planner
-        self._state = {
-            name: tensor.to(device, planner.numbers.dtype) for name, tensor in state.items()
-        }
+        self.devices = (device,)
+        self._state = {name: self._ready(tensor) for name, tensor in state.items()}
 
     def run(
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> dict[str, torch.Tensor]:
         """Outputs of the layers that the kernels would fuse into the steps in `keep`."""
-        network = self.planner.network
+        network, numbers = self.planner.network, self.planner.numbers
         planned = self.planner(len(images), tuple(images.shape[1:]))  # refuses what does not fit
-        x = reference.normalise(images, network.preprocess, self.planner.numbers.dtype)
+        x = reference.normalise(images, network.preprocess, numbers.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        outputs = reference.forward(network, self._state, x)
+        with _tf32(numbers.precision == "tf32"):
+            outputs = reference.forward(network, self._state, x)
         made = {step.name: step.layers[-1] for step in planned.steps if step.block}
         return {name: outputs[made[name]].float().contiguous() for name in keep}
+
+    def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, and channels last where there are four axes: cuDNN need not convert."""
+        ready = tensor.to(self.devices[0], self.planner.numbers.dtype)
+        return ready.contiguous(memory_format=torch.channels_last) if ready.ndim == 4 else ready
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """float32 products as asked for: by default torch allows TF32 in convolutions only."""
+    switches: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def outside(step: Step, activation: torch.Tensor) -> torch.Tensor:
@@ -124,3 +172,10 @@ def outside(step: Step, activation: torch.Tensor) -> torch.Tensor:
     flat = step.block is not None and len(step.block.output) == 1
     copy = activation[0, 0].clone() if flat else layout.unpack(activation)
     return copy.float()
+
+
+def finish(devices: tuple[torch.device, ...]) -> None:
+    """Wait for everything queued on these devices."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ import torch
 
 from .bind import Bound, bind, pack
 from .plan import Step
-from .single import Planner, State, outside
+from .single import Planner, State, finish, outside
 from .spec import (
     Conv2d,
     Flatten,
@@ -89,7 +89,6 @@ class Towers:
     def __init__(
         self, planner: Planner, state: State, devices: tuple[torch.device, torch.device]
     ) -> None:
-        self.device = devices[1]
         self.devices = devices
         self.planner = planner
         self._half = replace(planner, network=half(planner.network))
@@ -113,8 +112,9 @@ class Towers:
             planned = self._half(
                 len(images), tuple(images.shape[1:]), images.dtype, keep, configured_for
             )
-            # One batch shape at a time keeps its memory.
-            self._bound = {key: [bind(planned, packed) for packed in self._packed]}
+            finish(self.devices)  # a kernel may still write what is about to be freed
+            self._bound = {}  # one batch shape at a time keeps its memory
+            self._bound[key] = [bind(planned, packed) for packed in self._packed]
         towers = self._bound[key]
         for bound, device in zip(towers, self.devices, strict=True):
             bound.stem(images.to(device, non_blocking=True))()
@@ -143,7 +143,7 @@ class Towers:
 
     def _joined(self, towers: list[Bound], step: Step) -> torch.Tensor:
         """A step's output of the whole network: every tower's part, or what they all have."""
-        parts = [outside(step, bound.outputs[step.name]).to(self.device) for bound in towers]
+        parts = [outside(step, bound.outputs[step.name]).to(self.devices[-1]) for bound in towers]
         shapes = {name: shape for name, _, _, shape in self.planner.network.walk()}
         (channels, *_) = shapes[step.name]
         return parts[0] if parts[0].shape[1] == channels else torch.cat(parts, 1)

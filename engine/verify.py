@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from ..kernels.jit import architecture
 from . import reference
 from .bind import bind, pack
 from .plan import NUMBERS, Numbers, Step, plan
-from .run import architecture
 from .spec import Network
 
 

@@ -30,8 +30,11 @@ from . import layout
 from .epilogue import check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 
-_GEOMETRY: tuple[str, ...] = ("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w")
-_GEOMETRY += ("pad_h", "pad_w", "dilation_h", "dilation_w")
+# Integers that vary from layer to layer without needing another binary.
+_GEOMETRY = (
+    *("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w"),
+    *("pad_h", "pad_w", "dilation_h", "dilation_w"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +306,7 @@ def default_config(
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return Conv2dConfig(tiling, 64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
     block_k = power_of_two(c, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
-    if images and shape.N >= 128 and oc % 256 == 0 and tma:
+    if images and shape.N >= 128 and oc % 256 == 0 and 90 <= arch < 120:
         return Conv2dConfig(tiling, 128, 256, block_k, num_warps=8, num_stages=3)
     if images and shape.N >= 128:
         block_n = power_of_two(oc, 16, 128 if oc % 128 == 0 else 64)

@@ -18,6 +18,7 @@ import math
 import torch
 
 from . import arguments, conv, gemm, layout, lrn, pool
+from .jit import architecture
 
 Pair = int | tuple[int, int]
 
@@ -57,7 +58,7 @@ def conv2d(
         result = input.new_empty((shape.N, shape.OC if shape.C else 0, shape.OH, shape.OW))
     else:
         out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.OC)
-        config = conv.default_config(shape, input.dtype, precision, _arch(input.device))
+        config = conv.default_config(shape, input.dtype, precision, architecture(input.device))
         conv.conv2d(
             layout.pack(images),
             conv.pack_weight(weight),
@@ -92,7 +93,7 @@ def max_pool2d(
     )
     out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
     if shape.N:
-        config = pool.default_config(shape, _arch(input.device))
+        config = pool.default_config(shape, architecture(input.device))
         pool.max_pool2d(layout.pack(images), out, shape, config)()
     result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
@@ -117,7 +118,7 @@ def avg_pool2d(
     shape = arguments.pool2d_shape("avg_pool2d", images, kernel_size, stride, padding, 1, ceil_mode)
     out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
     if shape.N:
-        config = pool.default_config(shape, _arch(input.device))
+        config = pool.default_config(shape, architecture(input.device))
         pool.avg_pool2d(layout.pack(images), out, shape, config, count)()
     result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
@@ -143,7 +144,7 @@ def adaptive_avg_pool2d(
         result = input.new_full((shape.N, shape.C, shape.OH, shape.OW), math.nan)
     else:
         out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
-        config = pool.default_config(shape, _arch(input.device))
+        config = pool.default_config(shape, architecture(input.device))
         pool.avg_pool2d(layout.pack(images), out, shape, config)()
         result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
@@ -178,7 +179,7 @@ def linear(
         shape = gemm.LinearShape(shape.N, 1, 1, shape.OC)
         rows, filters = input.new_zeros((shape.N, 1)), weight.new_zeros((shape.OC, 1))
     out = _activation_like(input, 1, 1, shape.N, shape.OC)
-    config = gemm.default_config(shape, input.dtype, precision, _arch(input.device))
+    config = gemm.default_config(shape, input.dtype, precision, architecture(input.device))
     for launch in gemm.linear(
         layout.pack(rows[:, :, None, None]),
         gemm.pack_weight(filters),
@@ -216,7 +217,7 @@ def local_response_norm(
     pixels, _, n, c = x.shape
     out = _activation_like(input, pixels, 1, n, c)
     shape = lrn.LRNShape(pixels * n, c, size)
-    config = lrn.default_config(shape, _arch(input.device))
+    config = lrn.default_config(shape, architecture(input.device))
     lrn.local_response_norm(x, out, shape, config, alpha, beta, k)()
     return layout.unpack(out).reshape(input.shape)
 
@@ -226,11 +227,3 @@ def _activation_like(
 ) -> torch.Tensor:
     """An uninitialised activation with the dtype and the device of `tensor`."""
     return layout.empty(height, width, images, channels, tensor.dtype, tensor.device)
-
-
-def _arch(device: torch.device) -> int | None:
-    """Compute capability as default configurations want it: 90 for 9.0, None for a CPU."""
-    if device.type == "cpu":
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

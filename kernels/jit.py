@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -50,7 +51,12 @@ class Kernel(JITFunction):  # type: ignore[misc]
         return self._interpreted.rewrite()(*args, **kwargs)
 
     def interpret(self, grid: tuple[int, ...], **arguments: Any) -> None:
-        """Run every program of `grid` in Triton's interpreter; tensors must be on the CPU."""
+        """Run every program of `grid` in Triton's interpreter; tensors must be on the CPU.
+
+        Raises RuntimeError where the interpreter cannot run.
+        """
+        if problem := interpreter_problem():
+            raise RuntimeError(problem)
         # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
         # when another process wants the cores. Infinities and NaNs are results, as on a GPU.
         quiet = np.errstate(all="ignore")
@@ -69,6 +75,27 @@ def jit(
     if fn is None:
         return lambda f: Kernel(f, do_not_specialize)
     return Kernel(fn)
+
+
+def architecture(device: torch.device) -> int | None:
+    """Compute capability as a number, 90 for 9.0; None for a CPU, which interprets kernels."""
+    if device.type == "cpu":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def interpreter_problem() -> str | None:
+    """Why Triton's interpreter cannot run here, with the cure; None if it can."""
+    numpy_new = tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
+    triton_old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    if numpy_new and triton_old:  # triton-lang/triton issue 9171
+        return (
+            f"Triton {triton.__version__}'s interpreter breaks with NumPy {np.__version__}; "
+            "install triton>=3.7 or numpy<2.4"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

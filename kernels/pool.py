@@ -77,7 +77,7 @@ def _max_pool2d_kernel(
     iw0 = (pixel % OW) * STRIDE_W - PAD_W
     best = tl.full((BLOCK_P, BLOCK_R), float("-inf"), x.dtype.element_ty)
     # Unrolled, a window's loads are all under way at once, but a large one compiles for minutes.
-    UNROLL: tl.constexpr = KH * KW if KH * KW <= 16 else 8
+    UNROLL: tl.constexpr = KH * KW if KH * KW <= 16 else 4
     for tap in tl.range(KH * KW, loop_unroll_factor=UNROLL):
         ih = ih0 + tap // KW * DILATION_H
         iw = iw0 + tap % KW * DILATION_W

@@ -42,17 +42,21 @@ class StemShape:
     padding: tuple[int, int]  # top, left
 
 
-def fold(shape: Conv2dShape) -> tuple[StemShape, Conv2dShape]:
-    """A first convolution as a stem and the stride-1 convolution that follows it.
+def folds(shape: Conv2dShape) -> bool:
+    """Whether a first convolution can be folded: one stride, not dilated, not grouped."""
+    same = shape.stride[0] == shape.stride[1]
+    return same and shape.dilation == (1, 1) and shape.groups == 1
 
-    Raises ValueError for a convolution that does not fold: dilated, grouped, or with two strides.
+
+def fold(shape: Conv2dShape) -> tuple[StemShape, Conv2dShape]:
+    """A first convolution as a stem and the convolution that follows it.
+
+    One that does not fold gets a stem that only normalises, and stays as it is.
     """
     s = shape.stride[0]
-    if shape.stride != (s, s) or shape.dilation != (1, 1) or shape.groups != 1:
-        raise ValueError(
-            f"the first convolution has stride {shape.stride}, dilation {shape.dilation} and "
-            f"{shape.groups} groups; a stem wants one stride, dilation 1 and one group"
-        )
+    if not folds(shape):
+        n, c, h, w = shape.N, shape.C, shape.H, shape.W
+        return StemShape(n, c, h, w, h, w, 1, (0, 0)), shape
     kh, kw = -(-shape.KH // s), -(-shape.KW // s)
     oh, ow = shape.OH + kh - 1, shape.OW + kw - 1
     top, _, left, _ = shape.padding

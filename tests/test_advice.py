@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 from alexnet_triton.engine.__main__ import main
-from alexnet_triton.engine.advice import CARDS, Advice, Way, advise
+from alexnet_triton.engine.advice import Advice, Way, advise
+from alexnet_triton.engine.cards import CARDS
 from alexnet_triton.engine.plan import NUMBERS
 from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
@@ -17,7 +18,7 @@ H200 = CARDS["h200"]
 
 def advice(name: str, batch: int, **card: float) -> dict[str, Way]:
     planner = Planner(network(name), NUMBERS["fp16"], 90)
-    found = advise(planner, batch, replace(H200, **card))  # type: ignore[arg-type]
+    found = advise(planner, "fp16", batch, replace(H200, **card))  # type: ignore[arg-type]
     assert isinstance(found, Advice)
     return {way.name: way for way in found.ways} | {"best": found.best}
 

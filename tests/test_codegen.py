@@ -14,6 +14,7 @@ from alexnet_triton.bench.inspect import Binary, compile_for, opcodes
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, plan
 from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels import layout, pool
 from alexnet_triton.kernels.jit import Launch
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # tensor core instructions by architecture
@@ -26,14 +27,31 @@ RUNS = [
 ]
 
 
+# What torchvision's AlexNet has not: groups, LRN, softmax, scale and shift, sigmoid, other pools.
+OTHERS = [
+    *(("alexnet2012", 80, "fp16", 64), ("alexnet2012", 90, "bf16", 256)),
+    *(("alexnet_single_tower", 90, "fp16", 1), ("alexnet_keras_bn", 100, "tf32", 64)),
+    *(("zfnet", 80, "bf16", 128), ("vgg11", 90, "fp16", 64)),
+]
+
+
 @cache
-def launches(name: str, arch: int, dtype: str, batch: int) -> list[tuple[str, Launch]]:
+def launches(
+    name: str,
+    arch: int,
+    dtype: str,
+    batch: int,
+    size: int | None = None,
+    pixels: torch.dtype = torch.uint8,
+) -> list[tuple[str, Launch]]:
     """Every launch of a plan, by step name; meta tensors, since only types and shapes matter."""
     net, numbers = network(name), NUMBERS[dtype]
     shapes = net.parameter_shapes()
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    bound = bind(plan(net, batch, numbers, arch), pack(net, state, numbers, "meta"))
-    images = torch.empty(batch, *net.input_shape, dtype=torch.uint8, device="meta")
+    image_shape = (3, size, size) if size else net.input_shape
+    planned = plan(net, batch, numbers, arch, image_shape=image_shape, image_dtype=pixels)
+    bound = bind(planned, pack(net, state, numbers, "meta"))
+    images = torch.empty(batch, *image_shape, dtype=pixels, device="meta")
     return [
         ("input", bound.stem(images)),
         *((name, run) for name, runs in bound.launches for run in runs),
@@ -61,6 +79,32 @@ def test_alexnet_as_the_engine_would_run_it(arch: int, dtype: str, batch: int) -
         kernels.add(binary.kernel)
     many = "_conv2d_images_kernel" in kernels
     assert many == (batch >= 64), f"batch {batch} ran {sorted(kernels)}"
+
+
+@pytest.mark.parametrize(("name", "arch", "dtype", "batch"), OTHERS)
+def test_the_other_networks(name: str, arch: int, dtype: str, batch: int) -> None:
+    for _, launch in launches(name, arch, dtype, batch):
+        check(compile_for(launch, arch), dtype)
+
+
+@pytest.mark.parametrize("pixels", [torch.float32, torch.float16], ids=str)
+def test_float_images_and_the_adaptive_pool(pixels: torch.dtype) -> None:
+    steps = launches("alexnet", 90, "fp16", 8, 256, pixels)
+    assert "avgpool" in dict(steps)
+    for name, launch in steps:
+        if name in ("input", "avgpool"):
+            check(compile_for(launch, 90), "fp16")
+
+
+@pytest.mark.parametrize("kernel", [3, 7, 20])
+def test_pools_of_any_size_keep_to_their_registers(kernel: int) -> None:
+    shape = pool.PoolShape(8, 64, 32, 32, 33 - kernel, 33 - kernel, (kernel, kernel))
+    x = layout.empty(32, 32, 8, 64, torch.float32, "meta")
+    out = layout.empty(shape.OH, shape.OW, 8, 64, torch.float32, "meta")
+    for arch in (80, 90, 100):
+        config = pool.default_config(shape, arch)
+        check(compile_for(pool.max_pool2d(x, out, shape, config), arch), "fp32")
+        check(compile_for(pool.avg_pool2d(x, out, shape, config), arch), "fp32")
 
 
 def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:

@@ -40,7 +40,8 @@ def test_demo_proves_itself(capsys: Capture) -> None:
     assert seen["images"] >= 300
     assert seen["same_answers"] == seen["images"]
     assert seen["top1"] >= 0.97
-    assert seen["largest_difference"] < 1e-3 * seen["largest_logit"]
+    bound = {"fp32": 1e-4, "fp16": 4e-3}[seen["dtype"]]
+    assert seen["largest_difference"] < bound * seen["largest_logit"]
 
 
 def test_verify_digits(capsys: Capture) -> None:

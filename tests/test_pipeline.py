@@ -8,7 +8,7 @@ from alexnet_triton import Engine, EngineError, NetworkError
 from alexnet_triton.engine.pipeline import balanced_cut, cost, cut, cuts
 from alexnet_triton.engine.plan import NUMBERS, plan
 from alexnet_triton.engine.spec import Network, Preprocess
-from alexnet_triton.engine.zoo import ALEXNET, DIGITS, alexnet2012
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS, alexnet2012, network
 from alexnet_triton.weights import load
 
 PLAIN = Preprocess(64, 64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -39,7 +39,7 @@ def test_every_legal_cut_is_the_single_device(
     for at in legal:
         split = {"devices": (device, device), "split": "pipeline", "at": at, "micro_batch": 6}
         engine = Engine.load(net, state, **settings, **split)  # type: ignore[arg-type]
-        for count in BATCHES if at == "fc6" else (7,):
+        for count in BATCHES if at == "fc6" else (3,):
             logits = engine(pixels[:count])
             assert logits.shape == (count, wanted.shape[1])
             if count and invariant:
@@ -48,20 +48,17 @@ def test_every_legal_cut_is_the_single_device(
                 assert relative(logits, wanted[:count]) < 1e-5, f"cut at {at}, batch {count}"
 
 
-def test_full_size_alexnet_cut_at_fc6(device: torch.device, generator: torch.Generator) -> None:
-    state = load("random:1", ALEXNET.parameter_shapes(), network="alexnet")
-    pixels = torch.randn(3, 3, 63, 63, generator=generator)
-    single = Engine.load(ALEXNET, state, device=device, dtype="fp32", batch_invariant=True)
-    both = Engine.load(
-        ALEXNET,
-        state,
-        dtype="fp32",
-        batch_invariant=True,
-        devices=(device, device),
-        split="pipeline",
-        at="fc6",
-        micro_batch=2,
-    )
+@pytest.mark.parametrize(("net", "at"), [(ALEXNET, "fc6"), (network("alexnet2012_224"), "conv3")])
+def test_full_size_networks_cut_in_two(
+    net: Network, at: str, device: torch.device, generator: torch.Generator
+) -> None:
+    state = load("random:1", net.parameter_shapes(), network=net.name)
+    size = 63 if net is ALEXNET else 224  # without an adaptive pool only the published size fits
+    pixels = torch.randn(3 if net is ALEXNET else 1, 3, size, size, generator=generator)
+    settings = {"dtype": "fp32", "batch_invariant": True}
+    single = Engine.load(net, state, device=device, **settings)  # type: ignore[arg-type]
+    split = {"devices": (device, device), "split": "pipeline", "at": at, "micro_batch": 2}
+    both = Engine.load(net, state, **settings, **split)  # type: ignore[arg-type]
     assert torch.equal(both(pixels), single(pixels))
 
 
@@ -84,27 +81,28 @@ def test_each_device_holds_its_stages_weights_only(device: torch.device) -> None
     assert set(second.weight) == {"fc6", "fc7", "fc8"}
 
 
-def test_the_automatic_cut_balances_counted_work() -> None:
+def test_the_automatic_cut_makes_the_slower_stage_fastest() -> None:
     planned = plan(ALEXNET, 64, NUMBERS["fp16"], 90)
-    costs = [cost(step) for step in planned.steps]
-    at = balanced_cut(planned, costs)
     names = [step.name for step in planned.steps]
 
-    def slower(name: str) -> float:
-        where = names.index(name)
-        return max(sum(costs[:where]), sum(costs[where:]))
+    def at(**milliseconds: float) -> str:
+        return balanced_cut(planned, [milliseconds.get(name, 0.0) for name in names])
 
-    assert slower(at) == min(slower(name) for name in cuts(planned))
-    # One image is a stream of weights, nearly all of them in the linear layers: cut behind fc6's.
-    one = plan(ALEXNET, 1, NUMBERS["fp16"], 90)
+    # As early as may be among the equally good.
+    assert at(conv1=3, conv2=2, fc6=4, fc7=1) == "pool2"  # 5 | 5
+    assert at(conv1=1, conv2=1, fc6=5, fc7=4) == "fc7"  # 7 | 4
+    assert at(conv1=9, fc6=1, fc7=1) == "pool1"  # 9 | 2
+    one = plan(ALEXNET, 1, NUMBERS["fp16"], 90)  # a stream of weights, most of them fc6's
     assert balanced_cut(one, [cost(step) for step in one.steps]) in ("fc6", "fc7")
 
 
 def test_cut_gives_all_steps_once() -> None:
     planned = plan(ALEXNET, 4, NUMBERS["fp32"], None)
     first, second = cut(planned, "conv3")
-    assert first.steps + second.steps == planned.steps
+    names = [step.name for step in planned.steps]
+    assert [step.name for step in (*first.steps, *second.steps)] == names
     assert second.steps[0].name == "conv3"
+    assert first.workspace + second.workspace < 2 * planned.workspace  # each its own slots
 
 
 def test_refusals(device: torch.device) -> None:
@@ -122,3 +120,36 @@ def test_refusals(device: torch.device) -> None:
     ):
         with pytest.raises(EngineError, match=message):
             Engine.load("digits", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_streams_do_not_race(generator: torch.Generator) -> None:
+    """Calls from several streams and with several image shapes share one engine's memory."""
+    pair = ("cuda:0", "cuda:0")
+    pixels = [images(DIGITS, generator, n).cuda() for n in (5, 16, 9, 13)]
+    wider = [torch.nn.functional.pad(batch, (0, 31)) for batch in pixels]
+    single = Engine.load("digits", device="cuda", dtype="fp32", batch_invariant=True)
+    for split in ("pipeline", "towers", None):
+        engine = single
+        if split is not None:
+            engine = Engine.load(
+                "digits", dtype="fp32", batch_invariant=True, devices=pair, split=split
+            )
+        wanted = [single(batch) for batch in (*pixels, *wider)]
+        torch.cuda.synchronize()
+        streams = [torch.cuda.Stream() for _ in range(4)]
+        for _ in range(5):
+            made = []
+            for i, batch in enumerate((*pixels, *wider)):
+                with torch.cuda.stream(streams[i % 4]):
+                    made.append(engine(batch))
+            torch.cuda.synchronize()
+            for got, want in zip(made, wanted, strict=True):
+                assert torch.equal(got, want), split
+
+
+@pytest.mark.gpu
+def test_the_measured_cut_is_legal() -> None:
+    engine = Engine.load("digits", devices=("cuda:0", "cuda:0"), split="pipeline")
+    planned = plan(DIGITS, 4, NUMBERS["fp16"], 90)
+    assert engine._runner.at in cuts(planned)  # type: ignore[attr-defined]

@@ -142,6 +142,7 @@ def test_alexnet_on_a_gpu(n: int, dtype: str, bound: float, generator: torch.Gen
     assert relative(logits, float64(ALEXNET, state, images)) < bound
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("batch", [2, 70])
 def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
     batch: int, generator: torch.Generator
@@ -296,6 +297,16 @@ def test_refusals_at_the_door(tmp_path: Path) -> None:
         Engine.load("lenet")
     with pytest.raises(WeightsError, match="wanted network 'digits', got 'alexnet'"):
         Engine.load("alexnet", "digits")
+
+
+def test_refusals_of_single_calls(digits: Engine) -> None:
+    for wrong in ({"batch_size": 0}, {"top": 0}):
+        with pytest.raises(EngineError, match="wanted 1 or more, got 0"):
+            list(digits.stream([], **wrong))
+    with pytest.raises(EngineError, match="views: wanted one of center, ten-crop, got 'all'"):
+        digits.classify([], views="all")  # type: ignore[arg-type]
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    assert set(digits.features(pixels, "conv1")) == {"conv1"}
 
 
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:

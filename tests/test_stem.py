@@ -180,7 +180,7 @@ def test_folded_alexnet() -> None:
 
 
 @pytest.mark.parametrize(
-    "refused",
+    "problem",
     [
         Conv2dShape(1, 4, 9, 9, 4, 3, 3, stride=(2, 1)),
         Conv2dShape(1, 4, 9, 9, 4, 3, 3, dilation=(1, 2)),
@@ -188,11 +188,11 @@ def test_folded_alexnet() -> None:
     ],
     ids=["two strides", "dilation", "groups"],
 )
-def test_what_does_not_fold_is_refused(refused: Conv2dShape) -> None:
-    with pytest.raises(ValueError, match="a stem wants one stride, dilation 1 and one group") as e:
-        stem.fold(refused)
-    message = str(e.value)
-    assert f"stride {refused.stride}, dilation {refused.dilation} and {refused.groups} g" in message
+def test_what_does_not_fold_stays_as_it_is(problem: Conv2dShape) -> None:
+    """Its stem only normalises."""
+    shape, left = stem.fold(problem)
+    assert left == problem
+    assert shape == StemShape(problem.N, problem.C, problem.H, problem.W, 9, 9, 1, (0, 0))
 
 
 def test_packed_filter(generator: torch.Generator) -> None:

@@ -482,5 +482,5 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_negative_variance_is_refused() -> None:
     expected = {"bn1.running_var": (3,)}
-    with pytest.raises(WeightsError, match=r"bn1\.running_var wanted variances of 0 or more, got -1"):
+    with pytest.raises(WeightsError, match=r"bn1\.running_var wanted variances of 0 or more"):
         load({"bn1.running_var": torch.tensor([1.0, -1.0, 2.0])}, expected, network="x")

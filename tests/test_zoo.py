@@ -275,3 +275,11 @@ def test_an_onnx_file_is_a_network_with_its_weights(
         EngineError, match=r"small: wanted a network of RGB images, got \(1, 8, 8\)"
     ):
         Engine.load(file, device=device)
+
+
+@pytest.mark.parametrize("first", [Conv2d(6, 3, dilation=2), Conv2d(6, 3, stride=2, groups=3)])
+def test_a_first_convolution_that_does_not_fold(
+    first: Conv2d, device: torch.device, generator: torch.Generator
+) -> None:
+    layers = (("conv1", first), ("relu1", ReLU()), ("flatten", Flatten()), ("fc2", Linear(5)))
+    check(Network("unfolded", (3, 13, 12), layers, PLAIN, ""), device, generator, images=2)

@@ -1,0 +1,114 @@
+"""What `Engine.load` is asked for, found and checked: network, weights, devices, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .. import weights as weight_sources
+from ..weights import Source
+from . import onnx_graph
+from .plan import NUMBERS, Numbers
+from .spec import Network
+from .zoo import network as network_named
+
+Backend = Literal["triton", "torch"]
+Split = Literal["pipeline", "towers"]
+
+
+class EngineError(ValueError):
+    """A request the engine cannot serve: what was wanted, what came, what to do."""
+
+
+def find(network: str | Path | Network) -> tuple[Network, Source | None]:
+    """A network by name, by .onnx file or as itself, and the weights that it comes with."""
+    if isinstance(network, Network):
+        return network, network.weights
+    if Path(network).suffix.lower() == ".onnx":
+        return onnx_graph.read(network)
+    named = network_named(str(network))
+    return named, named.weights
+
+
+def load_state(network: Network, source: Source | None) -> dict[str, torch.Tensor]:
+    """The canonical state of `network` from any source.
+
+    Raises WeightsError for weights that do not fit, EngineError for no source at all.
+    """
+    if source is None:
+        raise EngineError(
+            f"{network.name}: nobody publishes weights for it; name a file, a state dict or "
+            "'random:SEED' as its weights"
+        )
+    shapes, flattened = network.parameter_shapes(), network.flattened()
+    return weight_sources.load(source, shapes, network=network.name, flattened=flattened)
+
+
+def resolve(device: str | torch.device | None) -> torch.device:
+    """A device that is there; None is the GPU if there is one, else the CPU. Raises EngineError."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got '{device}'")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise EngineError(f"device: wanted '{device}', got a machine with {count} GPUs; use 'cpu'")
+    return torch.device(
+        "cuda", torch.cuda.current_device() if device.index is None else device.index
+    )
+
+
+def numbers(dtype: str | None, device: torch.device, backend: Backend) -> tuple[str, Numbers]:
+    """The name and meaning of a dtype, None: fp16 on a GPU, fp32 on a CPU. Raises EngineError."""
+    name = dtype or ("fp32" if device.type == "cpu" else "fp16")
+    one_of("dtype", name, NUMBERS)
+    if name == "bf16" and device.type == "cpu" and backend == "triton":
+        raise EngineError(
+            "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "
+            "use fp32 or fp16 here, or backend='torch'"
+        )
+    return name, NUMBERS[name]
+
+
+def places(
+    device: str | torch.device | None,
+    devices: tuple[str | torch.device, str | torch.device] | None,
+    split: Split | None,
+    backend: Backend,
+) -> tuple[torch.device, ...]:
+    """The one device or the two that were asked for. Raises EngineError."""
+    if split is None and devices is None:
+        return (resolve(device),)
+    one_of("split", str(split), ("pipeline", "towers"))
+    if device is not None:
+        raise EngineError(f"device: wanted devices alone with split={split!r}, got {device!r} too")
+    if backend == "torch":
+        raise EngineError(f"split: only the triton backend can, got {split!r} with 'torch'")
+    if devices is None or len(devices) != 2:
+        got = "none" if devices is None else str(len(devices))
+        raise EngineError(f"devices: wanted two with split={split!r}, got {got}")
+    first, second = (resolve(place) for place in devices)
+    if first.type != second.type:
+        raise EngineError(f"devices: wanted two of a kind, got {first} and {second}")
+    return first, second
+
+
+def one_of(argument: str, value: str, legal: Collection[str]) -> None:
+    """Raises EngineError, listing the legal values, for any other."""
+    if value not in legal:
+        raise EngineError(f"{argument}: wanted one of {', '.join(legal)}, got {value!r}")
+
+
+def at_least_one(argument: str, value: int) -> None:
+    """Raises EngineError for a count below 1."""
+    if value < 1:
+        raise EngineError(f"{argument}: wanted 1 or more, got {value}")

@@ -1,0 +1,60 @@
+"""From words to images: what `expand` gives, and the paths in Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alexnet_triton.engine import EngineError, ImageError
+from alexnet_triton.engine.images import Source
+from alexnet_triton.engine.listing import listing
+
+pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'alexnet-triton[parquet]'")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def write(file: Path, **columns: object) -> str:
+    parquet.write_table(pa.table(columns), file)
+    return str(file)
+
+
+def test_paths_in_parquet_come_in_order_among_other_words(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    file = write(tmp_path / "b.Parquet", id=[1, 2, 3], path=["z.png", None, "http://x/y"])
+    found = list(listing([str(tmp_path / "*.png"), file, "c.png"]))
+    assert found[:2] == [
+        Source(str(tmp_path / "a.png"), named=False),
+        Source("z.png", named=False),
+    ]
+    assert isinstance(found[2], ImageError)
+    assert str(found[2]) == f"{file}: row 1 has no path"
+    assert found[3:] == [Source("http://x/y", named=False), Source("c.png", named=True)]
+
+
+def test_a_folder_of_parts_is_one_parquet(tmp_path: Path) -> None:
+    folder = tmp_path / "paths.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    for part in range(3):
+        write(folder / f"part-{part}.parquet", path=[f"{part}.{row}" for row in range(2)])
+    found = list(listing([str(folder)]))
+    assert [s.location for s in found if isinstance(s, Source)] == [
+        f"{part}.{row}" for part in range(3) for row in range(2)
+    ]
+
+
+def test_what_is_no_parquet_of_paths_is_refused_at_once(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.parquet"
+    junk.write_text("PAR0")
+    (tmp_path / "empty.parquet").mkdir()
+    numbers = write(tmp_path / "numbers.parquet", path=[1])
+    for word, message in (
+        (str(tmp_path / "none.parquet"), "none.parquet: cannot be read as Parquet"),
+        (str(junk), "junk.parquet: cannot be read as Parquet"),
+        (str(tmp_path / "empty.parquet"), "wanted a column 'path', got none"),
+        (write(tmp_path / "u.parquet", url=["x"], id=[1]), "wanted a column 'path', got url, id"),
+        (numbers, "wanted strings in its column 'path', got int64"),
+    ):
+        with pytest.raises(EngineError, match=message) as refused:
+            listing(["x.png", word])
+        assert "\n" not in str(refused.value)

@@ -1,0 +1,292 @@
+"""Many machines, here one: Ray gives the rows that any other job gives, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alexnet_triton.engine import Engine, EngineError
+from alexnet_triton.engine import ray as on_ray
+from alexnet_triton.engine.__main__ import main
+from alexnet_triton.engine.jobs import classify
+from alexnet_triton.engine.listing import listing
+from alexnet_triton.engine.rows import Row, schema
+from alexnet_triton.engine.zoo import network
+from PIL import Image
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'alexnet-triton[ray]'")
+pytest.importorskip("ray.data", reason="needs Ray Data: pip install 'alexnet-triton[ray]'")
+
+Capture = pytest.CaptureFixture[str]
+
+IMAGES = 400
+DIGITS: dict[str, Any] = {"model": "digits", "backend": "torch"}
+COMMAND = [sys.executable, "-m", "alexnet_triton.engine", "classify"]
+COMMAND += ["--model", "digits", "--backend", "torch"]
+
+BAD = ("empty", "text", "truncated", "vanished", "pipe", "bomb", "sliver")
+
+
+def spoil(path: Path, kind: str) -> None:
+    """Make an image one that is none."""
+    good = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "empty":
+            path.touch()
+        case "text":
+            path.write_text("a thousand words")
+        case "truncated":
+            path.write_bytes(good[: len(good) // 2])
+        case "vanished":
+            path.symlink_to("nowhere")
+        case "pipe":
+            os.mkfifo(path)
+        case "bomb":
+            Image.new("1", (20000, 10000)).save(path)
+        case "sliver":
+            Image.new("L", (1, 60000)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small images, one in ten of them bad, and one with a name that is no Unicode."""
+    root = tmp_path_factory.mktemp("photos")
+    numbers = np.random.default_rng(0)
+    for index in range(IMAGES):
+        path = root / f"{index:03}.png"
+        Image.fromarray(numbers.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+        if index % 10 == 3:
+            spoil(path, BAD[index // 10 % len(BAD)])
+    (root / "000.png").rename(root / os.fsdecode(b"caf\xe9.png"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[Row]:
+    """The rows of a job without Ray."""
+    return list(classify(Engine.load("digits", backend="torch"), listing([str(folder)])))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a small Ray that this process is connected to."""
+    try:
+        context = ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200 << 20,
+        )
+    except Exception as error:
+        pytest.skip(f"Ray cannot start on this machine: {error}")
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+def answers(rows: Iterable[dict[str, Any]]) -> list[Any]:
+    """Rows without what may differ: their order, and the last bits that a batch's size decides."""
+    return sorted(
+        (
+            row["path"],
+            row.get("error"),
+            [(p["index"], p["label"], round(p["score"], 5)) for p in row.get("predictions") or ()],
+        )
+        for row in rows
+    )
+
+
+def dicts(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    return [row.to_dict() for row in rows]
+
+
+# The same rows
+
+
+def test_the_rows_are_those_of_a_job_without_ray(
+    cluster: str, folder: Path, expected: list[Row]
+) -> None:
+    sources = [str(folder), str(folder / "003.png"), str(folder / "none")]
+    rows = list(on_ray.run(listing(sources), **DIGITS, workers=2, batch_size=32))
+    assert [row.path for row in rows if row.named] == sources[1:], "only these were named"
+    assert answers(dicts(row for row in rows if not row.named)) == answers(dicts(expected))
+    assert sum(row.error is not None for row in expected) == IMAGES // 10
+    assert len({row.error for row in expected}) == 1 + len(BAD)
+
+
+def test_ten_views_of_relative_paths_listed_a_few_at_a_time(
+    cluster: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(on_ray, "LISTED", 12)
+    found = on_ray.run(listing(["0[01]*.png"]), **DIGITS, views="ten-crop", top=2)
+    plain = classify(
+        Engine.load("digits", backend="torch"), listing(["0[01]*.png"]), top=2, views="ten-crop"
+    )
+    assert answers(dicts(found)) == answers(dicts(plain))
+
+
+# A dataset that somebody has
+
+
+def test_a_dataset_of_bytes_keeps_its_other_columns(cluster: str, folder: Path) -> None:
+    good, bad = (folder / "001.png").read_bytes(), b"no image"
+    dataset = ray.data.from_items(
+        [{"path": f"item {i}", "bytes": bad if i % 3 else good, "id": i} for i in range(7)]
+    )
+    table = on_ray.classify(dataset, **DIGITS, top=1, batch_size=2).to_arrow_refs()
+    rows = sorted((r for ref in table for r in ray.get(ref).to_pylist()), key=lambda r: r["id"])
+    assert [row["path"] for row in rows] == [f"item {i}" for i in range(7)]
+    assert [row["error"] is None for row in rows] == [i % 3 == 0 for i in range(7)]
+    assert len({row["predictions"][0]["score"] for row in rows[::3]}) == 1
+    assert ray.get(table[0]).schema.names == [*schema().names, "id"]
+    assert ray.get(table[0]).select(schema().names).schema.equals(schema())
+
+
+def test_a_dataset_of_paths_and_what_decodes(
+    cluster: str, folder: Path, tmp_path: Path, expected: list[Row]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    wanted = [row for row in expected if row.path.endswith(("1.png", "3.png"))]
+    file = tmp_path / "paths.parquet"
+    pa.parquet.write_table(pa.table({"path": [row.path for row in wanted]}), file)
+    rows = on_ray.classify(ray.data.read_parquet(str(file)), **DIGITS, num_gpus=0).materialize()
+    assert answers(rows.take_all()) == answers(dicts(wanted))
+    # Were they one, the engines would decode, one image after another.
+    assert "MapBatches(_decode)->MapBatches(_Classifier)" not in rows.stats()
+
+
+def test_a_dataset_without_rows(cluster: str) -> None:
+    import pyarrow as pa
+
+    dataset = ray.data.from_arrow(pa.table({"path": pa.array([], pa.string())}))
+    assert on_ray.classify(dataset, **DIGITS).take_all() == []
+
+
+def test_workers_run_this_code_with_a_thread_each(cluster: str) -> None:
+    def look() -> tuple[str, str | None]:
+        import alexnet_triton
+
+        return alexnet_triton.__file__, os.environ.get("OMP_NUM_THREADS")
+
+    import alexnet_triton
+
+    assert ray.get(ray.remote(look).remote()) == (alexnet_triton.__file__, "1")
+
+
+# Kills
+
+
+def test_killed_and_resumed_it_has_the_same_rows(
+    cluster: str, folder: Path, expected: list[Row], tmp_path: Path
+) -> None:
+    import pyarrow.parquet
+
+    output = tmp_path / "rows.parquet"
+    partial = tmp_path / "rows.parquet.partial.jsonl"
+    command = [*COMMAND, str(folder), "--output", str(output), "--ray"]
+    killed = [*command, cluster, "--batch-size", "4"]
+    with subprocess.Popen(killed, stdout=subprocess.DEVNULL) as job:
+        while job.poll() is None and not (partial.exists() and partial.stat().st_size):
+            time.sleep(0.01)
+        job.kill()
+    assert job.returncode == -signal.SIGKILL, "it was through before it was killed"
+    done = len(partial.read_bytes().splitlines())
+    assert 0 < done < IMAGES
+
+    # Without an address: on a Ray of its own.
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout == f"{output}: {IMAGES} rows\n"
+    rows = pyarrow.parquet.read_table(output).to_pylist()
+    assert answers(rows) == answers(dicts(expected))
+    assert not partial.exists()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ray", "nonsense"], "wanted HOST:PORT of a cluster's head, or 'auto'"),
+        (["--ray", "//[::1"], "wanted HOST:PORT of a cluster's head, or 'auto'"),
+        (["--ray", "localhost:port"], "wanted HOST:PORT of a cluster's head, or 'auto'"),
+        (["--ray", "127.0.0.1:1"], "Ray at 127.0.0.1:1: cannot be reached: Connection refused"),
+        (["--ray", "--device", "cuda:1"], "wanted 'cpu' or 'cuda', Ray chooses which GPU"),
+        (["--ray", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--ray", "--output", "/no/such/folder/rows.parquet"], "/no/such/folder"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(
+    capsys: Capture, arguments: list[str], message: str
+) -> None:
+    status = main(["classify", "x.png", "--model", "digits", *arguments])
+    out, err = capsys.readouterr()
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("alexnet-triton: error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"url": "x", "id": 1}, {}, "wanted a column 'path', .* got url, id"),
+        ({"path": "x", "bytes": "x"}, {}, "wanted binary in its column 'bytes', got string"),
+        ({"path": "x", "error": "x"}, {}, "wanted no column error"),
+        ({"path": "x"}, {"dtype": "fp99"}, "dtype: wanted one of fp32, .*, got 'fp99'"),
+        ({"path": "x"}, {"views": "all"}, "views: wanted one of center, ten-crop, got 'all'"),
+        ({"path": "x"}, {"workers": 0}, "workers: wanted 1 or more, got 0"),
+        ({"path": "x"}, {"backend": "triton", "dtype": "bf16", "num_gpus": 0}, "bf16 on a CPU"),
+    ],
+)
+def test_a_dataset_or_option_that_cannot_be_is_refused(
+    cluster: str, row: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        on_ray.classify(ray.data.from_items([row]), **(DIGITS | options))
+
+
+def test_more_workers_than_gpus_are_refused(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
+    with pytest.raises(EngineError, match="workers: wanted at most 2, one a GPU, got 3"):
+        on_ray.classify(ray.data.from_items([{"path": "x"}]), **DIGITS, workers=3)
+
+
+def test_a_worker_that_fails_is_told_in_one_line(cluster: str, folder: Path) -> None:
+    digits = network("digits")
+    broken = replace(digits, preprocess=replace(digits.preprocess, resize=0))
+    with pytest.raises(EngineError, match=r"^a Ray worker failed: ValueError: .*> 0") as refused:
+        list(on_ray.run(listing([str(folder / "001.png")]), model=broken, backend="torch"))
+    assert "\n" not in str(refused.value)
+
+
+def test_without_ray_one_line_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install 'alexnet-triton\[ray\]'"):
+        list(on_ray.run([], **DIGITS))
+
+
+def test_nothing_imports_ray_before_it_is_needed() -> None:
+    code = """
+import json, sys
+import alexnet_triton.engine.__main__, alexnet_triton.engine.ray
+print(json.dumps([name for name in ("ray", "pyarrow", "pandas") if name in sys.modules]))
+"""
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert json.loads(seen.stdout) == []
