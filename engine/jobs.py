@@ -74,16 +74,21 @@ def classify(
     error says; a single image that does not fit raises EngineError.
     """
     if not workers:
-        yield from _rows(engine, ((source, source) for source in sources), batch_size, top, views)
+        yield from answered(
+            engine, ((source, source) for source in sources), batch_size, top, views
+        )
         return
-    preprocess = _part(engine.network.preprocess, views)
+    preprocess = worker_preset(engine.network.preprocess, views)
     ahead = decode_ahead(sources, preprocess, workers, batch_size)
     with closing(ahead):
-        pairs = ((source, _item(decoded, views)) for source, decoded in ahead)
-        yield from _rows(engine, pairs, batch_size, top, views)
+        pairs = ((source, worker_item(decoded, views)) for source, decoded in ahead)
+        yield from answered(engine, pairs, batch_size, top, views)
 
 
-def _rows(engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views) -> Iterator[Row]:
+def answered(
+    engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views
+) -> Iterator[Row]:
+    """A row for every source, from what the engine is to take for it, in batches that fit."""
     size = min(batch_size, engine.max_batch)
     unanswered: deque[tuple[Source | ImageError, Item]] = deque()
     while True:
@@ -113,12 +118,12 @@ def _recorded(
         yield item
 
 
-def _part(preprocess: Preprocess, views: Views) -> Preprocess:
+def worker_preset(preprocess: Preprocess, views: Views) -> Preprocess:
     """What makes a worker cut out no more than all views need: the square they are cut from."""
     return preprocess if views == "center" else replace(preprocess, crop=preprocess.resize)
 
 
-def _item(decoded: Decoded, views: Views) -> Any:
+def worker_item(decoded: Decoded, views: Views) -> Any:
     """A worker's pixels as the engine takes them: for several views, as a picture to cut."""
     if isinstance(decoded, ImageError):
         return decoded

@@ -29,7 +29,7 @@ from PIL import Image
 
 from .. import weights as weight_sources
 from .images import ImageError, Pixels, Source, Views, load
-from .jobs import _item, _part, _rows
+from .jobs import answered, worker_item, worker_preset
 from .load import Backend, EngineError, find, load_state, resolve
 from .plan import NUMBERS
 from .rows import Row, row, to_table
@@ -91,7 +91,7 @@ def classify(
         "backend": backend,
         "max_batch": batch_size,
     }
-    preprocess = _part(network.preprocess, views)
+    preprocess = worker_preset(network.preprocess, views)
     # Small blocks, for there must be more of them than engines.
     blocks: Any = dataset.repartition(target_num_rows_per_block=batch_size)
     pixels = blocks.map_batches(
@@ -219,7 +219,7 @@ class _Classifier:
 
     def __call__(self, table: Any) -> Any:
         pairs = self._pairs(table)
-        made = to_table(_rows(self.engine, pairs, self.engine.max_batch, self.top, self.views))
+        made = to_table(answered(self.engine, pairs, self.engine.max_batch, self.top, self.views))
         for name in table.column_names:
             if name not in ("path", "error", "pixels"):
                 made = made.append_column(name, table[name])
@@ -229,7 +229,7 @@ class _Classifier:
         columns = _paths(table), self._pixels(table), table["error"].to_pylist()
         for path, pixels, error in zip(*columns, strict=True):
             decoded = pixels if error is None else ImageError(str(path), error)
-            yield Source(str(path), named=False), _item(decoded, self.views)
+            yield Source(str(path), named=False), worker_item(decoded, self.views)
 
     def _pixels(self, table: Any) -> Pixels:
         """[N, 3, crop, crop], anything where the column is null, in memory that may be written."""
