@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from .conv import Conv2dShape
-from .epilogue import ACTIVATIONS
 from .gemm import LinearShape
 from .pool import PoolShape
 
@@ -131,12 +130,6 @@ def real(function: str, argument: str, value: Any) -> float:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
     return float(value)
-
-
-def check_activation(function: str, activation: str | None) -> None:
-    """ValueError for an activation that the epilogue does not have."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{function}: activation must be one of {ACTIVATIONS}, got {activation!r}")
 
 
 def float32_precision(function: str, precision: str | None, dtype: torch.dtype) -> str:

@@ -27,7 +27,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import check_activation, finish
+from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 
 # Integers that vary from layer to layer without needing another binary.
@@ -359,7 +359,7 @@ def conv2d(
             f"conv2d: {shape.C // shape.groups} channels a group are no multiple of 16 bytes, as "
             "the images tiling wants for descriptors; use the pixels tiling"
         )
-    check_activation(activation)
+    check_activation("conv2d", activation)
     scale, shift = affine or (None, None)
     x_pitch, _ = layout.pitch(x), layout.pitch(out)
     arguments = {
@@ -437,12 +437,7 @@ def reference(
         dilation=shape.dilation,
         groups=shape.groups,
     )
-    match activation:
-        case "relu":
-            return y.relu()
-        case "sigmoid":
-            return y.sigmoid()
-    return y
+    return activated(y, activation)
 
 
 def _taps_inside(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> int:

@@ -8,6 +8,7 @@ write of the whole output.
 
 from __future__ import annotations
 
+import torch
 import triton.language as tl
 
 from .jit import jit
@@ -15,10 +16,20 @@ from .jit import jit
 ACTIVATIONS = (None, "relu", "sigmoid")
 
 
-def check_activation(activation: str | None) -> None:
-    """Raises ValueError for an activation that `finish` would not apply."""
+def check_activation(function: str, activation: str | None) -> None:
+    """Raises ValueError, naming the function, for an activation that `finish` would not apply."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: wanted one of {ACTIVATIONS}, got {activation!r}")
+        raise ValueError(f"{function}: activation must be one of {ACTIVATIONS}, got {activation!r}")
+
+
+def activated(y: torch.Tensor, activation: str | None) -> torch.Tensor:
+    """The reference of `finish`: a tensor of any shape after the activation, by torch."""
+    match activation:
+        case "relu":
+            return y.relu()
+        case "sigmoid":
+            return y.sigmoid()
+    return y
 
 
 @jit

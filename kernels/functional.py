@@ -18,6 +18,7 @@ import math
 import torch
 
 from . import arguments, conv, gemm, layout, lrn, pool
+from .epilogue import check_activation
 from .jit import architecture
 
 Pair = int | tuple[int, int]
@@ -50,7 +51,7 @@ def conv2d(
     are float64 or require a gradient; ValueError for a bad `activation` or `precision`.
     """
     arguments.check_tensors("conv2d", input=input, weight=weight, bias=bias)
-    arguments.check_activation("conv2d", activation)
+    check_activation("conv2d", activation)
     precision = arguments.float32_precision("conv2d", precision, input.dtype)
     images = arguments.as_images("conv2d", input)
     shape = arguments.conv2d_shape(images, weight, bias, stride, padding, dilation, groups)
@@ -168,7 +169,7 @@ def linear(
     documentation leaves out too; ValueError for a bad `activation` or `precision`.
     """
     arguments.check_tensors("linear", input=input, weight=weight, bias=bias)
-    arguments.check_activation("linear", activation)
+    check_activation("linear", activation)
     precision = arguments.float32_precision("linear", precision, input.dtype)
     shape = arguments.linear_shape(input, weight, bias)
     result_shape = (*input.shape[:-1], *weight.shape[:-1])

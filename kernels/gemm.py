@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import check_activation, finish
+from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
 
 
@@ -224,7 +224,7 @@ def linear(
     pixels, oc, _ = weight.shape
     pitch = layout.pitch(x)
     layout.pitch(out)
-    check_activation(activation)
+    check_activation("linear", activation)
     scale, shift = affine or (None, None)
     split = config.SPLIT_K > 1
     target = layout.empty(1, config.SPLIT_K, n, oc, torch.float32, x.device) if split else out
@@ -295,12 +295,7 @@ def reference(
     y = torch.nn.functional.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     )
-    match activation:
-        case "relu":
-            return y.relu()
-        case "sigmoid":
-            return y.sigmoid()
-    return y
+    return activated(y, activation)
 
 
 def work(shape: LinearShape, dtype: torch.dtype) -> Work:

@@ -94,7 +94,7 @@ def _unit(size: torch.Tensor, dtype: torch.dtype, reduction: int, precision: str
     """
     result = torch.finfo(dtype)
     step = 2.0**-10 if precision == "tf32" and dtype == torch.float32 else 2.0**-23
-    relative = 0.5 * result.eps + 0.5 * step * (1 + reduction) ** 0.5
+    relative = 0.5 * result.eps + 0.5 * step * math.sqrt(1 + reduction)
     return relative * size + result.tiny * result.eps
 
 

@@ -97,7 +97,7 @@ REFUSED_BY_TORCH = [
             bad(pool, "input", X, 12, 2, ceil_mode=True),
             bad(pool, "input", X, 9, 1, ceil_mode=True),
             bad(pool, "input", X.bool(), 3),
-            bad(pool, "input", X.cfloat(), 3),
+            bad(pool, "input", X.to(torch.cfloat), 3),
             bad(pool, "input", X.to_sparse(), 3),
             *bad_values(pool, "kernel_size", (0, None, *NO_PAIR), X),
             *bad_values(pool, "stride", (0, (2, 0), -1, (2, 2, 2), 1.5, True, "2"), X, 3),
@@ -217,7 +217,8 @@ def test_words_that_torch_does_not_have(function: str, args: tuple[Any, ...]) ->
         {"precision": "fp16"},
         {"precision": "TF32"},
     ):
-        refuses(ValueError, function, *options, args, options)
+        (argument,) = options
+        refuses(ValueError, function, argument, args, options)
     for precision in ("ieee", "tf32"):
         half = converted(args, torch.float16)
         refuses(ValueError, function, "precision", half, {"precision": precision})

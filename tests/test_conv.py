@@ -425,5 +425,5 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
     images = Conv2dConfig("images", 16, 16, 16)
     with pytest.raises(ValueError, match="3 channels a group are no multiple of 16 bytes"):
         conv.conv2d(x, weight, None, out, shape, images)
-    with pytest.raises(ValueError, match=r"activation: wanted one of .* got 'gelu'"):
+    with pytest.raises(ValueError, match=r"conv2d: activation must be one of .* got 'gelu'"):
         conv.conv2d(x, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16), "gelu")

@@ -119,7 +119,7 @@ def test_refusals(device: torch.device) -> None:
         ({"split": "pipeline", "devices": pair, "device": "cpu"}, "wanted devices alone"),
     ):
         with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+            Engine.load("digits", **wrong)
 
 
 @pytest.mark.gpu

@@ -290,7 +290,7 @@ def test_refusals_at_the_door(tmp_path: Path) -> None:
         ({"backend": "torch", "batch_invariant": True}, "only the triton backend promises it"),
     ):
         with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+            Engine.load("digits", **wrong)
     with pytest.raises(EngineError, match="bfloat16 wrongly; use fp32 or fp16"):
         Engine.load("digits", device="cpu", dtype="bf16")
     with pytest.raises(NetworkError, match="unknown network 'lenet'"):
@@ -302,7 +302,7 @@ def test_refusals_at_the_door(tmp_path: Path) -> None:
 def test_refusals_of_single_calls(digits: Engine) -> None:
     for wrong in ({"batch_size": 0}, {"top": 0}):
         with pytest.raises(EngineError, match="wanted 1 or more, got 0"):
-            list(digits.stream([], **wrong))
+            list(digits.stream([], **wrong))  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="views: wanted one of center, ten-crop, got 'all'"):
         digits.classify([], views="all")  # type: ignore[arg-type]
     pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)

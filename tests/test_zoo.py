@@ -73,6 +73,7 @@ def module(layer: Layer, shape: Shape) -> nn.Module:
             return nn.Flatten()
         case Dropout():
             return nn.Dropout()
+    raise AssertionError(f"no module for {layer}")
 
 
 def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Sequential:
