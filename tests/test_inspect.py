@@ -61,6 +61,7 @@ def test_shared_memory_that_does_not_exist_shows() -> None:
     assert not binary.fits
 
 
+@pytest.mark.interpreter
 def test_compiling_between_two_runs(generator: torch.Generator) -> None:
     """Interpreting leaves nothing behind that a compiler would meet, nor the other way about."""
     shape = Conv2dShape(16, 16, 1, 1, 16, 1, 1)

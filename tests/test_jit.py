@@ -19,7 +19,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK = 64
 
-each_device = pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+each_device = pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("cpu", marks=pytest.mark.interpreter),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
 
 
 @jit
@@ -88,6 +94,7 @@ def test_a_launch_without_tensors_is_refused() -> None:
         launch()
 
 
+@pytest.mark.interpreter
 def test_a_launch_can_be_called_again() -> None:
     """It reads its tensors when it runs, not when it is made."""
     x, y = torch.ones(3), torch.zeros(3)
@@ -98,10 +105,12 @@ def test_a_launch_can_be_called_again() -> None:
     assert y.tolist() == [8.0] * 3
 
 
+@pytest.mark.interpreter
 def test_nothing_runs_on_an_empty_grid() -> None:
     cubic(torch.empty(0), torch.empty(0))()
 
 
+@pytest.mark.interpreter
 def test_launches_from_four_threads() -> None:
     """The interpreter patches `triton.language` while it runs, so only one may at a time."""
 
@@ -115,6 +124,7 @@ def test_launches_from_four_threads() -> None:
         assert all(threads.map(task, range(32)))
 
 
+@pytest.mark.interpreter
 def test_a_failed_launch_leaves_no_trace() -> None:
     x, y = torch.ones(3), torch.zeros(3)
     good = cubic(x, y)
@@ -151,6 +161,7 @@ assert compile_for(launch, 90).registers > 0
 """
 
 
+@pytest.mark.interpreter
 def test_the_switch_of_triton_for_the_whole_process_changes_nothing() -> None:
     """Kernels still run, and still compile, where the environment says to interpret all."""
     run = subprocess.run(
