@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+Verbs = argparse._SubParsersAction  # what `command` of every verb's module adds its parser to
 
 PACKAGES = ("alexnet-triton", "torch", "triton", "numpy", "pillow", "safetensors")
 
@@ -70,3 +74,27 @@ def _ask(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add `env` to the verbs."""
+    parser = verbs.add_parser(
+        "env",
+        help="tell machine, GPU and versions, for results and bug reports",
+        epilog="example: alexnet-triton-bench env --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    found = environment()
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name:<20} {'-' if value is None else value}")
+    return 0

@@ -126,7 +126,7 @@ def verify(
             for name in step.layers:
                 wanted = reference.apply(name, layers[name], wanted, rounded)
             x = made
-        limit = tolerance(numbers, _reduction(step))
+        limit = tolerance(numbers, reduction(step))
         checks.append(_check(step.name, step.kernel, made.reshape(wanted.shape), wanted, limit))
     *_, whole = reference.forward(network, rounded, pixels).values()
     total = sum(check.tolerance for check in checks)  # the errors of a chain add up
@@ -134,7 +134,7 @@ def verify(
     return Verification(network.name, dtype, len(images), tuple(checks))
 
 
-def _reduction(step: Step) -> int:
+def reduction(step: Step) -> int:
     """How many products one output of a step sums."""
     match step.shape:
         case conv.Conv2dShape() as shape:

@@ -1,0 +1,186 @@
+"""Three clocks, and contestants that take turns.
+
+- `cold`: one run at a time as a CUDA graph, between two events, after the L2 cache was overwritten.
+  What a kernel costs whose inputs come from memory.
+- `graph`: a CUDA graph of many runs, replayed between two events and divided. What a run costs in
+  a steady stream of them, launch gaps included and the host left out.
+- `host`: the caller's clock around one call and the synchronisation after it. What a user sees. It
+  is the only clock of a CPU.
+
+A contestant is a list of copies of the same computation on different tensors, and its runs rotate
+through them, so that with copies enough to overflow the cache no input is found there by luck.
+Rounds are interleaved in a fresh random order: a drift of the machine meets all alike, and none is
+always the one after the slowest. Times are kept one by one; medians and percentiles come last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Clock = Literal["cold", "graph", "host"]
+Run = Callable[[], object]
+
+CLOCKS: dict[str, tuple[Clock, ...]] = {"cuda": ("cold", "graph", "host"), "cpu": ("host",)}
+"""The clocks of each type of device."""
+
+WARM_UPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of one contestant by one clock, in microseconds a run, in the order they were taken."""
+
+    clock: Clock
+    us: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the runs were faster."""
+        return statistics.median(self.us)
+
+    @property
+    def p20(self) -> float:
+        """A fifth of the runs were faster."""
+        return percentile(self.us, 20)
+
+    @property
+    def p80(self) -> float:
+        """Four fifths of the runs were faster."""
+        return percentile(self.us, 80)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of them lie, linear between neighbours as numpy does."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def measure(
+    contestants: Mapping[str, Sequence[Run]],
+    clock: Clock,
+    device: torch.device,
+    rounds: int = 25,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> dict[str, Times]:
+    """Time every contestant `rounds` times, or as often as fits into `seconds`, at least thrice.
+
+    Each contestant is a list of copies, all warm when this returns. Runs must do their work on the
+    current stream of `device`; by the clocks of a GPU they are captured, so they must not wait for
+    the host. Raises ValueError for a clock that the device has not, and whatever a run raises.
+    """
+    if clock not in CLOCKS[device.type]:
+        raise ValueError(
+            f"clock: wanted {' or '.join(CLOCKS[device.type])} on a {device.type}, got {clock!r}"
+        )
+    clocks: dict[Clock, Callable[[Sequence[Run], torch.device], Callable[[], float]]] = {
+        "cold": _cold,
+        "graph": _graph,
+        "host": _host,
+    }
+    take = {name: clocks[clock](copies, device) for name, copies in contestants.items()}
+    us: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    shuffle = random.Random(seed).shuffle
+    end = None if seconds is None else time.perf_counter() + seconds
+    for done in range(rounds):
+        if end is not None and done >= 3 and time.perf_counter() > end:
+            break
+        shuffle(order)
+        for name in order:
+            us[name].append(take[name]())
+    return {name: Times(clock, tuple(taken)) for name, taken in us.items()}
+
+
+def copies_to_overflow(nbytes: int, cache: int, limit: int = 64) -> int:
+    """How many copies of tensors of `nbytes` pass twice through a cache before one comes again."""
+    return min(limit, max(1, -(-2 * cache // max(nbytes, 1))))
+
+
+def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:
+    """All runs, one after the other, as one CUDA graph; they are warmed up first."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # compiles, and lets libraries choose their algorithms
+            for _ in range(WARM_UPS):
+                for run in dict.fromkeys(runs):
+                    run()
+        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            for run in runs:
+                run()
+    return graph
+
+
+def _cold(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+    graphs = [capture([copy], device) for copy in copies]
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    flush = torch.empty(4 * cache, dtype=torch.uint8, device=device)
+    turn = itertools.cycle(graphs)
+
+    def once() -> float:
+        graph = next(turn)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()  # keeps the GPU busy while the host prepares the rest
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) * 1e3
+
+    return once
+
+
+def _graph(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+    # Long enough that what starting a replay costs does not show: ten milliseconds or so.
+    once = capture(list(copies), device)
+    one = max(_elapsed_us(once, device) for _ in range(3)) / len(copies)
+    rounds = max(1, round(10e3 / max(one, 1.0) / len(copies)))
+    runs = list(copies) * min(rounds, max(1, 1000 // len(copies)))
+    graph = capture(runs, device)
+    return lambda: _elapsed_us(graph, device) / len(runs)
+
+
+def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+    for copy in copies:
+        copy()
+    turn = itertools.cycle(copies)
+
+    def once() -> float:
+        run = next(turn)
+        _synchronize(device)
+        started = time.perf_counter()
+        run()
+        _synchronize(device)
+        return (time.perf_counter() - started) * 1e6
+
+    return once
+
+
+def _elapsed_us(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(end)) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
