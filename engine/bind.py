@@ -169,9 +169,7 @@ def _launches(
     match block.layer, step.shape, step.config:
         case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            return (
-                conv.conv2d(x, weight, bias, out, shape, config, activation, precision, affine),
-            )
+            return conv.conv2d(x, weight, bias, out, shape, config, activation, precision, affine)
         case Linear(), gemm.LinearShape(), gemm.LinearConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
             return gemm.linear(x, weight, bias, out, config, activation, precision, affine)

@@ -13,7 +13,15 @@ filter tap and one block of channels at a time. The two tilings differ in what a
   fill a tile with images. Rows are gathered through pointers, those outside the image masked.
 
 Both take any stride, padding, dilation and number of groups, and add the same products in the same
-order, so at equal blocks they agree bit for bit. Cost: 2 * N * OH * OW * OC * KH * KW * C/groups
+order, so at equal blocks they agree bit for bit.
+
+What limits the matrix units of a Hopper GPU is how fast tiles of operands arrive from the L2 cache,
+in proportion to 1/BLOCK_M + 1/BLOCK_N; blocks are powers of two, so the `images` tiling can keep a
+second accumulator of BLOCK_N2 filters that shares the same tile of x: 192 filters are 128 + 64.
+With few images there are few tiles, and the `pixels` tiling can split the sum over K among SPLIT_K
+programs (see parts.py).
+
+Cost: 2 * N * OH * OW * OC * KH * KW * C/groups
 FLOPs, less the skipped taps; x, w and y move once if the cache does its part.
 """
 
@@ -29,11 +37,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
+from .overlap import begin
+from .parts import parts_of, scratch_size, sum_parts
 
 # Integers that vary from layer to layer without needing another binary.
 _GEOMETRY = (
     *("N", "H", "W", "OH", "OW", "KH", "KW", "stride_h", "stride_w"),
-    *("pad_h", "pad_w", "dilation_h", "dilation_w"),
+    *("pad_h", "pad_w", "dilation_h", "dilation_w", "x_h", "x_w", "y_h", "y_w"),
 )
 
 
@@ -88,35 +98,34 @@ def _load_filters(
 def _store_tile(
     acc,
     y,
-    row,
+    start,  # int64: where each row of the tile starts in y
     row_in_range,
     bias,
     scale,
     shift,
     group,
     oc,
-    GROUPS,
     OC,
     BLOCK_N: tl.constexpr,
     ACTIVATION,
 ):
-    """The epilogue of a tile whose rows are `row` of y [rows, GROUPS*OC aligned]."""
+    """The epilogue of a tile of filters `oc` and on."""
     channel = oc + tl.arange(0, BLOCK_N)
     acc = finish(acc, bias, scale, shift, group * OC + channel, channel < OC, ACTIVATION)
-    target = y + row.to(tl.int64)[:, None] * ((GROUPS * OC + 7) // 8 * 8)
-    target += (group * OC + channel)[None, :]
+    target = y + start[:, None] + (group * OC + channel)[None, :]
     inside = row_in_range[:, None] & (channel < OC)[None, :]
     tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
 
 
 @jit(do_not_specialize=_GEOMETRY)
 def _conv2d_images_kernel(
-    x,  # [H*W, N, GROUPS*C aligned], as a descriptor [H*W, GROUPS, N, C] or a pointer
+    x,  # [H, W, N, GROUPS*C], as a descriptor (with groups [H, W, GROUPS, N, C]) or a pointer
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
+    w2,  # the same in blocks of BLOCK_N2
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
-    y,  # [OH*OW, N, GROUPS*OC aligned]
+    y,  # [OH, OW, N, GROUPS*OC]
     N,
     H,
     W,
@@ -130,30 +139,43 @@ def _conv2d_images_kernel(
     pad_w,
     dilation_h,
     dilation_w,
+    x_h,  # strides of x and y in units of 8 elements: their alignment is known that way
+    x_w,
+    y_h,
+    y_w,
+    X_N: tl.constexpr,  # strides from image to image, in elements
+    Y_N: tl.constexpr,
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,  # 1: a tile of images is never split
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     # Filter blocks run fastest, then pixels, then image blocks: what runs together shares its x.
-    OC_BLOCKS: tl.constexpr = (OC + BLOCK_N - 1) // BLOCK_N
+    FILTERS: tl.constexpr = BLOCK_N + BLOCK_N2
+    OC_BLOCKS: tl.constexpr = (OC + FILTERS - 1) // FILTERS
     program = tl.program_id(0)
-    oc0 = (program % OC_BLOCKS) * BLOCK_N
+    oc0 = (program % OC_BLOCKS) * FILTERS
     program = program // OC_BLOCKS
     group = program % GROUPS
     program = program // GROUPS
     pixel = program % (OH * OW)
     n0 = (program // (OH * OW)) * BLOCK_M
     image = n0 + tl.arange(0, BLOCK_M)
+    oh = pixel // OW
+    ow = pixel % OW
 
     # The taps that fall inside the image are a rectangle [kh_lo, kh_hi) x [kw_lo, kw_hi).
-    ih0 = (pixel // OW) * stride_h - pad_h
-    iw0 = (pixel % OW) * stride_w - pad_w
+    ih0 = oh * stride_h - pad_h
+    iw0 = ow * stride_w - pad_w
     kh_lo = tl.maximum(0, (dilation_h - 1 - ih0) // dilation_h)
     kw_lo = tl.maximum(0, (dilation_w - 1 - iw0) // dilation_w)
     kh_hi = tl.minimum(KH, (tl.maximum(H - ih0, 0) + dilation_h - 1) // dilation_h)
@@ -163,38 +185,55 @@ def _conv2d_images_kernel(
 
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    if BLOCK_N2 > 0:
+        acc2 = tl.full((BLOCK_M, BLOCK_N2), 0.0, tl.float32)
     for i in range(taps * C_BLOCKS):
         tap = i // C_BLOCKS
         c0 = (i % C_BLOCKS) * BLOCK_K
         kh = kh_lo + tap // taps_w
         kw = kw_lo + tap % taps_w
-        source = (ih0 + kh * dilation_h) * W + iw0 + kw * dilation_w
-        if DESCRIPTORS:
-            a = x.load([source, group, n0, c0]).reshape(BLOCK_M, BLOCK_K)
+        ih = ih0 + kh * dilation_h
+        iw = iw0 + kw * dilation_w
+        if DESCRIPTORS and GROUPS == 1:
+            a = x.load([ih, iw, n0, c0]).reshape(BLOCK_M, BLOCK_K)
+        elif DESCRIPTORS:
+            a = x.load([ih, iw, group, n0, c0]).reshape(BLOCK_M, BLOCK_K)
         else:
             k = c0 + tl.arange(0, BLOCK_K)
-            start = source.to(tl.int64) * N + image
-            tile = x + start[:, None] * ((GROUPS * C + 7) // 8 * 8) + (group * C + k)[None, :]
+            start = (ih.to(tl.int64) * x_h + iw.to(tl.int64) * x_w) * 8
+            tile = x + start + image.to(tl.int64)[:, None] * X_N + (group * C + k)[None, :]
             a = tl.load(tile, mask=(image < N)[:, None] & (k < C)[None, :], other=0.0)
+        filters = group * OC + oc0
         b = _load_filters(
-            w, kh * KW + kw, group * OC + oc0, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
+            w, kh * KW + kw, filters, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        if BLOCK_N2 > 0:
+            filters += BLOCK_N
+            b2 = _load_filters(
+                w2, kh * KW + kw, filters, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N2, BLOCK_K
+            )
+            acc2 = tl.dot(a, b2.T, acc2, input_precision=PRECISION)
 
-    row = pixel.to(tl.int64) * N + image
-    _store_tile(
-        acc, y, row, image < N, bias, scale, shift, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION
-    )
+    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image.to(tl.int64) * Y_N
+    inside = image < N
+    _store_tile(acc, y, start, inside, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION)
+    if BLOCK_N2 > 0:
+        oc0 += BLOCK_N
+        _store_tile(
+            acc2, y, start, inside, bias, scale, shift, group, oc0, OC, BLOCK_N2, ACTIVATION
+        )
 
 
 @jit(do_not_specialize=_GEOMETRY)
 def _conv2d_pixels_kernel(
-    x,  # [H*W, N, GROUPS*C aligned]
+    x,  # [H, W, N, GROUPS*C]
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
+    w2,  # None: this tiling has one accumulator
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
-    y,  # [OH*OW, N, GROUPS*OC aligned]
+    y,  # [OH, OW, N, GROUPS*OC]; with SPLIT_K > 1 float32 [SPLIT_K, OH, OW, N, GROUPS*OC]
     N,
     H,
     W,
@@ -208,16 +247,26 @@ def _conv2d_pixels_kernel(
     pad_w,
     dilation_h,
     dilation_w,
+    x_h,  # strides of x and y in units of 8 elements: their alignment is known that way
+    x_w,
+    y_h,
+    y_w,
+    X_N: tl.constexpr,  # strides from image to image, in elements
+    Y_N: tl.constexpr,
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     OC_BLOCKS: tl.constexpr = (OC + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
     oc0 = (program % OC_BLOCKS) * BLOCK_N
@@ -227,17 +276,22 @@ def _conv2d_pixels_kernel(
 
     rows = OH * OW * N
     pixel = row // N
-    ih0 = (pixel // OW) * stride_h - pad_h
-    iw0 = (pixel % OW) * stride_w - pad_w
-    X_PITCH: tl.constexpr = (GROUPS * C + 7) // 8 * 8
+    image = (row % N).to(tl.int64)
+    oh = pixel // OW
+    ow = pixel % OW
+    ih0 = oh * stride_h - pad_h
+    iw0 = ow * stride_w - pad_w
     k = tl.arange(0, BLOCK_K)
     # 64-bit: a row may start beyond 2^31 elements; a masked one may even start before the first.
-    start = (ih0.to(tl.int64) * W + iw0) * N + row % N
-    x_row = x + start[:, None] * X_PITCH + (group * C + k)[None, :]
+    start = (ih0.to(tl.int64) * x_h + iw0.to(tl.int64) * x_w) * 8 + image * X_N
+    x_row = x + start[:, None] + (group * C + k)[None, :]
 
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for i in range(KH * KW * C_BLOCKS):
+    steps = KH * KW * C_BLOCKS
+    per_part = (steps + SPLIT_K - 1) // SPLIT_K
+    part = tl.program_id(1)
+    for i in range(part * per_part, tl.minimum((part + 1) * per_part, steps)):
         tap = i // C_BLOCKS
         c0 = (i % C_BLOCKS) * BLOCK_K
         dh = (tap // KW) * dilation_h
@@ -245,16 +299,16 @@ def _conv2d_pixels_kernel(
         ih = ih0 + dh
         iw = iw0 + dw
         inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & (row < rows)
-        jump = (dh.to(tl.int64) * W + dw) * N * X_PITCH + c0
+        jump = (dh.to(tl.int64) * x_h + dw.to(tl.int64) * x_w) * 8 + c0
         a = tl.load(x_row + jump, mask=inside[:, None] & (c0 + k < C)[None, :], other=0.0)
         b = _load_filters(
             w, tap, group * OC + oc0, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
 
-    _store_tile(
-        acc, y, row, row < rows, bias, scale, shift, group, oc0, GROUPS, OC, BLOCK_N, ACTIVATION
-    )
+    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image * Y_N
+    start += part.to(tl.int64) * rows * Y_N
+    _store_tile(acc, y, start, row < rows, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION)
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -271,6 +325,9 @@ class Conv2dConfig:
     num_warps: int = 4
     num_stages: int = 3
     descriptors: bool = True  # operands through tensor descriptors: TMA, so sm_90 and later
+    BLOCK_N2: int = 0  # filters of a second accumulator (images)
+    SPLIT_K: int = 1  # parts of the sum (pixels)
+    columns: int = 1  # output columns computed as one (first layer of a network: see stem.py)
 
 
 def images_tiling_fits(shape: Conv2dShape, dtype: torch.dtype) -> bool:
@@ -341,34 +398,50 @@ def conv2d(
     activation: str | None = None,
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> Launch:
-    """Bind one convolution; calling the result fills `out`.
+    scratch: torch.Tensor | None = None,
+) -> tuple[Launch, ...]:
+    """Bind one convolution; calling the results in order fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made, bias [OC] or None, out an
-    activation [OH, OW, N, OC]; one dtype for all. `precision` is that of float32 products:
-    "ieee" or "tf32". `affine` is a scale and a shift, float32 [OC], after the activation.
+    activation [OH, OW, N, OC]; one dtype for all, but `out` may be float32. x and out may be views
+    that `layout.strides` takes. `precision` is that of float32 products: "ieee" or "tf32". `affine`
+    is a scale and a shift, float32 [OC], after the activation. `scratch` holds the parts of a split
+    sum, float32 of `scratch_numbers(shape, config)` elements; None: the launches own one.
     """
-    if shape.OH * shape.OW * shape.N >= 2**31:
+    rows = shape.OH * shape.OW * shape.N
+    if rows >= 2**31:
         raise ValueError(
             f"conv2d: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a "
             "32-bit index counts; use a smaller batch"
         )
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
-    if config.tiling == "images" and config.descriptors and not images_tiling_fits(shape, x.dtype):
+    images = config.tiling == "images"
+    if images and config.descriptors and not images_tiling_fits(shape, x.dtype):
         raise ValueError(
             f"conv2d: {shape.C // shape.groups} channels a group are no multiple of 16 bytes, as "
             "the images tiling wants for descriptors; use the pixels tiling"
         )
+    if config.SPLIT_K > 1 if images else config.BLOCK_N2:
+        raise ValueError(
+            f"conv2d: SPLIT_K is for the pixels tiling and BLOCK_N2 for images, got {config}"
+        )
     check_activation("conv2d", activation)
+    split = config.SPLIT_K > 1
     scale, shift = affine or (None, None)
-    x_pitch, _ = layout.pitch(x), layout.pitch(out)
+    x_h, x_w, x_n = layout.strides(x)
+    target = out
+    if split:
+        parts = parts_of(scratch, config.SPLIT_K, rows, shape.OC, x.device)
+        target = parts[0, 0].view(shape.OH, shape.OW, shape.N, shape.OC)
+    y_h, y_w, y_n = layout.strides(target)
     arguments = {
         "x": x,
         "w": weight,
-        "bias": bias,
-        "scale": scale,
-        "shift": shift,
-        "y": out,
+        "w2": weight if config.BLOCK_N2 else None,
+        "bias": None if split else bias,
+        "scale": None if split else scale,
+        "shift": None if split else shift,
+        "y": target,
         "N": shape.N,
         "H": shape.H,
         "W": shape.W,
@@ -382,39 +455,73 @@ def conv2d(
         "pad_w": shape.padding[2],
         "dilation_h": shape.dilation[0],
         "dilation_w": shape.dilation[1],
+        "x_h": x_h,
+        "x_w": x_w,
+        "y_h": y_h,
+        "y_w": y_w,
+        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
+        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
         "GROUPS": groups,
         "C": c,
         "OC": oc,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
+        "BLOCK_N2": config.BLOCK_N2,
         "BLOCK_K": config.BLOCK_K,
+        "SPLIT_K": config.SPLIT_K,
         "DESCRIPTORS": config.descriptors,
-        "ACTIVATION": activation,
+        "ACTIVATION": None if split else activation,
         "PRECISION": precision,
+        "PDL": False,
     }
     if config.descriptors:
-        c_pitch = layout.aligned(c)
-        arguments["w"] = TensorDescriptor(
-            weight,
-            shape=[shape.KH * shape.KW, shape.OC, c],
-            strides=[shape.OC * c_pitch, c_pitch, 1],
-            block_shape=[1, config.BLOCK_N, config.BLOCK_K],
-        )
-    programs = groups * -(-oc // config.BLOCK_N)
-    if config.tiling == "images":
-        kernel = _conv2d_images_kernel
+        arguments["w"] = _filter_descriptor(weight, shape, config.BLOCK_N, config.BLOCK_K)
+        if config.BLOCK_N2:
+            arguments["w2"] = _filter_descriptor(weight, shape, config.BLOCK_N2, config.BLOCK_K)
+        if images:
+            arguments["x"] = _image_descriptor(x, shape, config)
+    kernel = _conv2d_images_kernel if images else _conv2d_pixels_kernel
+    programs = groups * -(-oc // (config.BLOCK_N + config.BLOCK_N2))
+    if images:
         programs *= shape.OH * shape.OW * -(-shape.N // config.BLOCK_M)
-        if config.descriptors:
-            arguments["x"] = TensorDescriptor(
-                x,
-                shape=[shape.H * shape.W, groups, shape.N, c],
-                strides=[shape.N * x_pitch, c if groups > 1 else x_pitch, x_pitch, 1],
-                block_shape=[1, 1, config.BLOCK_M, config.BLOCK_K],
-            )
     else:
-        kernel = _conv2d_pixels_kernel
-        programs *= -(-shape.OH * shape.OW * shape.N // config.BLOCK_M)
-    return Launch(kernel, (programs,), arguments, config.num_warps, config.num_stages)
+        programs *= -(-rows // config.BLOCK_M)
+    grid = (programs, config.SPLIT_K)
+    product = Launch(kernel, grid, arguments, config.num_warps, config.num_stages)
+    return (product, sum_parts(parts, bias, out, activation, affine)) if split else (product,)
+
+
+def scratch_numbers(shape: Conv2dShape, config: Conv2dConfig) -> int:
+    """float32 numbers that the parts of a split sum take."""
+    return scratch_size(config.SPLIT_K, shape.OH * shape.OW * shape.N, shape.OC)
+
+
+def _filter_descriptor(
+    weight: torch.Tensor, shape: Conv2dShape, block_n: int, block_k: int
+) -> TensorDescriptor:
+    """Boxes of one tap's filters by channels, from the packed weight."""
+    c = shape.C // shape.groups
+    pitch = layout.aligned(c)
+    return TensorDescriptor(
+        weight,
+        shape=[shape.KH * shape.KW, shape.OC, c],
+        strides=[shape.OC * pitch, pitch, 1],
+        block_shape=[1, block_n, block_k],
+    )
+
+
+def _image_descriptor(
+    x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig
+) -> TensorDescriptor:
+    """Boxes of one pixel's images by channels; with groups, one that ends where its group does."""
+    x_h, x_w, x_n, _ = x.stride()
+    c = shape.C // shape.groups
+    box = [config.BLOCK_M, config.BLOCK_K]
+    if shape.groups == 1:
+        sizes, steps = [shape.H, shape.W, shape.N, c], [x_h, x_w, x_n, 1]
+    else:
+        sizes, steps = [shape.H, shape.W, shape.groups, shape.N, c], [x_h, x_w, c, x_n, 1]
+    return TensorDescriptor(x, sizes, steps, [1] * (len(sizes) - 2) + box)
 
 
 # --- reference and work ----------------------------------------------------------------------

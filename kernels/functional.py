@@ -60,7 +60,7 @@ def conv2d(
     else:
         out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.OC)
         config = conv.default_config(shape, input.dtype, precision, architecture(input.device))
-        conv.conv2d(
+        for launch in conv.conv2d(
             layout.pack(images),
             conv.pack_weight(weight),
             None if bias is None else bias.contiguous(),
@@ -69,7 +69,8 @@ def conv2d(
             config,
             activation,
             precision,
-        )()
+        ):
+            launch()
         result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
 

@@ -9,8 +9,7 @@ matrix has P = 1. The weights are permuted once, when they are packed.
 With few images the layer is a stream of weights through the chip, 2 * OC * P * C bytes in half
 precision, and the tile's long side belongs to the weights. TRANSPOSED computes y^T = w x^T: filters
 on the M side of the matrix instruction, which has at least 64 rows, images on its N side. SPLIT_K
-cuts the sum into parts so that every multiprocessor streams; a second kernel adds the parts in a
-fixed order, so the result does not depend on which part was ready first.
+cuts the sum into parts so that every multiprocessor streams (see parts.py).
 
 Cost: 2 * N * OC * P * C FLOPs; x, w and y move once.
 """
@@ -26,6 +25,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
+from .overlap import begin
+from .parts import parts_of, scratch_size, sum_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ def _linear_kernel(
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     # Image blocks run fastest: programs that run together share their weights, the larger operand.
     n_blocks = (N + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -108,32 +111,6 @@ def _linear_kernel(
     target = y + row[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
     inside = (image < N)[:, None] & (channel < OC)[None, :]
     tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
-
-
-@jit(do_not_specialize=("N",))
-def _sum_parts_kernel(
-    parts,  # float32 [SPLIT_K, N, OC aligned]
-    bias,  # [OC] or None
-    scale,  # float32 [OC] or None
-    shift,  # float32 [OC] or None
-    y,  # [N, OC aligned]
-    N,
-    OC: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    image = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (image < N)[:, None] & (channel < OC)[None, :]
-    offset = image.to(tl.int64)[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
-    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for part in tl.static_range(SPLIT_K):
-        step = N.to(tl.int64) * (part * ((OC + 7) // 8 * 8))
-        acc += tl.load(parts + step + offset, mask=inside, other=0.0)
-    acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
-    tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -212,13 +189,15 @@ def linear(
     activation: str | None = None,
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> tuple[Launch, ...]:
     """Bind one linear layer; calling the results in order fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made of it [H*W, OC, C], bias [OC]
-    or None, out an activation [1, 1, N, OC]; one dtype for all. `precision` is that of float32
-    products: "ieee" or "tf32". `affine` is a scale and a shift, float32 [OC], after the activation.
-    Split sums are kept in a float32 tensor that the launches own.
+    or None, out an activation [1, 1, N, OC]; one dtype for all, but `out` may be float32.
+    `precision` is that of float32 products: "ieee" or "tf32". `affine` is a scale and a shift,
+    float32 [OC], after the activation. `scratch` holds the parts of a split sum, float32 of
+    `scratch_numbers(shape, config)` elements; None: the launches own one.
     """
     height, width, n, c = x.shape
     pixels, oc, _ = weight.shape
@@ -227,14 +206,14 @@ def linear(
     check_activation("linear", activation)
     scale, shift = affine or (None, None)
     split = config.SPLIT_K > 1
-    target = layout.empty(1, config.SPLIT_K, n, oc, torch.float32, x.device) if split else out
+    parts = parts_of(scratch, config.SPLIT_K, n, oc, x.device) if split else out
     arguments = {
         "x": x,
         "w": weight,
         "bias": None if split else bias,
         "scale": None if split else scale,
         "shift": None if split else shift,
-        "y": target,
+        "y": parts,
         "N": n,
         "P": height * width,
         "C": c,
@@ -247,6 +226,7 @@ def linear(
         "DESCRIPTORS": config.descriptors,
         "ACTIVATION": None if split else activation,
         "PRECISION": precision,
+        "PDL": False,
     }
     if config.descriptors:
         arguments["x"] = TensorDescriptor(
@@ -265,24 +245,12 @@ def linear(
     product = Launch(
         _linear_kernel, (blocks, config.SPLIT_K), arguments, config.num_warps, config.num_stages
     )
-    if not split:
-        return (product,)
-    block_m, block_n = min(config.BLOCK_M, 16), 64
-    parts = {
-        "parts": target,
-        "bias": bias,
-        "scale": scale,
-        "shift": shift,
-        "y": out,
-        "N": n,
-        "OC": oc,
-        "SPLIT_K": config.SPLIT_K,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "ACTIVATION": activation,
-    }
-    grid = (-(-n // block_m), -(-oc // block_n))
-    return product, Launch(_sum_parts_kernel, grid, parts, num_warps=4, num_stages=1)
+    return (product, sum_parts(parts, bias, out, activation, affine)) if split else (product,)
+
+
+def scratch_numbers(shape: LinearShape, config: LinearConfig) -> int:
+    """float32 numbers that the parts of a split sum take."""
+    return scratch_size(config.SPLIT_K, shape.N, shape.OC)
 
 
 # --- reference and work ----------------------------------------------------------------------

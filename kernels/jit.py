@@ -125,6 +125,13 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    pdl: bool = False  # starts before its predecessor ends: see overlap.py
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler and the driver are told beside the arguments."""
+        told: dict[str, int | bool] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return told | {"launch_pdl": True} if self.pdl else told
 
     @property
     def device(self) -> torch.device:
@@ -143,9 +150,7 @@ class Launch:
         # Triton launches on the current device, whatever device the tensors are on, and a first
         # launch compiles.
         with ALONE, torch.cuda.device(device):
-            self.kernel[self.grid](
-                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
-            )
+            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def power_of_two(size: int, low: int, high: int) -> int:

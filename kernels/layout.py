@@ -7,6 +7,9 @@ kept images innermost for the same reason (A. Krizhevsky, 2012); TVM calls the l
 An activation is an ordinary torch tensor of shape [H, W, N, C] whose images lie `pitch` elements
 apart, C rounded up to a multiple of 8, because the tensor memory accelerator wants strides in
 multiples of 16 bytes. The elements between C and the pitch are never read.
+
+Convolution, stem and pooling also take views with other strides (`strides`): a slice of the images,
+or rows [H, N, W, C], where a window of several columns is one run of channels.
 """
 
 from __future__ import annotations
@@ -52,6 +55,35 @@ def pitch(activation: torch.Tensor) -> int:
             f"images {step} elements apart and dense; make it with layout.empty or layout.pack"
         )
     return step
+
+
+def strides(activation: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of rows, columns and images in units of the alignment, of any view [H, W, N, C].
+
+    Raises ValueError for channels that are not dense or strides that are not aligned.
+    """
+    height, width, images, channel = activation.stride()
+    steps = (height, width, images)
+    if activation.numel() and (channel != 1 or any(s % CHANNEL_ALIGNMENT for s in steps)):
+        raise ValueError(
+            f"activation {tuple(activation.shape)} has strides {activation.stride()}, wanted dense "
+            f"channels and multiples of {CHANNEL_ALIGNMENT}; make it with layout.empty"
+        )
+    rows, columns, pictures = (step // CHANNEL_ALIGNMENT for step in steps)
+    return rows, columns, pictures
+
+
+def empty_rows(
+    height: int,
+    width: int,
+    images: int,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """An uninitialised view [height, width, images, channels] of memory [H, N, W, C], aligned."""
+    shape = (height, images, width, aligned(channels))
+    return torch.empty(shape, dtype=dtype, device=device).transpose(1, 2)[..., :channels]
 
 
 def pack(images: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,10 @@ def run(
         scale, shift = (fenced(t.shape, t.dtype).copy_(t) for t in affine)
         affine = (scale, shift)
     out = fenced((shape.OH, shape.OW, shape.N, shape.OC), x.dtype)
-    conv.conv2d(image, filters, offsets, out, shape, config, activation, precision, affine)()
+    for launch in conv.conv2d(
+        image, filters, offsets, out, shape, config, activation, precision, affine
+    ):
+        launch()
     return layout.unpack(out).cpu()
 
 

@@ -16,7 +16,7 @@ SHAPE = Conv2dShape(128, 64, 4, 4, 64, 3, 3, padding=(1, 1, 1, 1))
 
 def launch(config: Conv2dConfig) -> Launch:
     """The convolution of SHAPE in half precision, bound to tensors on the CPU."""
-    return conv.conv2d(
+    (made,) = conv.conv2d(
         layout.empty(SHAPE.H, SHAPE.W, SHAPE.N, SHAPE.C, torch.float16, "cpu"),
         conv.pack_weight(torch.zeros(SHAPE.OC, SHAPE.C, SHAPE.KH, SHAPE.KW, dtype=torch.float16)),
         torch.zeros(SHAPE.OC, dtype=torch.float16),
@@ -25,6 +25,7 @@ def launch(config: Conv2dConfig) -> Launch:
         config,
         "relu",
     )
+    return made
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_compiling_between_two_runs(generator: torch.Generator) -> None:
     weight = torch.randn(16, 16, 1, 1, generator=generator)
     out = layout.empty(1, 1, 16, 16, torch.float32, "cpu").fill_(torch.nan)
     config = Conv2dConfig("pixels", 16, 16, 16)
-    bound = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
+    (bound,) = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
     wanted = conv.reference(x, weight, None, shape)
     for _ in range(2):
         bound()

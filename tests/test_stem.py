@@ -122,7 +122,10 @@ def test_border_is_zero_after_normalisation(
     out = fenced((folded.OH, folded.OW, 1, 1), torch.float32)
     ones = conv.pack_weight(torch.ones(1, 1, 3, 3, device=device))
     image = fenced((6, 6, 1, 1), torch.float32).copy_(y[:, :, None, None])
-    conv.conv2d(image, ones, None, out, folded, Conv2dConfig("pixels", 16, 16, 16))()
+    (ones_everywhere,) = conv.conv2d(
+        image, ones, None, out, folded, Conv2dConfig("pixels", 16, 16, 16)
+    )
+    ones_everywhere()
     assert_close(out[0, 0, 0, 0], torch.tensor(4 * normalised).double(), torch.float32, 9)
     assert_close(out[1, 1, 0, 0], torch.tensor(9 * normalised).double(), torch.float32, 9)
     raw, shift = value / 255 / 0.5, 0.7 / 0.5
@@ -161,7 +164,8 @@ def test_folded_convolution_equals_the_original(
     out = fenced((folded.OH, folded.OW, 2, 10), torch.float32)
     packed = conv.pack_weight(stem.pack_weight(weight, stride).to(device))
     tiles = conv.default_config(folded, torch.float32, "ieee", arch)
-    conv.conv2d(y, packed, bias.to(device), out, folded, tiles)()
+    for launch in conv.conv2d(y, packed, bias.to(device), out, folded, tiles):
+        launch()
 
     normalised = (images.double() / 255 - MEAN[:, None, None]) / STD[:, None, None].double()
     wanted = conv.reference(normalised, weight, bias, problem)
