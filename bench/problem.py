@@ -13,6 +13,7 @@ poisoned with NaN before the run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,9 @@ import torch
 
 from ..engine import reference
 from ..engine.bind import Bound, bind, pack
-from ..engine.plan import KernelConfig, Plan, Step, place
+from ..engine.plan import KernelConfig, Plan, Step, part, reconfigured
 from ..engine.single import Planner, outside
-from ..engine.spec import Layer, Network, NetworkError
+from ..engine.spec import Flatten, Layer, Network, NetworkError
 from ..engine.verify import reduction, tolerance
 from ..kernels import layout
 from ..kernels.jit import Launch, Work
@@ -58,14 +59,25 @@ class Problem:
         return self.plan.steps[-1]
 
     @property
+    def reads_features(self) -> bool:
+        """Whether torch's layer reads [N, features] rather than [N, C, H, W]."""
+        block = self.plan.steps[0].block
+        return block is not None and len(block.came) == 1
+
+    @property
     def work(self) -> Work:
         """FLOPs, and bytes from the first step's input to the last one's output, weights once.
 
         What passes between the steps could stay on the chip, so it is not counted.
         """
-        between = sum(2 * _bytes(step, self.plan) for step in self.plan.steps[:-1])
-        total = self.plan.work
-        return Work(total.flops, total.bytes - between)
+        plan = self.plan
+        # The convolution behind the stem counts the images, not what the stem makes of them.
+        images = plan.batch * math.prod(plan.image_shape) * plan.numbers.dtype.itemsize
+        between = sum(
+            _bytes(step, plan) + (_bytes(step, plan) if step.block else images)
+            for step in plan.steps[:-1]
+        )
+        return Work(plan.work.flops, plan.work.bytes - between)
 
     @property
     def tolerance(self) -> float:
@@ -153,26 +165,24 @@ def problems(
                 f"{', '.join(known)}"
             )
         start = 0 if first == 1 else first
-        placed, slots = place(steps[start : last + 1], ())
-        layers = dict(planner.network.layers)
-        fused = [layer for step in placed for layer in step.layers]
+        cut = part(whole, start, last + 1)
+        fused = [layer for step in cut.steps for layer in step.layers]
         found.append(
             Problem(
                 name,
                 dtype,
-                replace(whole, steps=placed, slots=slots),
-                tuple((layer, layers[layer]) for layer in fused),
+                cut,
+                _layers(planner.network, fused),
                 steps[start - 1].output if start else None,
             )
         )
     return found
 
 
-def configured(problem: Problem, config: KernelConfig) -> Problem:
-    """The same problem with another configuration of its last step."""
-    *before, last = problem.plan.steps
-    steps = (*before, replace(last, config=config))
-    return replace(problem, plan=replace(problem.plan, steps=steps))
+def configured(problem: Problem, config: KernelConfig, step: str | None = None) -> Problem:
+    """The same problem with another configuration of one step, by default its last."""
+    name = step or problem.step.name
+    return replace(problem, plan=reconfigured(problem.plan, name, config))
 
 
 def tensors(
@@ -199,7 +209,7 @@ def tensors(
         x = random(images, channels, height, width)
     if x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    if _is_flat(problem):
+    if problem.reads_features:
         x = x.flatten(1)
     shapes = problem.network.parameter_shapes()
     owned = {name: shapes[name] for name in shapes if name.split(".")[0] in dict(problem.layers)}
@@ -257,10 +267,13 @@ def match(problem: Problem, made: torch.Tensor, wanted: torch.Tensor) -> Match:
     return Match(largest.item(), rms.item(), problem.tolerance)
 
 
-def _is_flat(problem: Problem) -> bool:
-    """Whether torch's layer reads [N, features]."""
-    block = problem.plan.steps[0].block
-    return block is not None and len(block.came) == 1
+def _layers(network: Network, fused: Sequence[str]) -> tuple[tuple[str, Layer], ...]:
+    """The layers of these names, and where torch needs it the Flatten between them."""
+    names = [name for name, _ in network.layers]
+    between = network.layers[names.index(fused[0]) : names.index(fused[-1]) + 1]
+    return tuple(
+        (name, layer) for name, layer in between if name in fused or isinstance(layer, Flatten)
+    )
 
 
 def _bytes(step: Step, plan: Plan) -> int:

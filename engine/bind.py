@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Launch
+from ..kernels.overlap import overlapping
 from .fuse import Block, fuse
-from .plan import Numbers, Plan, Step
+from .plan import GatherShape, Numbers, Plan, Step
 from .spec import (
     AvgPool2d,
     BatchNorm2d,
@@ -23,6 +24,8 @@ from .spec import (
 )
 
 State = Mapping[str, torch.Tensor]
+Affine = tuple[torch.Tensor, torch.Tensor]  # scale and shift, float32 [C] each
+Launches = tuple[tuple[str, tuple[Launch, ...]], ...]  # by step, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,26 @@ class Packed:
     affine: dict[str, tuple[torch.Tensor, torch.Tensor]]  # scale and shift after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
+    _wide: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, Affine | None]] = field(
+        default_factory=dict
+    )
+
+    def widened(
+        self, name: str, shape: conv.Conv2dShape, columns: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Affine | None]:
+        """Weight, bias and affine of the first layer for `columns` output columns at once.
+
+        `shape` is the wide convolution's.
+        """
+        if (name, columns) not in self._wide:
+            packed, affine = self.weight[name], self.affine.get(name)
+            taps, oc, c = packed.shape
+            folded = packed.view(shape.KH, taps // shape.KH, oc, c).permute(2, 3, 0, 1)
+            weight = conv.pack_weight(stem.widen(folded, columns))
+            if affine is not None:
+                affine = affine[0].repeat(columns), affine[1].repeat(columns)
+            self._wide[name, columns] = weight, self.bias[name].repeat(columns), affine
+        return self._wide[name, columns]
 
 
 def pack(
@@ -98,81 +121,168 @@ def _scale_and_shift(
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """The first layers on the images [start, stop) of a batch: all of them, or one slice."""
+
+    start: int
+    stop: int
+    packed: Packed
+    step: Step  # the stem
+    out: torch.Tensor
+    launches: Launches  # of the steps after the stem that run slice by slice
+
+    def stem(self, images: torch.Tensor) -> Launch:
+        """The way in, from all images of the batch [N, C, H, W]."""
+        shape, config = self.step.shape, self.step.config
+        assert isinstance(shape, stem.StemShape)
+        assert isinstance(config, stem.StemConfig)
+        mine = images[self.start : self.stop]
+        return stem.stem(mine, self.packed.mean, self.packed.std, self.out, shape, config)
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """A plan with its memory and its launches.
 
     `outputs` are the activations [H, W, N, C] by step name; those of unkept steps are overwritten
-    by later steps. The stem reads the caller's images, so it is bound anew for each batch.
+    by later steps, and those within a slice hold the last slice. The stem reads the caller's
+    images, so it is bound anew for each batch.
     """
 
     plan: Plan
     packed: Packed
     outputs: dict[str, torch.Tensor]
-    launches: tuple[tuple[str, tuple[Launch, ...]], ...]  # of every step but the stem, in order
+    heads: tuple[Head, ...]  # none for a stage that starts without a stem
+    launches: Launches  # of every step after the heads, in order
 
     def stem(self, images: torch.Tensor) -> Launch:
-        """The first step, from images [N, C, H, W] of the plan's shape."""
-        step = self.plan.steps[0]
-        assert isinstance(step.shape, stem.StemShape)
-        assert isinstance(step.config, stem.StemConfig)
-        out = self.outputs[step.name]
-        return stem.stem(images, self.packed.mean, self.packed.std, out, step.shape, step.config)
+        """The first step of an unsliced plan, from images [N, C, H, W] of the plan's shape."""
+        (head,) = self.heads
+        return head.stem(images)
 
     def run(self, images: torch.Tensor | None) -> None:
         """Fill `outputs` from images [N, C, H, W], None for a stage that starts without a stem."""
-        if images is not None:
-            self.stem(images)()
-        for _, launches in self.launches:
-            for launch in launches:
-                launch()
+        for head in self.heads:
+            assert images is not None
+            head.stem(images)()
+            _run(head.launches)
+        _run(self.launches)
+
+
+def _run(launches: Launches) -> None:
+    for _, several in launches:
+        for launch in several:
+            launch()
 
 
 def bind(
     plan: Plan,
     packed: Packed,
     source: torch.Tensor | None = None,
-    slots: Sequence[torch.Tensor] | None = None,
+    memory: torch.Tensor | None = None,
 ) -> Bound:
     """Bind every step of a plan to its weights and its memory.
 
     `source` is the activation that the first step reads, for a later stage, which has no stem.
-    `slots` is the memory, made by `allocate`; new by default. Plans that never run at once may
-    share it.
+    `memory` is made by `allocate`; new by default. Plans that never run at once may share it.
     """
-    slots = slots or allocate(plan, packed.mean.device)
-    outputs: dict[str, torch.Tensor] = {}
-    launches: list[tuple[str, tuple[Launch, ...]]] = []
+    if memory is None:
+        memory = allocate(plan, packed.mean.device)
+    outputs = {step.name: view(step, memory) for step in plan.steps[plan.sliced :]}
+    heads = []
+    if plan.sliced:
+        boundary = plan.steps[plan.sliced - 1]
+        outputs[boundary.name] = view(boundary, memory)
+        for start in range(0, plan.batch, plan.options.slice_images):
+            stop = min(start + plan.options.slice_images, plan.batch)
+            steps = [sliced(step, stop - start) for step in plan.steps[: plan.sliced]]
+            views = {step.name: view(step, memory) for step in steps[:-1]}
+            views[boundary.name] = outputs[boundary.name][:, :, start:stop]
+            launches = _bind(plan, steps, views, packed, memory, None)
+            heads.append(Head(start, stop, packed, steps[0], views[steps[0].name], launches))
+            outputs = views | outputs
+    elif source is None:
+        stem_step = plan.steps[0]
+        heads = [Head(0, plan.batch, packed, stem_step, outputs[stem_step.name], ())]
+    rest = plan.steps[max(plan.sliced - 1, 0) :]
+    return Bound(
+        plan, packed, outputs, tuple(heads), _bind(plan, rest, outputs, packed, memory, source)
+    )
+
+
+def _bind(
+    plan: Plan,
+    steps: Sequence[Step],
+    outputs: Mapping[str, torch.Tensor],
+    packed: Packed,
+    memory: torch.Tensor,
+    source: torch.Tensor | None,
+) -> Launches:
+    """Launches of the steps from views of memory; without a `source`, of those after the first."""
+    made = []
     x = source
-    for step in plan.steps:
-        height, width, images, channels = step.output
-        shape = (height, width, images, layout.aligned(channels))
-        size = height * width * images * shape[3]
-        out = slots[step.slot][:size].view(shape)[..., :channels]
+    for step in steps:
+        out = outputs[step.name]
         if x is not None:
-            made = _launches(step, x, out, packed, plan.numbers.precision)
-            launches.append((step.name, made))
-        outputs[step.name] = x = out
-    return Bound(plan, packed, outputs, tuple(launches))
+            launches = _launches(step, x, out, packed, plan.numbers.precision, memory)
+            if plan.options.pdl:
+                launches = tuple(overlapping(launch) for launch in launches)
+            made.append((step.name, launches))
+        x = out
+    return tuple(made)
 
 
-def allocate(plan: Plan, device: torch.device) -> list[torch.Tensor]:
-    """Uninitialised memory for a plan's slots."""
-    return [torch.empty(size, dtype=plan.numbers.dtype, device=device) for size in plan.slots]
+def sliced(step: Step, images: int) -> Step:
+    """The same step for another number of images, in the same place in memory."""
+    height, width, before, channels = step.output
+    shape = step.shape
+    match shape:
+        case lrn.LRNShape() | softmax.SoftmaxShape() | GatherShape():
+            shape = replace(shape, M=shape.M // before * images)
+        case _:
+            shape = replace(shape, N=images)
+    return replace(step, shape=shape, output=(height, width, images, channels))
+
+
+def allocate(plan: Plan, device: torch.device) -> torch.Tensor:
+    """Uninitialised memory for a plan: uint8, `plan.workspace` of them."""
+    return torch.empty(plan.workspace, dtype=torch.uint8, device=device)
+
+
+def view(step: Step, memory: torch.Tensor) -> torch.Tensor:
+    """A step's output [H, W, N, C] where it lies in its plan's memory."""
+    height, width, images, channels = step.output
+    pitch = layout.aligned(channels)
+    flat = memory[step.offset : step.offset + step.size].view(step.dtype)
+    if step.row:
+        return flat.view(height, images, step.row, pitch).transpose(1, 2)[:, :width, :, :channels]
+    return flat.view(height, width, images, pitch)[..., :channels]
 
 
 def _launches(
-    step: Step, x: torch.Tensor, out: torch.Tensor, packed: Packed, precision: str
+    step: Step,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    packed: Packed,
+    precision: str,
+    memory: torch.Tensor,
 ) -> tuple[Launch, ...]:
     block = step.block
     assert block is not None
     name, activation, affine = block.name, block.activation, packed.affine.get(block.name)
+    scratch = memory[step.scratch_offset :][: 4 * step.scratch].view(torch.float32)
     match block.layer, step.shape, step.config:
         case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            return conv.conv2d(x, weight, bias, out, shape, config, activation, precision, affine)
+            if config.columns > 1:
+                x, out = _wide(x, out, shape, step, config.columns)
+                weight, bias, affine = packed.widened(name, shape, config.columns)
+            return conv.conv2d(
+                x, weight, bias, out, shape, config, activation, precision, affine, scratch
+            )
         case Linear(), gemm.LinearShape(), gemm.LinearConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            return gemm.linear(x, weight, bias, out, config, activation, precision, affine)
+            return gemm.linear(x, weight, bias, out, config, activation, precision, affine, scratch)
         case MaxPool2d(), pool.PoolShape() as shape, pool.PoolConfig() as config:
             return (pool.max_pool2d(x, out, shape, config),)
         case AvgPool2d() as layer, pool.PoolShape() as shape, pool.PoolConfig() as config:
@@ -186,3 +296,13 @@ def _launches(
         case _, softmax.SoftmaxShape() as shape, softmax.SoftmaxConfig() as config:
             return (softmax.softmax(x, out, shape, config),)
     raise AssertionError(f"step {name}: {step.shape} with {step.config}")
+
+
+def _wide(
+    x: torch.Tensor, out: torch.Tensor, shape: conv.Conv2dShape, step: Step, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output of a first convolution as it computes several columns at once."""
+    height, column, image, _ = out.stride()
+    size = (shape.OH, shape.OW, shape.N, shape.OC)
+    strides = (height, columns * column, image, 1)
+    return stem.windows(x, shape, columns), out.as_strided(size, strides, out.storage_offset())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ import torch
 from ..kernels import layout
 from .bind import Bound, allocate, bind, pack
 from .cards import CARDS
-from .plan import Plan, Step, place
+from .plan import Plan, Step, part
 from .single import Planner, State, finish, outside
 from .spec import NetworkError
 
@@ -36,8 +36,8 @@ def cuts(planned: Plan) -> list[str]:
 def cut(planned: Plan, at: str, keep: Collection[str] = ()) -> tuple[Plan, Plan]:
     """Both stages of a plan, the second starting with step `at`; its input is the first's output.
 
-    Each gets slots of its own; the outputs in `keep` survive. Raises NetworkError listing the legal
-    cuts.
+    Each gets memory of its own; the outputs in `keep` survive. Raises NetworkError listing the
+    legal cuts.
     """
     names = [step.name for step in planned.steps]
     if at not in cuts(planned):
@@ -46,12 +46,7 @@ def cut(planned: Plan, at: str, keep: Collection[str] = ()) -> tuple[Plan, Plan]
             f"{', '.join(cuts(planned))}"
         )
     where = names.index(at)
-    stages = []
-    for steps in (planned.steps[:where], planned.steps[where:]):
-        placed, slots = place(steps, keep)
-        stages.append(replace(planned, steps=placed, slots=slots))
-    first, second = stages
-    return first, second
+    return part(planned, 0, where, keep), part(planned, where, None, keep)
 
 
 def cost(step: Step) -> float:
@@ -156,8 +151,8 @@ class Pipeline:
             pixels = torch.zeros(
                 (self.micro_batch, *shape), dtype=images.dtype, device=self.devices[0]
             )
-            slots = allocate(second, self.devices[1])  # both take turns on one stream
-            ahead, behind = (bind(second, self._packed[1], source, slots) for source in inputs)
+            memory = allocate(second, self.devices[1])  # both take turns on one stream
+            ahead, behind = (bind(second, self._packed[1], source, memory) for source in inputs)
             head = bind(first, self._packed[0])
             self._built[key] = _Built(head, (ahead, behind), (inputs[0], inputs[1]), pixels)
         return self._built[key]

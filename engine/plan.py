@@ -2,20 +2,27 @@
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
 shows it. Layers are fused (`fuse.py`), the first convolution becomes a stem and a stride-1
-convolution, and an adaptive pool that would change nothing is left out.
+convolution, and an adaptive pool that would change nothing is left out. Configurations are those
+measured on the device where there is a table of them (`kernels/tuning.py`), else each kernel's
+default.
+
+With many images the first layers may run slice by slice, each slice through all of them, so that
+what passes between them stays in the GPU's cache; only the last of these layers writes all images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Work
+from ..kernels.tuning import Table, dtype_name
 from .fuse import Block, fuse
+from .memory import Buffer, arrange
 from .spec import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -73,6 +80,18 @@ NUMBERS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """How launches follow one another, whatever they compute."""
+
+    slice_images: int = 0  # the first layers take so many images at a time; 0: all at once
+    slice_until: str = ""  # the last step that does
+    pdl: bool = False  # kernels start before their predecessors end (kernels/overlap.py)
+
+
+PLAIN = Options()
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One kernel of the run: it reads the previous step's output and writes `output` [H, W, N, C].
 
@@ -85,8 +104,21 @@ class Step:
     shape: KernelShape | GatherShape
     config: KernelConfig | None  # None for an exchange, which no kernel does
     output: tuple[int, int, int, int]
+    dtype: torch.dtype  # of the output
     work: Work
-    slot: int = 0
+    tuned: bool = False  # whether the configuration was measured best
+    row: int = 0  # columns stored in a row where memory is [H, N, W, C]; 0: it is [H, W, N, C]
+    scratch: int = 0  # float32 numbers that the parts of a split sum take
+    offset: int = 0  # bytes from the start of the plan's memory to the output
+    scratch_offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output as it lies in memory."""
+        height, width, images, channels = self.output
+        return (
+            height * (self.row or width) * images * layout.aligned(channels) * self.dtype.itemsize
+        )
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -96,9 +128,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All steps for one batch, and the slots of memory that their outputs share.
+    """All steps for one batch, and the memory that their outputs share.
 
-    `slots` are sizes in elements. Two neighbours never share a slot; a kept step has its own.
+    Outputs lie where those alive at the same time do not overlap; a kept output stays alive. The
+    first `sliced` steps run on `options.slice_images` images at a time; their outputs have memory
+    for so many, but for the last one's.
     """
 
     network: Network
@@ -107,12 +141,9 @@ class Plan:
     numbers: Numbers
     arch: int | None
     steps: tuple[Step, ...]
-    slots: tuple[int, ...]
-
-    @property
-    def workspace(self) -> int:
-        """Bytes of all activations."""
-        return sum(self.slots) * self.numbers.dtype.itemsize
+    workspace: int  # bytes of all activations and split sums
+    options: Options = PLAIN
+    sliced: int = 0
 
     @property
     def work(self) -> Work:
@@ -128,9 +159,11 @@ class Plan:
                 "layers": list(step.layers),
                 "config": asdict(step.config) if step.config else None,
                 "output": list(step.output),
+                "tuned": step.tuned,
                 "flops": step.work.flops,
                 "bytes": step.work.bytes,
-                "slot": step.slot,
+                "offset": step.offset,
+                "size": step.size,
             }
             for step in self.steps
         ]
@@ -140,6 +173,8 @@ class Plan:
             "image_shape": list(self.image_shape),
             "arch": self.arch,
             "workspace": self.workspace,
+            "options": asdict(self.options),
+            "sliced": self.sliced,
             "steps": steps,
         }
 
@@ -152,21 +187,27 @@ class Plan:
         lines = [
             f"{self.network.name}: {self.batch} images {size}, {dtype}, {where}, "
             f"workspace {self.workspace / 1e6:.1f} MB",
-            f"{'step':<8} {'kernel':<15} {'tile':<15} {'output HWNC':<18} {'slot':>4} "
+            f"{'step':<8} {'kernel':<15} {'tile':<15} {'output HWNC':<18} {'at MB':>7} "
             f"{'MFLOP':>10} {'MB':>9}  fused",
         ]
+        if self.sliced:
+            names = f"{self.steps[0].name} to {self.steps[self.sliced - 1].name}"
+            lines.insert(1, f"{names}: {self.options.slice_images} images at a time")
+        if self.options.pdl:
+            lines.insert(1, "each kernel starts before the one before it ends")
         for step in self.steps:
             config = step.config
             declared = asdict(config) if config else {}
             blocks = [str(v) for k, v in declared.items() if k.startswith("BLOCK")]
             lines.append(
                 f"{step.name:<8} {step.kernel:<15} {'x'.join(blocks):<15} "
-                f"{'x'.join(map(str, step.output)):<18} {step.slot:>4} "
+                f"{'x'.join(map(str, step.output)):<18} {step.offset / 1e6:>7.2f} "
                 f"{step.work.flops / 1e6:>10.1f} {step.work.bytes / 1e6:>9.2f}  "
                 f"{' + '.join(step.layers or ('normalise', 'space-to-depth'))}"
+                f"{'  (tuned)' if step.tuned else ''}"
             )
         total = self.work
-        lines.append(f"{'total':<62} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
+        lines.append(f"{'total':<65} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
         return "\n".join(lines)
 
 
@@ -181,17 +222,24 @@ def plan(
     configured_for: int | None = None,
     batch_invariant: bool = False,
     keep: Collection[str] = (),
+    tuned: Table | None = None,
+    options: Options = PLAIN,
 ) -> Plan:
     """Plan `network` for `batch` images [C, H, W] on compute capability `arch`, None: interpreter.
 
     Configurations are chosen for `configured_for` images (default: `batch`), so that the last,
     smaller piece of a long batch computes exactly as the pieces before it. `keep` names the layers
-    whose outputs must survive the run. Raises NetworkError if the images do not fit the network.
+    whose outputs must survive the run. `tuned` is the device's table; a batch-invariant plan leaves
+    it aside. Raises NetworkError if the images do not fit the network, or no step is called as
+    `options` says.
     """
     image_shape = tuple(image_shape or network.input_shape)
+    configured_for = batch if configured_for is None else configured_for
     order = _Order(
-        batch, batch if configured_for is None else configured_for, numbers, arch, batch_invariant
+        batch, configured_for, numbers, arch, batch_invariant, None if batch_invariant else tuned
     )
+    slicing = 0 < options.slice_images < configured_for
+    early = replace(order, configured_for=options.slice_images) if slicing else order
     blocks = fuse(network, image_shape)
     first = blocks[0]
     if not isinstance(first.layer, Conv2d):
@@ -200,8 +248,10 @@ def plan(
             f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    steps = list(_stem(first, first.layer, order, image_dtype))
+    steps = list(_stem(first, first.layer, early, image_dtype))
     for block in blocks[1:]:
+        if steps[-1].name == options.slice_until:
+            early = order
         if isinstance(block.layer, Linear):
             (wanted, features) = expected[f"{block.name}.weight"], block.came[0]
             if wanted[1] != features:
@@ -209,15 +259,92 @@ def plan(
                     f"{network.name}, layer {block.name}: wanted {wanted[1]} features, got "
                     f"{features} from an image {image_shape}; use {network.input_shape}"
                 )
-        steps += _steps(block, steps[-1].output, order)
+        steps += _steps(block, steps[-1].output, early)
+    # The last sums are float32; rounding them would help nobody.
+    if isinstance(steps[-1].shape, conv.Conv2dShape | gemm.LinearShape | softmax.SoftmaxShape):
+        steps[-1] = replace(steps[-1], dtype=torch.float32)
     names = [step.name for step in steps[1:]]
     if unknown := [name for name in keep if name not in names]:
         raise NetworkError(
             f"{network.name} has no features {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(names)}"
         )
-    placed, slots = place(steps, keep)
-    return Plan(network, batch, image_shape, numbers, arch, placed, slots)
+    sliced = 0
+    if slicing:
+        if options.slice_until not in names:
+            raise NetworkError(
+                f"{network.name} has no step {options.slice_until!r} to slice until; it has "
+                f"{', '.join(names)}"
+            )
+        sliced = names.index(options.slice_until) + 2
+        inner = {step.name for step in steps[: sliced - 1]}
+        if batch <= options.slice_images or inner & set(keep):
+            sliced = 0
+    whole = Plan(network, batch, image_shape, numbers, arch, tuple(steps), 0, options, sliced)
+    return placed(whole, keep)
+
+
+def part(whole: Plan, start: int, stop: int | None = None, keep: Collection[str] = ()) -> Plan:
+    """Some neighbouring steps of a plan as a plan of their own, with their own memory, unsliced."""
+    return placed(replace(whole, steps=whole.steps[start:stop], sliced=0), keep)
+
+
+def reconfigured(whole: Plan, name: str, config: KernelConfig) -> Plan:
+    """The same plan with another configuration of one step, as the lab tries them; nothing is kept.
+
+    The columns that a first convolution computes at once decide what its stem writes, so both
+    change.
+    """
+    steps = list(whole.steps)
+    where = [step.name for step in steps].index(name)
+    step = steps[where]
+    match step.shape, config:
+        case conv.Conv2dShape() as shape, conv.Conv2dConfig() if _is_first(steps[:where]):
+            way_in, block = steps[0], step.block
+            assert block is not None
+            assert isinstance(block.layer, Conv2d)
+            original = _conv2d_shape(block.layer, block.came, shape.N)
+            fold, folded = stem.fold(original)
+            dtype = way_in.dtype
+            made = first_steps(block, original, fold, folded, config, whole.arch, dtype, dtype)
+            steps[0] = replace(made[0], config=way_in.config, work=way_in.work)
+            steps[where] = replace(made[1], dtype=step.dtype)
+        case conv.Conv2dShape() as shape, conv.Conv2dConfig():
+            kernel, scratch = f"conv2d {config.tiling}", conv.scratch_numbers(shape, config)
+            steps[where] = replace(step, kernel=kernel, config=config, scratch=scratch)
+        case gemm.LinearShape() as product, gemm.LinearConfig():
+            kernel = "linear" if config.SPLIT_K == 1 else f"linear /{config.SPLIT_K}"
+            scratch = gemm.scratch_numbers(product, config)
+            steps[where] = replace(step, kernel=kernel, config=config, scratch=scratch)
+        case _:
+            steps[where] = replace(step, config=config)
+    return placed(replace(whole, steps=tuple(steps)), ())
+
+
+def _is_first(before: Sequence[Step]) -> bool:
+    """Whether the next step reads what a stem wrote."""
+    return len(before) == 1 and isinstance(before[0].shape, stem.StemShape)
+
+
+def placed(whole: Plan, keep: Collection[str]) -> Plan:
+    """Give every output of a plan its place in memory; those in `keep` survive the run."""
+    steps, end = whole.steps, len(whole.steps)
+    outputs = []
+    for i, step in enumerate(steps):
+        first, last, size = i, i + 1, step.size
+        if i < whole.sliced - 1:
+            size = -(-size // whole.batch) * whole.options.slice_images
+        elif i == whole.sliced - 1:
+            first = 0  # written by every slice
+        outputs.append(Buffer(size, first, end if step.name in keep else last))
+    parts = [Buffer(4 * step.scratch, i, i) for i, step in enumerate(steps)]
+    offsets, workspace = arrange([*outputs, *parts])
+    found = zip(steps, offsets[:end], offsets[end:], strict=True)
+    made = (replace(step, offset=at, scratch_offset=scratch) for step, at, scratch in found)
+    return replace(whole, steps=tuple(made), workspace=workspace)
+
+
+Config = TypeVar("Config", bound=KernelConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +356,27 @@ class _Order:
     numbers: Numbers
     arch: int | None
     batch_invariant: bool
+    tuned: Table | None
 
-    def conv2d_config(self, shape: conv.Conv2dShape) -> conv.Conv2dConfig:
+    def conv2d_config(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
         sample = replace(shape, N=self.configured_for)
         dtype, precision = self.numbers.dtype, self.numbers.precision
-        return conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+        default = conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+        return self.measured("conv2d", shape, default)
 
-    def linear_config(self, shape: gemm.LinearShape) -> gemm.LinearConfig:
+    def linear_config(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
         sample = replace(shape, N=self.configured_for)
         dtype, precision = self.numbers.dtype, self.numbers.precision
-        return gemm.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+        default = gemm.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+        return self.measured("linear", shape, default)
+
+    def measured(self, op: str, shape: KernelShape, default: Config) -> tuple[Config, bool]:
+        """The configuration in the device's table and True, or else the default and False."""
+        if self.tuned is None:
+            return default, False
+        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        found = self.tuned.find(op, shape, dtype, self.configured_for)
+        return (default, False) if found is None else (type(default)(**found), True)
 
 
 def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
@@ -257,19 +395,57 @@ def _stem(
     dtype, n = order.numbers.dtype, order.batch
     whole = _conv2d_shape(layer, block.came, n)
     fold, shape = stem.fold(whole)
-    channels = fold.S * fold.S * fold.C
-    config = stem.default_config(fold, order.arch)
-    work = stem.work(fold, image_dtype, dtype)
-    way_in = Step("input", "stem", None, fold, config, (fold.OH, fold.OW, n, channels), work)
-    tiles = order.conv2d_config(shape)
+    tiles, measured = order.conv2d_config(shape)
+    return first_steps(block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured)
+
+
+def first_steps(
+    block: Block,
+    whole: conv.Conv2dShape,
+    fold: stem.StemShape,
+    shape: conv.Conv2dShape,
+    tiles: conv.Conv2dConfig,
+    arch: int | None,
+    image_dtype: torch.dtype,
+    dtype: torch.dtype,
+    tuned: bool = False,
+) -> tuple[Step, Step]:
+    """Stem and convolution with these tiles; `columns` of them decide how both lie in memory."""
+    output, row_in, row_out = (shape.OH, shape.OW, shape.N, shape.OC), 0, 0
+    if tiles.columns > 1:
+        if shape.C % layout.CHANNEL_ALIGNMENT or shape.OC % layout.CHANNEL_ALIGNMENT:
+            raise ValueError(
+                f"layer {block.name}: {tiles.columns} columns at once want channels in multiples "
+                f"of {layout.CHANNEL_ALIGNMENT}, got {shape.C} to {shape.OC}"
+            )
+        reach = shape.KW - 1
+        shape = stem.wide(shape, tiles.columns)
+        row_out = shape.OW * tiles.columns
+        row_in = row_out + reach
+        fold = replace(fold, OW=row_in)
+    way_in = Step(
+        name="input",
+        kernel="stem",
+        block=None,
+        shape=fold,
+        config=stem.default_config(fold, arch),
+        output=(fold.OH, fold.OW, fold.N, fold.S * fold.S * fold.C),
+        dtype=dtype,
+        work=stem.work(fold, image_dtype, dtype),
+        row=row_in,
+    )
     return way_in, Step(
         name=block.name,
         kernel=f"conv2d {tiles.tiling}",
         block=block,
         shape=shape,
         config=tiles,
-        output=(shape.OH, shape.OW, n, shape.OC),
+        output=output,
+        dtype=dtype,
         work=conv.work(whole, dtype),  # folding adds zero taps, not work
+        tuned=tuned,
+        row=row_out,
+        scratch=conv.scratch_numbers(shape, tiles),
     )
 
 
@@ -280,16 +456,22 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
     match block.layer:
         case Conv2d() as layer:
             shape = _conv2d_shape(layer, block.came, n)
-            tiles = order.conv2d_config(shape)
+            tiles, tuned = order.conv2d_config(shape)
             output = (shape.OH, shape.OW, n, shape.OC)
             work = conv.work(shape, dtype)
-            yield Step(block.name, f"conv2d {tiles.tiling}", block, shape, tiles, output, work)
+            kernel = f"conv2d {tiles.tiling}"
+            scratch = conv.scratch_numbers(shape, tiles)
+            made = Step(block.name, kernel, block, shape, tiles, output, dtype, work, tuned)
+            yield replace(made, scratch=scratch)
         case Linear(features):
             product = gemm.LinearShape(n, height * width, channels, features)
-            cut = order.linear_config(product)
+            cut, tuned = order.linear_config(product)
             kernel = "linear" if cut.SPLIT_K == 1 else f"linear /{cut.SPLIT_K}"
             work = gemm.work(product, dtype)
-            yield Step(block.name, kernel, block, product, cut, (1, 1, n, features), work)
+            output = (1, 1, n, features)
+            scratch = gemm.scratch_numbers(product, cut)
+            made = Step(block.name, kernel, block, product, cut, output, dtype, work, tuned)
+            yield replace(made, scratch=scratch)
         case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
             if block.came == block.output and isinstance(layer, AdaptiveAvgPool2d):
                 return  # every window is one pixel
@@ -299,38 +481,21 @@ def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iter
                 k, s, p = layer.kernel_size, layer.stride, layer.padding
                 window = replace(window, kernel=(k, k), stride=(s, s), padding=(p, p))
             kernel = "max_pool2d" if isinstance(layer, MaxPool2d) else "avg_pool2d"
-            size = pool.default_config(window, arch)
+            size, tuned = order.measured(kernel, window, pool.default_config(window, arch))
             work = pool.work(window, dtype)
-            yield Step(block.name, kernel, block, window, size, (oh, ow, n, channels), work)
+            output = (oh, ow, n, channels)
+            yield Step(block.name, kernel, block, window, size, output, dtype, work, tuned)
         case LocalResponseNorm() as layer:
             norm = lrn.LRNShape(height * width * n, channels, layer.size, layer.groups)
             rows = lrn.default_config(norm, arch)
-            yield Step(block.name, "lrn", block, norm, rows, came, lrn.work(norm, dtype))
+            yield Step(block.name, "lrn", block, norm, rows, came, dtype, lrn.work(norm, dtype))
         case Gather(towers):
             moved = GatherShape(height * width * n, channels * towers)
             work = Work(0, 2 * moved.M * moved.C * dtype.itemsize)
             output = (height, width, n, moved.C)
-            yield Step(block.name, "exchange", block, moved, None, output, work)
+            yield Step(block.name, "exchange", block, moved, None, output, dtype, work)
         case Softmax():
             scores = softmax.SoftmaxShape(height * width * n, channels)
             whole = softmax.default_config(scores, arch)
             work = softmax.work(scores, dtype)
-            yield Step(block.name, "softmax", block, scores, whole, came, work)
-
-
-def place(steps: Sequence[Step], keep: Collection[str]) -> tuple[tuple[Step, ...], tuple[int, ...]]:
-    """Give every step's output a slot: two that alternate, and one for each kept output."""
-    slots = [0, 0]
-    placed = []
-    shared = 0  # the alternating slot that the next unkept step writes
-    for step in steps:
-        height, width, images, channels = step.output
-        size = height * width * images * layout.aligned(channels)
-        if step.name in keep:
-            slots.append(size)
-            slot = len(slots) - 1
-        else:
-            slot, shared = shared, 1 - shared
-            slots[slot] = max(slots[slot], size)
-        placed.append(replace(step, slot=slot))
-    return tuple(placed), tuple(slots)
+            yield Step(block.name, "softmax", block, scores, whole, came, dtype, work)

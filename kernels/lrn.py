@@ -16,6 +16,7 @@ import triton.language as tl
 
 from . import layout
 from .jit import Launch, Work, jit, power_of_two
+from .overlap import begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ def _lrn_kernel(
     GROUP: tl.constexpr,  # channels of one group
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     start = row.to(tl.int64)[:, None] * ((C + 7) // 8 * 8)
@@ -111,6 +114,7 @@ def local_response_norm(
         "GROUP": shape.C // shape.groups,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_C": config.BLOCK_C,
+        "PDL": False,
     }
     grid = (-(-shape.M // config.BLOCK_M), -(-shape.C // config.BLOCK_C))
     return Launch(_lrn_kernel, grid, arguments, config.num_warps, num_stages=1)

@@ -5,7 +5,8 @@
     adaptive:  y[oh, ow] = mean of x[oh*H//OH : ceil((oh+1)*H/OH), the same for columns]
 
 Pooling never mixes images or channels, so each pixel is one flat vector of N * C numbers and a tap
-is a vector load at another pixel: a tile is BLOCK_P output pixels by BLOCK_R numbers. Sums are
+is a vector load at another pixel: a tile is BLOCK_P output pixels by BLOCK_R numbers. In a view
+whose images do not lie one after the other, the vector has gaps between images. Sums are
 float32. Cost: KH * KW comparisons or additions per output; x and y move once if neighbouring
 windows find their overlap in the cache.
 """
@@ -19,6 +20,7 @@ import triton.language as tl
 
 from . import layout
 from .jit import Kernel, Launch, Work, jit, power_of_two
+from .overlap import begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,31 @@ class PoolShape:
 # --- kernels ---------------------------------------------------------------------------------
 
 
-@jit(do_not_specialize=("H", "W", "OH", "OW"))
+@jit
+def _numbers(r, IMAGE: tl.constexpr, PITCH: tl.constexpr):
+    """Where the numbers r of a pixel lie, whose images of PITCH numbers are IMAGE apart."""
+    offset = r
+    if IMAGE != PITCH:
+        offset = (r // PITCH).to(tl.int64) * IMAGE + r % PITCH
+    return offset
+
+
+@jit(do_not_specialize=("H", "W", "OH", "OW", "x_h", "x_w", "y_h", "y_w"))
 def _max_pool2d_kernel(
-    x,  # [H*W, R]: R numbers a pixel
-    y,  # [OH*OW, R]
+    x,  # [H, W, N, C]: R = N * PITCH numbers a pixel
+    y,  # [OH, OW, N, C]
     R,
     H,
     W,
     OH,
     OW,
+    x_h,  # strides in units of 8 elements
+    x_w,
+    y_h,
+    y_w,
+    X_N: tl.constexpr,  # strides from image to image, in elements
+    Y_N: tl.constexpr,
+    PITCH: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -67,14 +85,19 @@ def _max_pool2d_kernel(
     DILATION_W: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     r_blocks = (R + BLOCK_R - 1) // BLOCK_R
     program = tl.program_id(0)
     r = (program % r_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     pixel = (program // r_blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (pixel < OH * OW)[:, None] & (r < R)[None, :]
-    ih0 = (pixel // OW) * STRIDE_H - PAD_H
-    iw0 = (pixel % OW) * STRIDE_W - PAD_W
+    oh = pixel // OW
+    ow = pixel % OW
+    ih0 = oh * STRIDE_H - PAD_H
+    iw0 = ow * STRIDE_W - PAD_W
+    x += _numbers(r, X_N, PITCH)[None, :]
     best = tl.full((BLOCK_P, BLOCK_R), float("-inf"), x.dtype.element_ty)
     # Unrolled, a window's loads are all under way at once, but a large one compiles for minutes.
     UNROLL: tl.constexpr = KH * KW if KH * KW <= 16 else 4
@@ -82,21 +105,29 @@ def _max_pool2d_kernel(
         ih = ih0 + tap // KW * DILATION_H
         iw = iw0 + tap % KW * DILATION_W
         valid = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
-        source = x + (ih * W + iw).to(tl.int64)[:, None] * R + r[None, :]
-        value = tl.load(source, mask=inside & valid[:, None], other=float("-inf"))
+        start = (ih.to(tl.int64) * x_h + iw.to(tl.int64) * x_w) * 8
+        value = tl.load(x + start[:, None], mask=inside & valid[:, None], other=float("-inf"))
         best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(best.dtype)
-    tl.store(y + pixel.to(tl.int64)[:, None] * R + r[None, :], best, mask=inside)
+    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8
+    tl.store(y + _numbers(r, Y_N, PITCH)[None, :] + start[:, None], best, mask=inside)
 
 
-@jit(do_not_specialize=("H", "W", "OH", "OW"))
+@jit(do_not_specialize=("H", "W", "OH", "OW", "x_h", "x_w", "y_h", "y_w"))
 def _avg_pool2d_kernel(
-    x,  # [H*W, R]
-    y,  # [OH*OW, R]
+    x,  # [H, W, N, C]
+    y,  # [OH, OW, N, C]
     R,
     H,
     W,
     OH,
     OW,
+    x_h,
+    x_w,
+    y_h,
+    y_w,
+    X_N: tl.constexpr,
+    Y_N: tl.constexpr,
+    PITCH: tl.constexpr,
     KH,
     KW,
     STRIDE_H: tl.constexpr,
@@ -107,7 +138,9 @@ def _avg_pool2d_kernel(
     COUNT_PADDING: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     r_blocks = (R + BLOCK_R - 1) // BLOCK_R
     program = tl.program_id(0)
     r = (program % r_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -132,15 +165,18 @@ def _avg_pool2d_kernel(
         iw1 = tl.minimum(iw1, W)
         if not COUNT_PADDING:
             count = (ih1 - tl.maximum(ih0, 0)) * (iw1 - tl.maximum(iw0, 0))
+    x += _numbers(r, X_N, PITCH)[None, :]
     total = tl.full((BLOCK_P, BLOCK_R), 0.0, tl.float32)
     for tap in range(KH * KW):
         ih = ih0 + tap // KW
         iw = iw0 + tap % KW
         valid = (ih >= 0) & (ih < ih1) & (iw >= 0) & (iw < iw1)
-        source = x + (ih * W + iw).to(tl.int64)[:, None] * R + r[None, :]
-        total += tl.load(source, mask=inside & valid[:, None], other=0.0).to(tl.float32)
+        start = (ih.to(tl.int64) * x_h + iw.to(tl.int64) * x_w) * 8
+        value = tl.load(x + start[:, None], mask=inside & valid[:, None], other=0.0)
+        total += value.to(tl.float32)
     mean = total / count.to(tl.float32)[:, None]
-    target = y + pixel.to(tl.int64)[:, None] * R + r[None, :]
+    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8
+    target = y + _numbers(r, Y_N, PITCH)[None, :] + start[:, None]
     tl.store(target, mean.to(y.dtype.element_ty), mask=inside)
 
 
@@ -170,7 +206,10 @@ def default_config(shape: PoolShape, arch: int | None) -> PoolConfig:
 
 
 def max_pool2d(x: torch.Tensor, out: torch.Tensor, shape: PoolShape, config: PoolConfig) -> Launch:
-    """Bind one max-pool; calling the result fills `out` [OH, OW, N, C] from x [H, W, N, C]."""
+    """Bind one max-pool; calling the result fills `out` [OH, OW, N, C] from x [H, W, N, C].
+
+    Both may be views that `layout.strides` takes.
+    """
     extra = {
         "KH": shape.kernel[0],
         "KW": shape.kernel[1],
@@ -187,7 +226,10 @@ def avg_pool2d(
     config: PoolConfig,
     count_include_pad: bool = True,
 ) -> Launch:
-    """Bind one average-pool, sliding or adaptive; calling the result fills `out` [OH, OW, N, C]."""
+    """Bind one average-pool, sliding or adaptive; calling the result fills `out` [OH, OW, N, C].
+
+    x [H, W, N, C] and out may be views that `layout.strides` takes.
+    """
     kernel = shape.kernel
     if shape.adaptive:  # a window covers ceil(H / OH) rows, and one more where it straddles
         kernel = (_largest_window(shape.H, shape.OH), _largest_window(shape.W, shape.OW))
@@ -212,8 +254,8 @@ def _bind(
     config: PoolConfig,
     extra: dict[str, int | bool],
 ) -> Launch:
-    numbers = shape.N * layout.pitch(x)
-    layout.pitch(out)
+    numbers = shape.N * layout.aligned(shape.C)
+    (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
     if numbers >= 2**31:
         raise ValueError(
             f"pooling: {shape.N} images of {shape.C} channels are more numbers a pixel than a "
@@ -227,12 +269,20 @@ def _bind(
         "W": shape.W,
         "OH": shape.OH,
         "OW": shape.OW,
+        "x_h": x_h,
+        "x_w": x_w,
+        "y_h": y_h,
+        "y_w": y_w,
+        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
+        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        "PITCH": layout.aligned(shape.C),
         "STRIDE_H": shape.stride[0],
         "STRIDE_W": shape.stride[1],
         "PAD_H": shape.padding[0],
         "PAD_W": shape.padding[1],
         "BLOCK_P": config.BLOCK_P,
         "BLOCK_R": config.BLOCK_R,
+        "PDL": False,
         **extra,
     }
     programs = -(-shape.OH * shape.OW // config.BLOCK_P) * -(-numbers // config.BLOCK_R)

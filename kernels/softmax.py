@@ -15,6 +15,7 @@ import triton.language as tl
 
 from . import layout
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
+from .overlap import begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ def _softmax_kernel(
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.arange(0, BLOCK_C)
     offset = row.to(tl.int64)[:, None] * ((C + 7) // 8 * 8) + c[None, :]
@@ -81,6 +84,7 @@ def softmax(
         "C": shape.C,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_C": power_of_two(shape.C, 16, MAX_TILE),
+        "PDL": False,
     }
     grid = (-(-shape.M // config.BLOCK_M),)
     return Launch(_softmax_kernel, grid, arguments, config.num_warps, num_stages=1)

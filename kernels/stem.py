@@ -8,6 +8,12 @@ the image is then a convolution of stride 1 with a ceil(KH/S) x ceil(KW/S) filte
 products are useful; padding 3 channels to 8 would leave 38 %). Space-to-depth for a strided first
 layer: MLPerf TPU ResNet-50 submissions, 2018.
 
+Such a convolution of `columns` output columns at once is again one of stride 1, over windows of
+several columns (`widen`): 2 columns of AlexNet's conv1 are 128 outputs and 3x1 taps of 192
+channels. More of its products meet zeros (63 % are useful), but a tile of 128 outputs needs half
+the bytes per product that one of 64 does, and on Hopper bytes are what is scarce. The windows
+overlap in memory, so y then lies in rows [H, N, W, C], where a window is one run of channels.
+
 The normalisation happens while loading and is never folded into the weights: padding is zero
 AFTER normalisation, so a folded mean would be wrong at the border. float images are taken as
 normalised already, which is torchvision's convention for what a model is given. Any strides are
@@ -26,6 +32,7 @@ import triton.language as tl
 from . import layout
 from .conv import Conv2dShape
 from .jit import Launch, Work, jit, power_of_two
+from .overlap import begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +71,37 @@ def fold(shape: Conv2dShape) -> tuple[StemShape, Conv2dShape]:
     return stem, Conv2dShape(shape.N, s * s * shape.C, oh, ow, shape.OC, kh, kw)
 
 
+def wide(shape: Conv2dShape, columns: int) -> Conv2dShape:
+    """A folded convolution as one that computes `columns` output columns at once."""
+    reach = columns + shape.KW - 1
+    windows = -(-shape.OW // columns)
+    return Conv2dShape(shape.N, reach * shape.C, shape.H, windows, columns * shape.OC, shape.KH, 1)
+
+
 # --- kernel ----------------------------------------------------------------------------------
 
 
-@jit(do_not_specialize=("N", "H", "W", "OH", "OW", "stride_n", "stride_c", "stride_h", "stride_w"))
+@jit(
+    do_not_specialize=(
+        "N",
+        "H",
+        "W",
+        "OH",
+        "OW",
+        "stride_n",
+        "stride_c",
+        "stride_h",
+        "stride_w",
+        "y_h",
+        "y_w",
+        "y_n",
+    )
+)
 def _stem_kernel(
     image,  # [N, C, H, W] in any strides
     mean,  # float32 [C]
     std,  # float32 [C]
-    y,  # [OH*OW*N, S*S*C aligned]
+    y,  # [OH, OW, N, S*S*C]
     N,
     H,
     W,
@@ -82,6 +111,9 @@ def _stem_kernel(
     stride_c,
     stride_h,
     stride_w,
+    y_h,  # strides of y in units of 8 elements
+    y_w,
+    y_n,
     C: tl.constexpr,
     S: tl.constexpr,
     PAD_H: tl.constexpr,
@@ -89,22 +121,28 @@ def _stem_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     PITCH: tl.constexpr = (S * S * C + 7) // 8 * 8
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # (i, j, n), n fastest
+    # (i, n, j), j fastest: neighbours read one row of one image.
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = row // OW // N
+    n = row // OW % N
+    j = row % OW
     k = tl.arange(0, BLOCK_C)  # (a, b, c), c fastest
     c = k % C
-    ih = (row // N // OW * S - PAD_H)[:, None] + (k // C // S)[None, :]
-    iw = (row // N % OW * S - PAD_W)[:, None] + (k // C % S)[None, :]
+    ih = (i * S - PAD_H)[:, None] + (k // C // S)[None, :]
+    iw = (j * S - PAD_W)[:, None] + (k // C % S)[None, :]
     inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
     inside &= (row < OH * OW * N)[:, None] & (k < S * S * C)[None, :]
-    source = image + (row % N)[:, None] * stride_n + c[None, :] * stride_c
+    source = image + n[:, None] * stride_n + c[None, :] * stride_c
     source += ih * stride_h + iw * stride_w
     value = tl.load(source, mask=inside, other=0).to(tl.float32)
     if NORMALIZE:
         value = value / 255.0 - tl.load(mean + c)[None, :]
         value = tl.where(inside, value / tl.load(std + c)[None, :], 0.0)
-    target = y + row[:, None] * PITCH + k[None, :]
+    target = y + ((i * y_h + j * y_w + n * y_n) * 8)[:, None] + k[None, :]
     written = (row < OH * OW * N)[:, None] & (k < PITCH)[None, :]
     tl.store(target, value.to(y.dtype.element_ty), mask=written)
 
@@ -144,6 +182,28 @@ def pack_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(oc, s * s * c, rows, columns)
 
 
+def widen(weight: torch.Tensor, columns: int) -> torch.Tensor:
+    """A folded filter [OC, C, KH, KW] to that of `wide`: [columns*OC, (columns+KW-1)*C, KH, 1].
+
+    Output column p of a window reads columns p to p+KW-1 of it; the other products meet zeros.
+    """
+    oc, c, kh, kw = weight.shape
+    made = weight.new_zeros((columns, oc, columns + kw - 1, c, kh))
+    for p in range(columns):
+        made[p, :, p : p + kw] = weight.permute(0, 3, 1, 2)
+    return made.reshape(columns * oc, (columns + kw - 1) * c, kh, 1)
+
+
+def windows(y: torch.Tensor, shape: Conv2dShape, columns: int) -> torch.Tensor:
+    """The stem's output, in rows, as the input of the convolution `shape` that `wide` made.
+
+    y is [H, W, N, C] in memory [H, N, W, C]; the view is [H, W', N, C'] and overlaps itself.
+    """
+    height, column, image, _ = y.stride()
+    size = (shape.H, shape.W, shape.N, shape.C)
+    return y.as_strided(size, (height, columns * column, image, 1), y.storage_offset())
+
+
 # --- launcher --------------------------------------------------------------------------------
 
 
@@ -157,10 +217,12 @@ def stem(
 ) -> Launch:
     """Bind the way in; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
 
+    `out` may be any view that `layout.strides` takes, and all channels up to its pitch are written.
+
     uint8 images are normalised with mean and std (float32 [C], on a scale of 0 to 1); float images
     are taken as they are.
     """
-    layout.pitch(out)
+    y_h, y_w, y_n = layout.strides(out)
     channels = shape.S * shape.S * shape.C
     arguments = {
         "image": images,
@@ -176,6 +238,9 @@ def stem(
         "stride_c": images.stride(1),
         "stride_h": images.stride(2),
         "stride_w": images.stride(3),
+        "y_h": y_h,
+        "y_w": y_w,
+        "y_n": y_n,
         "C": shape.C,
         "S": shape.S,
         "PAD_H": shape.padding[0],
@@ -183,6 +248,7 @@ def stem(
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_C": power_of_two(channels, 8, 2**20),
         "NORMALIZE": images.dtype == torch.uint8,
+        "PDL": False,
     }
     programs = -(-shape.OH * shape.OW * shape.N // config.BLOCK_M)
     return Launch(_stem_kernel, (programs,), arguments, config.num_warps, num_stages=1)
