@@ -2,7 +2,8 @@
 
 Greedy by size (Y. Pisarchyk and J. Lee, "Efficient Memory Management for Deep Neural Net
 Inference", 2020): the largest buffer first, each at the lowest place that is free for as long as it
-lives. For a chain of layers this reaches the best there is, the largest sum of what is alive.
+lives. For the networks here this reaches the best there is, the largest sum of what is alive;
+there are chains for which it does not.
 """
 
 from __future__ import annotations

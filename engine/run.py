@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..kernels import tuning
 from ..kernels.jit import architecture
 from ..weights import Source
 from .images import ImageError, Views, class_names, load_each, to_batch
@@ -34,7 +35,7 @@ from .load import (
     places,
 )
 from .pipeline import Pipeline
-from .plan import Plan
+from .plan import PLAIN, Plan
 from .single import Planner, Runner, Single, Torch
 from .spec import Network, Sigmoid, Softmax
 from .summary import Summary, summarise
@@ -44,6 +45,26 @@ Best = tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]  # scores, cla
 
 DEFAULT_MICRO_BATCH = 64
 FEATURES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a device that an engine takes for a full batch."""
+
+    weights: int
+    workspace: int  # activations and split sums, shared by all sizes of batches
+    images: int  # where a batch waits, on a GPU
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.workspace + self.images
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / 1e6:.1f} MB: weights {self.weights / 1e6:.1f}, activations "
+            f"{self.workspace / 1e6:.1f}, images {self.images / 1e6:.1f}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +149,13 @@ class Engine:
                 file=sys.stderr,
             )
         state = load_state(net, published if weights is None else weights)
-        planner = Planner(net, meaning, architecture(where[0]), batch_invariant)
+        tuned = (
+            tuning.table(torch.cuda.get_device_name(where[0])) if where[0].type == "cuda" else None
+        )
+        options = None if split is None else PLAIN  # stages and towers have an order of their own
+        planner = Planner(net, meaning, architecture(where[0]), batch_invariant, tuned, options)
+        if backend == "triton" and where[0].type == "cuda" and not batch_invariant:
+            _tell_of_defaults(planner, where[0], dtype, max_batch)
         runner: Runner
         match split, backend, where:
             case "pipeline", _, (first, second):
@@ -223,6 +250,19 @@ class Engine:
     def plan(self) -> Plan:
         """The plan of a full batch of the network's own image size, on one device; print it."""
         return self._runner.planner(self.max_batch)
+
+    @property
+    def memory(self) -> Memory:
+        """What `max_batch` images of the network's own size take on one device, uint8 pixels."""
+        planned = self.plan
+        shapes = self.network.parameter_shapes().values()
+        numbers = sum(torch.Size(shape).numel() for shape in shapes)
+        pixels = planned.batch * torch.Size(planned.image_shape).numel()
+        return Memory(
+            weights=numbers * planned.numbers.dtype.itemsize,
+            workspace=planned.workspace,
+            images=pixels if self.device.type == "cuda" else 0,
+        )
 
     def summary(self) -> Summary:
         """The network as a table; print it, or read its rows."""
@@ -326,3 +366,15 @@ def _groups(
             group = []
     if group:
         yield group
+
+
+def _tell_of_defaults(planner: Planner, device: torch.device, dtype: str, batch: int) -> None:
+    """One line if nothing of this plan was ever measured on this device, with the cure."""
+    if not any(step.tuned for step in planner(batch).steps):
+        name = planner.network.name
+        print(
+            f"no tuned configurations of {name} for {batch} images in {dtype} on "
+            f"{torch.cuda.get_device_name(device)}, so defaults are used; measure better ones with "
+            f"`alexnet-triton-bench tune --all --model {name} --batch {batch} --dtype {dtype}`",
+            file=sys.stderr,
+        )

@@ -1,5 +1,8 @@
 """One device: plans bound to packed weights, the last few batch shapes kept ready.
 
+On a GPU a batch shape is recorded as a CUDA graph. All shapes lie in one block of memory, the size
+that the largest of them needs, since they never run at once.
+
 A runner is what `Engine` hands each piece of a batch to. It says where images go in, and gives back
 the outputs that were asked for, as the caller sees them: float32 copies, [N, C, H, W] or
 [N, features], on its device.
@@ -17,24 +20,41 @@ from typing import Any, Protocol
 import torch
 
 from ..kernels import layout
+from ..kernels.tuning import Table, dtype_name
 from . import reference
 from .bind import Bound, bind, pack
-from .plan import Numbers, Plan, Step, plan
+from .graph import Recording
+from .plan import PLAIN, Numbers, Options, Plan, Step, plan
 from .spec import Network, Shape
 
-BATCH_SHAPES = 4  # as many shapes of batches keep their memory and launches; the oldest makes room
+BATCH_SHAPES = 8  # as many shapes of batches stay bound; the oldest makes room
 
 State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """What tables of tuned configurations know a whole network by, under the op "run"."""
+
+    network: str
+    C: int
+    H: int
+    W: int
+
+
+@dataclass(frozen=True, slots=True)
 class Planner:
-    """Everything about a plan that is the same for every batch."""
+    """Everything about a plan that is the same for every batch.
+
+    `tuned` is the device's table; `options` None means as the table says.
+    """
 
     network: Network
     numbers: Numbers
     arch: int | None
     batch_invariant: bool = False
+    tuned: Table | None = None
+    options: Options | None = PLAIN
 
     def __call__(
         self,
@@ -46,6 +66,17 @@ class Planner:
     ) -> Plan:
         """The plan for this batch; raises NetworkError as `plan` does."""
         return _planned(self, batch, image_shape, image_dtype, keep, configured_for)
+
+    def options_for(self, batch: int, image_shape: Shape | None = None) -> Options:
+        """How launches follow one another for batches of this size."""
+        if self.options is not None:
+            return self.options
+        if self.tuned is None:
+            return PLAIN
+        run = Run(self.network.name, *(image_shape or self.network.input_shape))
+        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        found = self.tuned.find("run", run, dtype, batch)
+        return PLAIN if found is None else Options(**found)
 
 
 @lru_cache(maxsize=64)  # a plan costs the host more than launching it does
@@ -67,6 +98,8 @@ def _planned(
         configured_for=configured_for,
         batch_invariant=planner.batch_invariant,
         keep=keep,
+        tuned=planner.tuned,
+        options=planner.options_for(configured_for or batch, image_shape),
     )
 
 
@@ -97,33 +130,53 @@ class Single:
         self.planner = planner
         self.devices = (device,)
         self._packed = pack(planner.network, state, planner.numbers, device)
-        self._bound: OrderedDict[object, Bound] = OrderedDict()
+        self._bound: OrderedDict[object, Bound | Recording] = OrderedDict()
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def run(
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> dict[str, torch.Tensor]:
         """Outputs of the steps in `keep`; a new batch shape is planned and bound first."""
-        key = (images.shape, images.dtype, keep, configured_for)
+        key = (images.shape, images.stride(), images.dtype, keep, configured_for)
         try:
-            bound = self._bound.get(key) or self._bind(key, images, keep, configured_for)
+            ready = self._bound.get(key) or self._bind(key, images, keep, configured_for)
             self._bound.move_to_end(key)
-            bound.run(images)
+            ready.run(images)
+            bound = ready.bound if isinstance(ready, Recording) else ready
             kept = [step for step in bound.plan.steps if step.name in keep]
             return {step.name: outside(step, bound.outputs[step.name]) for step in kept}
         except torch.cuda.OutOfMemoryError:
-            self._bound.clear()  # or a smaller batch would find the memory still taken
+            self._forget()  # or a smaller batch would find the memory still taken
             raise
 
     def _bind(
         self, key: object, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
-    ) -> Bound:
-        if len(self._bound) >= BATCH_SHAPES:
-            finish(self.devices)  # a kernel may still write what is about to be freed
-            self._bound.popitem(last=False)
+    ) -> Bound | Recording:
         shape = tuple(images.shape[1:])
         planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
-        bound = self._bound[key] = bind(planned, self._packed)
-        return bound
+        on_gpu = images.is_cuda
+        waiting = images.numel() * images.element_size() if on_gpu else 0
+        if planned.workspace + waiting > len(self._memory):
+            self._forget()
+            self._memory = torch.empty(
+                planned.workspace + waiting, dtype=torch.uint8, device=self.devices[0]
+            )
+        elif len(self._bound) >= BATCH_SHAPES:
+            finish(self.devices)  # a graph may still run
+            self._bound.popitem(last=False)
+        bound = bind(planned, self._packed, memory=self._memory[: planned.workspace])
+        made: Bound | Recording = bound
+        if on_gpu:
+            flat = self._memory[planned.workspace :][:waiting].view(images.dtype)
+            made = Recording(bound, flat.as_strided(images.shape, dense_strides(images)))
+        self._bound[key] = made
+        return made
+
+    def _forget(self) -> None:
+        """Give the memory back, and all that lies in it."""
+        finish(self.devices)  # a kernel may still write there
+        self._bound.clear()
+        self._memory = self._memory.new_empty(0)
 
 
 class Torch:
@@ -172,6 +225,11 @@ def outside(step: Step, activation: torch.Tensor) -> torch.Tensor:
     flat = step.block is not None and len(step.block.output) == 1
     copy = activation[0, 0].clone() if flat else layout.unpack(activation)
     return copy.float()
+
+
+def dense_strides(images: torch.Tensor) -> tuple[int, ...]:
+    """Strides of images [N, C, H, W] without gaps or overlaps, in the order that they lie in."""
+    return torch.empty_like(images, device="meta").stride()
 
 
 def finish(devices: tuple[torch.device, ...]) -> None:

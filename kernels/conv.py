@@ -363,12 +363,22 @@ def default_config(
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return Conv2dConfig(tiling, 64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
     block_k = power_of_two(c, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
-    if images and shape.N >= 128 and oc % 256 == 0 and 90 <= arch < 120:
+    hopper = 90 <= arch < 120  # shared memory and accumulators for tiles of 128x256 and more
+    if images and shape.N >= 128 and hopper and oc % 256 == 0:
         return Conv2dConfig(tiling, 128, 256, block_k, num_warps=8, num_stages=3)
+    if images and shape.N >= 128 and hopper and oc % 192 == 0:  # 192 and 384 filters: no tile ends
+        wide = 256 if oc % 384 == 0 else 128
+        return Conv2dConfig(tiling, 128, wide, block_k, 8, 3, BLOCK_N2=wide // 2)
     if images and shape.N >= 128:
         block_n = power_of_two(oc, 16, 128 if oc % 128 == 0 else 64)
         return Conv2dConfig(tiling, 128, block_n, block_k, 8 if block_n > 64 else 4, 3, tma)
-    return Conv2dConfig(tiling, 64, power_of_two(oc, 16, 64), block_k, 4, 4, tma)
+    block_n = power_of_two(oc, 16, 64)
+    split = 1
+    if not images and not batch_invariant:  # enough programs for every multiprocessor, if need be
+        tiles = -(-shape.OH * shape.OW * shape.N // 64) * -(-oc // block_n) * shape.groups
+        steps = shape.KH * shape.KW * -(-c // block_k)
+        split = max(1, min(256 // tiles, steps // 4, 8))
+    return Conv2dConfig(tiling, 64, block_n, block_k, 4, 4, tma, SPLIT_K=split)
 
 
 # --- packing ---------------------------------------------------------------------------------
@@ -432,7 +442,11 @@ def conv2d(
     target = out
     if split:
         parts = parts_of(scratch, config.SPLIT_K, rows, shape.OC, x.device)
-        target = parts[0, 0].view(shape.OH, shape.OW, shape.N, shape.OC)
+        # Not a view: torch gives sizes of one strides of its own.
+        pitch = layout.aligned(shape.OC)
+        dense = (shape.OW * shape.N * pitch, shape.N * pitch, pitch, 1)
+        size = (shape.OH, shape.OW, shape.N, shape.OC)
+        target = parts.as_strided(size, dense, parts.storage_offset())
     y_h, y_w, y_n = layout.strides(target)
     arguments = {
         "x": x,

@@ -180,6 +180,84 @@ def test_tf32_equals_float64(
     check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close, "tf32")
 
 
+@pytest.mark.parametrize(
+    "problem", ["multiples of the tile", "multiples of nothing", "one of everything", "odd groups"]
+)
+@pytest.mark.parametrize("descriptors", [True, False])
+def test_two_accumulators_equal_float64(
+    problem: str,
+    descriptors: bool,
+    fenced: Fenced,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    """Filters that fill both, that end in the second, and that do not reach it."""
+    config = Conv2dConfig("images", 16, 32, 16, descriptors=descriptors, BLOCK_N2=16)
+    check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close)
+
+
+@pytest.mark.parametrize(
+    "problem", ["multiples of nothing", "one of everything", "strides", "odd groups"]
+)
+@pytest.mark.parametrize("parts", [2, 5])
+def test_a_split_sum_equals_float64(
+    problem: str, parts: int, fenced: Fenced, generator: torch.Generator, assert_close: Close
+) -> None:
+    """Also where there are more parts than there is to add."""
+    config = Conv2dConfig("pixels", *TILE, SPLIT_K=parts)
+    check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close)
+
+
+def test_a_split_sum_ends_like_a_whole_one(
+    device: torch.device, fenced: Fenced, generator: torch.Generator
+) -> None:
+    """Bias, activation, scale and shift once, not in every part; in any scratch memory."""
+    shape = Conv2dShape(3, 16, 4, 4, 24, 3, 3, padding=(1, 1, 1, 1))
+    x, weight, bias = random_operands(shape, torch.float32, generator)
+    affine = (torch.rand(24, generator=generator), torch.rand(24, generator=generator))
+    whole = Conv2dConfig("pixels", 64, 32, 16)
+    split = dataclasses.replace(whole, SPLIT_K=3)
+    one, other = (
+        run(fenced, x, weight, bias, shape, config, "relu", affine=affine)
+        for config in (whole, split)
+    )
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert one.eq(affine[1][:, None, None]).any(), "no output was negative before the activation"
+    scratch = torch.full((conv.scratch_numbers(shape, split),), torch.nan, device=device)
+    out = layout.empty(shape.OH, shape.OW, shape.N, shape.OC, torch.float32, device)
+    arguments = (layout.pack(x.to(device)), conv.pack_weight(weight.to(device)), bias.to(device))
+    moved = (affine[0].to(device), affine[1].to(device))
+    for launch in conv.conv2d(*arguments, out, shape, split, "relu", affine=moved, scratch=scratch):
+        launch()
+    assert torch.equal(layout.unpack(out).cpu(), other)
+
+
+@each_path
+def test_views_of_larger_activations(
+    tiling: Tiling,
+    descriptors: bool,
+    device: torch.device,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    """A slice of the images of one activation into a slice of another, rows [H, N, W, C]."""
+    shape = Conv2dShape(5, 16, 4, 5, 24, 3, 2, padding=(1, 1, 1, 0))
+    x, weight, bias = random_operands(shape, torch.float32, generator)
+    many = layout.empty(4, 5, 9, 16, torch.float32, device).fill_(torch.nan)
+    image = many[:, :, 3:8].copy_(layout.pack(x))
+    rows = layout.empty_rows(shape.OH, shape.OW + 2, 7, 24, torch.float32, device).fill_(torch.nan)
+    out = rows[:, 1:-1, 2:]
+    packed = conv.pack_weight(weight.to(device))
+    config = Conv2dConfig(tiling, *TILE, descriptors=descriptors)
+    for launch in conv.conv2d(image, packed, bias.to(device), out, shape, config):
+        launch()
+    scale = magnitude(x, weight, bias, shape)
+    wanted = conv.reference(x, weight, bias, shape)
+    made = layout.unpack(out).cpu()
+    assert_close(made, wanted, torch.float32, products(shape), "ieee", scale)
+    assert int(rows.isnan().sum()) == rows.numel() - out.numel(), "it wrote beside its view"
+
+
 @pytest.mark.parametrize("images", [3, 70, 130])
 def test_default_configuration_equals_float64(
     images: int,
@@ -412,11 +490,15 @@ def test_default_configuration(
     if config.descriptors:
         assert arch is None or arch >= 90
     if arch is not None:
-        tile_bytes = (config.BLOCK_M + config.BLOCK_N) * config.BLOCK_K * dtype.itemsize
-        assert config.num_stages * tile_bytes <= 166_912  # shared memory of sm_80
+        rows = config.BLOCK_M + config.BLOCK_N + config.BLOCK_N2
+        tile_bytes = rows * config.BLOCK_K * dtype.itemsize
+        limit = 232_448 if 90 <= arch < 120 else 166_912  # shared memory of sm_90, and of sm_80
+        assert config.num_stages * tile_bytes <= limit
+    assert config.SPLIT_K == 1 or config.tiling == "pixels"
     if invariant:
         for n in (1, 65, 5000):
             other = dataclasses.replace(shape, N=n)
+            assert config.SPLIT_K == 1, "one order of summation at every batch size"
             assert conv.default_config(other, dtype, precision, arch, invariant) == config
 
 
@@ -430,3 +512,12 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
         conv.conv2d(x, weight, None, out, shape, images)
     with pytest.raises(ValueError, match=r"conv2d: activation must be one of .* got 'gelu'"):
         conv.conv2d(x, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16), "gelu")
+    for config in (
+        Conv2dConfig("pixels", 16, 16, 16, BLOCK_N2=16),
+        Conv2dConfig("images", 16, 16, 16, descriptors=False, SPLIT_K=2),
+    ):
+        with pytest.raises(ValueError, match="SPLIT_K is for the pixels tiling and BLOCK_N2 for"):
+            conv.conv2d(x, weight, None, out, shape, config)
+    crooked = torch.zeros(5, 5, 64, 7)[..., :6]
+    with pytest.raises(ValueError, match=r"wanted dense channels and multiples of 8"):
+        conv.conv2d(crooked, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16))

@@ -102,7 +102,7 @@ def test_cut_gives_all_steps_once() -> None:
     names = [step.name for step in planned.steps]
     assert [step.name for step in (*first.steps, *second.steps)] == names
     assert second.steps[0].name == "conv3"
-    assert first.workspace + second.workspace < 2 * planned.workspace  # each its own slots
+    assert first.workspace + second.workspace < 2 * planned.workspace  # each its own memory
 
 
 def test_refusals(device: torch.device) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.plan import NUMBERS, Plan, plan
+from alexnet_triton.engine.plan import NUMBERS, Options, Plan, plan, reconfigured
 from alexnet_triton.engine.spec import Conv2d, MaxPool2d, Network, Preprocess, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
+from alexnet_triton.kernels.tuning import Table, TunedRow
 
 FP16 = NUMBERS["fp16"]
 
@@ -47,18 +52,95 @@ def test_flops_leave_out_taps_in_the_padding() -> None:
     assert sum(s.work.flops for s in twice.steps) == 2 * sum(s.work.flops for s in planned.steps)
 
 
-def test_neighbours_never_share_memory_and_every_slot_is_large_enough() -> None:
-    for keep in ((), ("conv2", "pool2", "fc6")):
-        planned = plan(ALEXNET, 3, FP16, 90, keep=keep)
-        for before, after in zip(planned.steps, planned.steps[1:], strict=False):
-            assert before.slot != after.slot
-        for step in planned.steps:
-            height, width, images, channels = step.output
-            assert planned.slots[step.slot] >= height * width * images * channels
-        kept = [step.slot for step in planned.steps if step.name in keep]
-        others = {step.slot for step in planned.steps if step.name not in keep}
-        assert len(set(kept)) == len(keep)
-        assert not others & set(kept)
+@pytest.mark.parametrize("keep", [(), ("conv2", "pool2", "fc6")])
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_what_is_alive_never_overlaps(keep: tuple[str, ...], batch: int) -> None:
+    planned = plan(ALEXNET, batch, FP16, 90, keep=keep)
+    steps = planned.steps
+    for i, step in enumerate(steps):
+        height, width, images, channels = step.output
+        assert step.size >= height * width * images * channels * step.dtype.itemsize
+        assert step.offset + step.size <= planned.workspace
+        assert step.scratch_offset + 4 * step.scratch <= planned.workspace
+        alive = [s for s in steps[:i] if s is steps[i - 1] or s.name in keep]
+        spans = [(s.offset, s.offset + s.size) for s in (*alive, step)]
+        if step.scratch:
+            spans.append((step.scratch_offset, step.scratch_offset + 4 * step.scratch))
+        for (_, end), (start, _) in itertools.pairwise(sorted(spans)):
+            assert end <= start
+
+
+def test_memory_is_the_most_that_is_alive_at_once() -> None:
+    planned = plan(ALEXNET, 256, FP16, 90)
+    together = max(a.size + b.size for a, b in itertools.pairwise(planned.steps))
+    assert together <= planned.workspace <= together + 256 * len(planned.steps)
+    assert plan(ALEXNET, 1, FP16, 90).workspace < 4e6
+
+
+def test_slices_need_memory_for_a_slice() -> None:
+    """But for the output of the last step that is sliced, which all slices fill."""
+    whole = plan(ALEXNET, 1024, FP16, 90)
+    cut = plan(ALEXNET, 1024, FP16, 90, options=Options(64, "pool1"))
+    assert (whole.sliced, cut.sliced) == (0, 3)
+    pool1, conv2 = cut.steps[2:4]
+    assert pool1.size + conv2.size <= cut.workspace < 0.6 * whole.workspace
+    early, late = cut.steps[1], cut.steps[3]
+    assert early.config == plan(ALEXNET, 64, FP16, 90).steps[1].config
+    assert late.config == whole.steps[3].config
+    boundary = cut.steps[2]
+    for step in cut.steps[:2]:  # alive while every slice writes its part of pool1
+        one = -(-step.size // 1024) * 64
+        assert step.offset + one <= boundary.offset or (
+            boundary.offset + boundary.size <= step.offset
+        )
+    assert plan(ALEXNET, 64, FP16, 90, options=Options(64, "pool1")).sliced == 0
+    kept = plan(ALEXNET, 1024, FP16, 90, options=Options(64, "pool1"), keep=["conv1"])
+    assert kept.sliced == 0, "a slice would overwrite what is kept"
+    with pytest.raises(NetworkError, match=r"alexnet has no step 'pool9' to slice until"):
+        plan(ALEXNET, 1024, FP16, 90, options=Options(64, "pool9"))
+
+
+def test_measured_configurations_come_before_defaults() -> None:
+    conv1, conv4 = (
+        step for step in plan(ALEXNET, 256, FP16, 90).steps if step.name in ("conv1", "conv4")
+    )
+    assert isinstance(conv1.shape, Conv2dShape)
+    assert isinstance(conv4.shape, Conv2dShape)
+    pairs = {"tiling": "images", "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "columns": 2}
+    tiles = {"tiling": "images", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64}
+    rows = [
+        TunedRow("conv2d", tuning.without_batch(s), "fp16", 256, c, 1.0, "3.6.0", "now", "x")
+        for s, c in ((conv1.shape, pairs), (conv4.shape, tiles))
+    ]
+    table = Table("NVIDIA H200", tuple(rows))
+    tuned = {s.name: s for s in plan(ALEXNET, 256, FP16, 90, tuned=table).steps}
+    assert [name for name, step in tuned.items() if step.tuned] == ["conv1", "conv4"]
+    assert tuned["conv4"].config == Conv2dConfig("images", 256, 128, 64)
+    wide = tuned["conv1"]
+    assert wide.shape == Conv2dShape(256, 192, 57, 28, 128, 3, 1)
+    assert (wide.output, wide.row, tuned["input"].row) == ((55, 55, 256, 64), 56, 58)
+    assert wide.work == conv1.work, "products with zeros are no work"
+    assert not any(s.tuned for s in plan(ALEXNET, 4096, FP16, 90, tuned=table).steps), "too far"
+    invariant = plan(ALEXNET, 256, FP16, 90, tuned=table, batch_invariant=True)
+    assert not any(step.tuned for step in invariant.steps)
+    assert "(tuned)" in str(plan(ALEXNET, 256, FP16, 90, tuned=table))
+
+
+def test_another_configuration_of_one_step() -> None:
+    planned = plan(ALEXNET, 64, FP16, 90)
+    other = Conv2dConfig("pixels", 64, 64, 64, SPLIT_K=4)
+    conv3 = next(s for s in reconfigured(planned, "conv3", other).steps if s.name == "conv3")
+    assert (conv3.config, conv3.kernel) == (other, "conv2d pixels")
+    assert conv3.scratch == 4 * 169 * 64 * 384
+    pairs = replace(other, SPLIT_K=1, columns=2)
+    way_in, conv1, *_ = reconfigured(planned, "conv1", pairs).steps
+    assert way_in.row == 58
+    assert isinstance(conv1.shape, Conv2dShape)
+    assert conv1.shape.OC == 128
+    before = planned.steps[1].config
+    assert isinstance(before, Conv2dConfig)
+    again = reconfigured(reconfigured(planned, "conv1", pairs), "conv1", before)
+    assert again == planned
 
 
 def test_few_images_tile_pixels_and_many_tile_images() -> None:

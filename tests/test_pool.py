@@ -96,6 +96,27 @@ def test_max_is_exact(
     assert torch.equal(y.double(), pool.max_reference(x, shape, ceil_mode))
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_views_of_larger_activations(
+    average: bool, device: torch.device, generator: torch.Generator
+) -> None:
+    """From rows [H, N, W, C] into a slice of the images of another activation."""
+    shape = sized(WINDOWS["alexnet"], False)
+    x = images(shape, torch.float32, generator)
+    rows = layout.empty_rows(shape.H, shape.W + 1, shape.N, shape.C, torch.float32, device)
+    rows.fill_(torch.nan)
+    image = rows[:, : shape.W].copy_(layout.pack(x))
+    many = layout.empty(shape.OH, shape.OW, shape.N + 3, shape.C, torch.float32, device)
+    out = many.fill_(torch.nan)[:, :, 1 : 1 + shape.N]
+    function, reference = (
+        (pool.avg_pool2d, pool.avg_reference) if average else (pool.max_pool2d, pool.max_reference)
+    )
+    function(image, out, shape, TILE)()
+    made = layout.unpack(out).cpu().double()
+    assert torch.allclose(made, reference(x, shape), rtol=1e-6, atol=1e-6)
+    assert int(many.isnan().sum()) == many.numel() - out.numel(), "it wrote beside its view"
+
+
 @each_dtype
 def test_max_of_nan_and_infinities(
     dtype: torch.dtype, fenced: Fenced, generator: torch.Generator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 import torch
 from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
 from alexnet_triton.engine import reference
-from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.bind import allocate, bind, pack
+from alexnet_triton.engine.plan import NUMBERS, Options, plan
+from alexnet_triton.engine.single import Planner, Single
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.kernels.conv import Conv2dShape
+from alexnet_triton.kernels.jit import architecture
+from alexnet_triton.kernels.tuning import Table, TunedRow, without_batch
 from alexnet_triton.weights import WeightsError, load
 from alexnet_triton.weights.digits import heldout
 
@@ -156,6 +161,74 @@ def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
     bound.run(images)
     logits = bound.outputs["fc8"][0, 0]
     assert relative(logits, float64(DIGITS, state, images)) < 1e-4
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("until", ["conv1", "pool1", "pool2"])
+def test_slices_and_pairs_of_columns_give_the_same_answer(
+    until: str, generator: torch.Generator
+) -> None:
+    """Slices of 3, 3 and 1 images; conv1 two columns at once; memory poisoned first."""
+    state = state_of(DIGITS, "digits")
+    numbers = NUMBERS["fp32"]
+    pairs = {"tiling": "pixels", "BLOCK_M": 512, "BLOCK_N": 16, "BLOCK_K": 256, "columns": 2}
+    first = plan(DIGITS, 7, numbers, None).steps[1].shape
+    assert isinstance(first, Conv2dShape)
+    row = TunedRow("conv2d", without_batch(first), "fp32", 3, pairs, 1.0, "", "", "")
+    planned = plan(DIGITS, 7, numbers, None, tuned=Table("cpu", (row,)), options=Options(3, until))
+    assert planned.sliced
+    assert planned.steps[0].row == 18
+    packed = pack(DIGITS, state, numbers, "cpu")
+    memory = allocate(planned, torch.device("cpu")).fill_(255)  # NaN, read as float32
+    bound = bind(planned, packed, memory=memory)
+    images = pixels(generator, 7, 64, 64)
+    bound.run(images)
+    logits = bound.outputs["fc8"][0, 0]
+    assert relative(logits, float64(DIGITS, state, images)) < 1e-5
+
+
+@pytest.mark.gpu
+def test_a_recorded_run_reads_each_batch_anew(generator: torch.Generator) -> None:
+    """The graph's own memory for images is filled again, and a smaller shape leaves it valid."""
+    engine = Engine.load("digits", device="cuda")
+    first, second = pixels(generator, 8, 64, 64), pixels(generator, 8, 64, 64)
+    one, other = engine(first), engine(second)
+    assert not torch.equal(one, other)
+    engine(first[:3])
+    engine(first.permute(0, 2, 3, 1).contiguous())
+    assert torch.equal(engine(first.cuda()), one)
+    assert torch.equal(engine(second), other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True])
+def test_options_change_nothing_but_time(pdl: bool, generator: torch.Generator) -> None:
+    """Slices and overlapping launches, recorded, many times over: a race would show."""
+    state = state_of(ALEXNET, "random:5")
+    device = torch.device("cuda")
+    arch = architecture(device)
+    if pdl and (arch or 0) < 90:
+        pytest.skip("programmatic dependent launch wants compute capability 9.0")
+    images = pixels(generator, 130, 224, 224).to(device)
+    planner = Planner(ALEXNET, NUMBERS["fp16"], arch)
+    runner = Single(replace(planner, options=Options(64, "pool2", pdl)), state, device)
+    plain = Single(planner, state, device)
+    wanted = plain.run(images, ("fc8",), 130)["fc8"]
+    made = runner.run(images, ("fc8",), 130)["fc8"]
+    assert relative(made, wanted) < 5e-3
+    for _ in range(50):
+        assert torch.equal(runner.run(images, ("fc8",), 130)["fc8"], made)
+    few = runner.run(images[:2], ("fc8",), 2)["fc8"]
+    for _ in range(200):
+        assert torch.equal(runner.run(images[:2], ("fc8",), 2)["fc8"], few)
+
+
+def test_memory_is_told(digits: Engine) -> None:
+    told = digits.memory
+    assert told.weights == 4 * 899_378
+    assert told.workspace == digits.plan.workspace > 0
+    assert told.total == told.weights + told.workspace
+    assert str(told).startswith(f"{told.total / 1e6:.1f} MB: weights 3.6")
 
 
 def test_a_long_batch_is_cut_and_every_position_gets_the_same_bits(
