@@ -396,6 +396,10 @@ def _stem(
     whole = _conv2d_shape(layer, block.came, n)
     fold, shape = stem.fold(whole)
     tiles, measured = order.conv2d_config(shape)
+    if not measured and order.arch is not None and tiles.tiling == "images" and tiles.descriptors:
+        columns = stem.columns(shape, dtype.itemsize)
+        tiles, _ = order.conv2d_config(stem.wide(shape, columns))
+        tiles = replace(tiles, columns=columns)
     return first_steps(block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured)
 
 

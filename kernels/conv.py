@@ -145,6 +145,7 @@ def _conv2d_images_kernel(
     y_w,
     X_N: tl.constexpr,  # strides from image to image, in elements
     Y_N: tl.constexpr,
+    DENSE: tl.constexpr,  # whether y's pixels lie one after the other
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
@@ -253,6 +254,7 @@ def _conv2d_pixels_kernel(
     y_w,
     X_N: tl.constexpr,  # strides from image to image, in elements
     Y_N: tl.constexpr,
+    DENSE: tl.constexpr,  # whether y's pixels lie one after the other
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
@@ -306,8 +308,10 @@ def _conv2d_pixels_kernel(
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
 
-    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image * Y_N
-    start += part.to(tl.int64) * rows * Y_N
+    if DENSE:  # costs fewer registers
+        start = (row + part.to(tl.int64) * rows) * Y_N
+    else:
+        start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image * Y_N
     _store_tile(acc, y, start, row < rows, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION)
 
 
@@ -378,7 +382,8 @@ def default_config(
         tiles = -(-shape.OH * shape.OW * shape.N // 64) * -(-oc // block_n) * shape.groups
         steps = shape.KH * shape.KW * -(-c // block_k)
         split = max(1, min(256 // tiles, steps // 4, 8))
-    return Conv2dConfig(tiling, 64, block_n, block_k, 4, 4, tma, SPLIT_K=split)
+    warps = 8 if arch >= 100 and split > 1 else 4  # four spill there
+    return Conv2dConfig(tiling, 64, block_n, block_k, warps, 4, tma, SPLIT_K=split)
 
 
 # --- packing ---------------------------------------------------------------------------------
@@ -439,14 +444,7 @@ def conv2d(
     split = config.SPLIT_K > 1
     scale, shift = affine or (None, None)
     x_h, x_w, x_n = layout.strides(x)
-    target = out
-    if split:
-        parts = parts_of(scratch, config.SPLIT_K, rows, shape.OC, x.device)
-        # Not a view: torch gives sizes of one strides of its own.
-        pitch = layout.aligned(shape.OC)
-        dense = (shape.OW * shape.N * pitch, shape.N * pitch, pitch, 1)
-        size = (shape.OH, shape.OW, shape.N, shape.OC)
-        target = parts.as_strided(size, dense, parts.storage_offset())
+    target = parts_of(scratch, config.SPLIT_K, rows, shape.OC, x.device) if split else out
     y_h, y_w, y_n = layout.strides(target)
     arguments = {
         "x": x,
@@ -475,6 +473,7 @@ def conv2d(
         "y_w": y_w,
         "X_N": x_n * layout.CHANNEL_ALIGNMENT,
         "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        "DENSE": split or (y_w == shape.N * y_n and y_h == shape.OW * y_w),
         "GROUPS": groups,
         "C": c,
         "OC": oc,
@@ -502,7 +501,7 @@ def conv2d(
         programs *= -(-rows // config.BLOCK_M)
     grid = (programs, config.SPLIT_K)
     product = Launch(kernel, grid, arguments, config.num_warps, config.num_stages)
-    return (product, sum_parts(parts, bias, out, activation, affine)) if split else (product,)
+    return (product, sum_parts(target, bias, out, activation, affine)) if split else (product,)
 
 
 def scratch_numbers(shape: Conv2dShape, config: Conv2dConfig) -> int:

@@ -41,14 +41,22 @@ def _inverse_power(base, beta):
     return tl.where(beta == 0.0, 1.0, tl.where(base < 0.0, negative, power))
 
 
-@jit(do_not_specialize=("M", "alpha", "beta", "k"))
+@jit(do_not_specialize=("M", "W", "N", "x_h", "x_w", "y_h", "y_w", "alpha", "beta", "k"))
 def _lrn_kernel(
-    x,  # [M, C aligned]
-    y,  # [M, C aligned]
+    x,  # [H, W, N, C]: M = H * W * N rows
+    y,  # [H, W, N, C]
     M,
+    W,
+    N,
+    x_h,  # strides in units of 8 elements
+    x_w,
+    y_h,
+    y_w,
     alpha,  # already divided by the size
     beta,
     k,
+    X_N: tl.constexpr,  # strides from image to image, in elements
+    Y_N: tl.constexpr,
     C: tl.constexpr,
     SIZE: tl.constexpr,
     GROUP: tl.constexpr,  # channels of one group
@@ -59,17 +67,21 @@ def _lrn_kernel(
     begin(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start = row.to(tl.int64)[:, None] * ((C + 7) // 8 * 8)
+    n = (row % N).to(tl.int64)
+    w = (row // N % W).to(tl.int64)
+    h = (row // N // W).to(tl.int64)
+    x += ((h * x_h + w * x_w) * 8 + n * X_N)[:, None]
+    y += ((h * y_h + w * y_w) * 8 + n * Y_N)[:, None]
     inside = (row < M)[:, None] & (c < C)[None, :]
     total = tl.full((BLOCK_M, BLOCK_C), 0.0, tl.float32)
     for j in range(SIZE):
         near = c + j - SIZE // 2
         mask = inside & ((near >= 0) & (near < C) & (near // GROUP == c // GROUP))[None, :]
-        value = tl.load(x + start + near[None, :], mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + near[None, :], mask=mask, other=0.0).to(tl.float32)
         total += value * value
-    value = tl.load(x + start + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + c[None, :], mask=inside, other=0.0).to(tl.float32)
     scale = _inverse_power(k + alpha * total, beta)
-    tl.store(y + start + c[None, :], (value * scale).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + c[None, :], (value * scale).to(y.dtype.element_ty), mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +111,23 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 1.0,
 ) -> Launch:
-    """Bind one normalisation; calling the result fills `out` from x, activations [H, W, N, C]."""
-    layout.pitch(x)
-    layout.pitch(out)
+    """Bind one normalisation; calling the result fills `out` from x, activations [H, W, N, C].
+
+    Both may be views that `layout.strides` takes.
+    """
+    (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
     arguments = {
         "x": x,
         "y": out,
         "M": shape.M,
+        "W": x.shape[1],
+        "N": x.shape[2],
+        "x_h": x_h,
+        "x_w": x_w,
+        "y_h": y_h,
+        "y_w": y_w,
+        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
+        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
         "alpha": alpha / shape.size,
         "beta": float(beta),  # an integer would be one in the kernel too
         "k": float(k),

@@ -78,6 +78,19 @@ def wide(shape: Conv2dShape, columns: int) -> Conv2dShape:
     return Conv2dShape(shape.N, reach * shape.C, shape.H, windows, columns * shape.OC, shape.KH, 1)
 
 
+def columns(shape: Conv2dShape, itemsize: int) -> int:
+    """How many columns a GPU best computes at once, without a measurement: one or two.
+
+    Two, where their products with zeros are no more than a tile of 128 bytes of K wastes anyway:
+    48 channels fill three quarters of it, and a window of four columns fills three of them.
+    """
+    if shape.C % layout.CHANNEL_ALIGNMENT or shape.OC % layout.CHANNEL_ALIGNMENT or shape.OC > 128:
+        return 1
+    tile = 128 // itemsize
+    narrow = shape.KW * -(-shape.C // tile)
+    return 2 if -(-(shape.KW + 1) * shape.C // tile) <= narrow else 1
+
+
 # --- kernel ----------------------------------------------------------------------------------
 
 

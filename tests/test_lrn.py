@@ -109,6 +109,20 @@ def test_default_configuration_equals_float64(
     assert_close(run(fenced, x, 5, config), lrn.reference(x, 5), torch.float32, 5, scale=x.abs())
 
 
+def test_views_of_larger_activations(
+    device: torch.device, generator: torch.Generator, assert_close: Close
+) -> None:
+    """From rows [H, N, W, C] into a slice of the images of another activation."""
+    x = torch.randn(3, 24, 4, 5, generator=generator)
+    rows = layout.empty_rows(4, 6, 3, 24, torch.float32, device).fill_(torch.nan)
+    image = rows[:, :5].copy_(layout.pack(x))
+    many = layout.empty(4, 5, 7, 24, torch.float32, device).fill_(torch.nan)
+    out = many[:, :, 2:5]
+    lrn.local_response_norm(image, out, LRNShape(60, 24, 5), LRNConfig(16, 16))()
+    assert_close(layout.unpack(out), lrn.reference(x, 5), torch.float32, 5)
+    assert int(many.isnan().sum()) == many.numel() - out.numel(), "it wrote beside its view"
+
+
 def test_work() -> None:
     work = lrn.work(LRNShape(6, 10, 5), torch.float16)
     assert work.flops == 60 * 14  # a multiply-add a neighbour; scale, add, power, multiply

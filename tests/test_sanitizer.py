@@ -1,0 +1,511 @@
+"""No kernel reads or writes outside its tensors, on shapes that fit no tile; what does is found.
+
+Twice: our own sanitizer watches every access of every program as it is interpreted, through
+descriptors too; triton-viz computes no numbers but asks a solver about all of a program's lanes.
+That one patches Triton for good, so it runs in a process of its own, `symbolic.py`, which takes
+`launches` from here. No numbers are checked: other tests do that.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import itertools
+import json
+import linecache
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from alexnet_triton.bench.sanitizer import Violation, sanitized
+from alexnet_triton.engine.bind import bind, pack
+from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels import conv, gemm, layout, lrn, parts, pool, softmax, stem
+from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.gemm import LinearConfig
+from alexnet_triton.kernels.jit import Kernel, Launch, jit
+from alexnet_triton.kernels.lrn import LRNConfig, LRNShape
+from alexnet_triton.kernels.pool import PoolConfig, PoolShape
+from alexnet_triton.kernels.softmax import SoftmaxConfig, SoftmaxShape
+from alexnet_triton.kernels.stem import StemConfig, StemShape
+from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+pytestmark = pytest.mark.interpreter
+
+Epilogue = tuple[bool, str | None, bool]  # bias, activation, scale and shift
+
+# No two blocks of one kernel are of one size: triton-viz takes equal ranges for the same number.
+TILE = (16, 32, 64)
+IMAGES = Conv2dConfig("images", *TILE, descriptors=False)
+PIXELS = Conv2dConfig("pixels", *TILE, descriptors=False)
+WHOLE = LinearConfig(*TILE, descriptors=False)
+SPLIT = LinearConfig(*TILE, SPLIT_K=3, descriptors=False)
+CONVOLUTIONS = {
+    "multiples of nothing": Conv2dShape(17, 67, 1, 2, 37, 2, 2, padding=(1, 0, 1, 0)),
+    "multiples of the tile": Conv2dShape(16, 64, 2, 1, 32, 2, 1, padding=(1, 1, 0, 0)),
+    "one of everything": Conv2dShape(1, 1, 1, 1, 1, 1, 1),
+    "stride and dilation": Conv2dShape(
+        2, 8, 7, 6, 8, 3, 3, stride=(2, 1), padding=(2, 2, 1, 1), dilation=(2, 3)
+    ),
+    "strides over the filter": Conv2dShape(3, 8, 9, 8, 8, 2, 1, stride=(4, 3)),
+    "windows outside the image": Conv2dShape(
+        3, 5, 2, 2, 6, 2, 2, stride=(2, 3), padding=(3, 3, 5, 5)
+    ),
+    "filter over the image": Conv2dShape(4, 5, 3, 2, 6, 5, 7, padding=(2, 1, 4, 3)),
+    "aligned groups": Conv2dShape(17, 32, 1, 2, 36, 1, 3, padding=(0, 0, 1, 1), groups=2),
+    "odd groups": Conv2dShape(3, 15, 2, 2, 21, 2, 3, padding=(1, 0, 1, 1), groups=3),
+}
+LINEARS = {  # images, pixels, channels, outputs
+    "multiples of nothing": (19, 3, 70, 37),
+    "multiples of the tile": (16, 2, 64, 32),
+    "one of everything": (1, 1, 1, 1),
+    "fewer steps than parts": (1, 2, 24, 40),
+}
+POOLS = {
+    "alexnet": PoolShape(3, 5, 7, 8, 3, 4, (3, 3), (2, 2)),
+    "over both ends": PoolShape(3, 5, 7, 8, 3, 3, (4, 3), (3, 4), (1, 1)),
+    "one pixel": PoolShape(1, 1, 1, 1, 1, 1, (1, 1)),
+}
+DILATED = PoolShape(3, 5, 7, 8, 4, 5, (2, 3), (2, 2), (1, 1), (3, 2))
+ADAPTIVE = {
+    "fewer": PoolShape(2, 11, 7, 8, 3, 6),
+    "more": PoolShape(2, 11, 3, 2, 8, 5),
+}
+STEM = StemShape(N=2, C=3, H=9, W=7, OH=6, OW=5, S=2, padding=(1, 2))  # a border on every side
+EPILOGUES: list[Epilogue] = [
+    (False, None, False),
+    (True, None, False),
+    (False, "relu", True),
+    (True, "sigmoid", True),
+]
+
+
+def activation(height: int, width: int, images: int, channels: int) -> torch.Tensor:
+    """An activation [H, W, N, C] of zeros."""
+    return layout.empty(height, width, images, channels, torch.half, "cpu").zero_()
+
+
+def several(bound: Launch | Iterable[Launch]) -> list[Launch]:
+    """What a launcher gives, one or more."""
+    return [bound] if isinstance(bound, Launch) else list(bound)
+
+
+def tail(channels: int, epilogue: Epilogue) -> tuple[Any, Any]:
+    """A bias and an affine, each or None."""
+    with_bias, _, with_affine = epilogue
+    affine = (torch.zeros(channels), torch.zeros(channels))
+    return torch.zeros(channels).half() if with_bias else None, affine if with_affine else None
+
+
+def convolution(
+    shape: Conv2dShape,
+    config: Conv2dConfig,
+    epilogue: Epilogue = (True, "relu", True),
+    module: Any = conv,
+    x: torch.Tensor | None = None,
+) -> list[Launch]:
+    """One convolution in half precision, by the module or a copy of it."""
+    bias, affine = tail(shape.OC, epilogue)
+    weight = torch.zeros(shape.OC, shape.C // shape.groups, shape.KH, shape.KW).half()
+    if x is None:
+        x = activation(shape.H, shape.W, shape.N, shape.C)
+    out = activation(shape.OH, shape.OW, shape.N, shape.OC)
+    packed = conv.pack_weight(weight)
+    bound = module.conv2d(x, packed, bias, out, shape, config, epilogue[1], "ieee", affine)
+    return all_parts(several(bound))
+
+
+def linear(
+    sizes: tuple[int, int, int, int],
+    config: LinearConfig,
+    epilogue: Epilogue = (True, "relu", True),
+    module: Any = gemm,
+) -> list[Launch]:
+    """One linear layer of (images, pixels, channels, outputs) in half precision."""
+    n, pixels, c, oc = sizes
+    bias, affine = tail(oc, epilogue)
+    weight = gemm.pack_weight(torch.zeros(oc, c * pixels).half(), pixels)
+    x, out = activation(pixels, 1, n, c), activation(1, 1, n, oc)
+    return several(module.linear(x, weight, bias, out, config, epilogue[1], "ieee", affine))
+
+
+def pooling(function: Any, shape: PoolShape, *options: bool) -> list[Launch]:
+    """One pooling by one of the launchers."""
+    x = activation(shape.H, shape.W, shape.N, shape.C)
+    out = activation(shape.OH, shape.OW, shape.N, shape.C)
+    return several(function(x, out, shape, PoolConfig(4, 16), *options))
+
+
+def normalisation(shape: LRNShape, module: Any = lrn) -> list[Launch]:
+    """One local response normalisation."""
+    x, out = activation(shape.M, 1, 1, shape.C), activation(shape.M, 1, 1, shape.C)
+    return several(module.local_response_norm(x, out, shape, LRNConfig(4, 8)))
+
+
+def probabilities(shape: SoftmaxShape, module: Any = softmax) -> list[Launch]:
+    """One softmax."""
+    x, out = activation(1, 1, shape.M, shape.C), activation(1, 1, shape.M, shape.C)
+    return several(module.softmax(x, out, shape, SoftmaxConfig(2)))
+
+
+def entry(
+    pixels: torch.Tensor, module: Any = stem, shape: StemShape = STEM, out: Any = None
+) -> list[Launch]:
+    """The way in for pixels [2, 3, 9, 7]."""
+    if out is None:
+        out = activation(shape.OH, shape.OW, shape.N, shape.S**2 * shape.C)
+    mean, std = torch.zeros(3), torch.ones(3)
+    return several(module.stem(pixels, mean, std, out, shape, StemConfig(32)))
+
+
+def wide_entry(descriptors: bool) -> list[Launch]:
+    """A first convolution of two output columns at once, over windows of rows that overlap."""
+    whole = Conv2dShape(2, 2, 9, 11, 5, 5, 6, stride=(2, 2), padding=(1, 0, 1, 2))
+    shape, folded = stem.fold(whole)
+    assert folded.OW % 2 == 1
+    columns = folded.OW + 1 + folded.KW - 1  # the last window has a column more than is wanted
+    shape = replace(shape, OW=columns)
+    out = layout.empty_rows(shape.OH, columns, 2, 8, torch.half, "cpu").zero_()
+    wide = stem.wide(folded, 2)
+    (way_in,) = entry(torch.zeros(2, 2, 9, 11).half(), shape=shape, out=out)
+    config = replace(IMAGES, descriptors=descriptors)
+    return [way_in, *convolution(wide, config, x=stem.windows(out, wide, 2))]
+
+
+def products(descriptors: bool) -> dict[str, list[Launch]]:
+    """Convolutions and linear layers, with tensor descriptors or plain pointers."""
+    made: dict[str, list[Launch]] = {"wide first layer": wide_entry(descriptors)}
+    images, pixels = (replace(config, descriptors=descriptors) for config in (IMAGES, PIXELS))
+    for name, shape in CONVOLUTIONS.items():
+        made[f"conv, pixels, {name}"] = convolution(shape, pixels)
+        if conv.images_tiling_fits(shape, torch.half) or not descriptors:
+            made[f"conv, images, {name}"] = convolution(shape, images)
+    for name in ("multiples of nothing", "aligned groups"):
+        two, split = replace(images, BLOCK_N2=8), replace(pixels, SPLIT_K=3)
+        made[f"conv, two accumulators, {name}"] = convolution(CONVOLUTIONS[name], two)
+        made[f"conv, 3 parts, {name}"] = convolution(CONVOLUTIONS[name], split)
+    forms = itertools.product((WHOLE, SPLIT), (False, True), LINEARS.items())
+    for form, transposed, (name, sizes) in forms:
+        config = replace(form, transposed=transposed, descriptors=descriptors)
+        made[f"linear, {form.SPLIT_K} parts, {transposed=}, {name}"] = linear(sizes, config)
+    return made
+
+
+def all_parts(made: Sequence[Launch]) -> list[Launch]:
+    """The same, with all parts of a split sum for the tensor that the first kernel fills.
+
+    A convolution's launcher gives it the first part, from which it reaches the others.
+    """
+    *first, last = made
+    whole = {"y": last.arguments["parts"]} if first else {}
+    return [replace(each, arguments=each.arguments | whole) for each in first] + [last]
+
+
+def others() -> dict[str, list[Launch]]:
+    """Every other kernel on its awkward shapes, and every epilogue."""
+    made: dict[str, list[Launch]] = {}
+    for epilogue in EPILOGUES:
+        shape, sizes = CONVOLUTIONS["odd groups"], LINEARS["fewer steps than parts"]
+        made[f"conv, {epilogue=}"] = convolution(shape, PIXELS, epilogue)
+        made[f"linear, {epilogue=}"] = linear(sizes, WHOLE, epilogue)
+        made[f"linear, 3 parts, {epilogue=}"] = linear(sizes, SPLIT, epilogue)
+    for name, pool_shape in (POOLS | {"dilated": DILATED}).items():
+        made[f"max, {name}"] = pooling(pool.max_pool2d, pool_shape)
+    for (name, pool_shape), count in itertools.product((POOLS | ADAPTIVE).items(), (False, True)):
+        made[f"average, {name}, {count}"] = pooling(pool.avg_pool2d, pool_shape, count)
+    for lrn_shape in (LRNShape(18, 13, 5), LRNShape(5, 16, 4, 2), LRNShape(1, 1, 9)):
+        made[f"lrn, {lrn_shape}"] = normalisation(lrn_shape)
+    for softmax_shape in (SoftmaxShape(3, 13), SoftmaxShape(2, 16), SoftmaxShape(1, 1)):
+        made[f"softmax, {softmax_shape}"] = probabilities(softmax_shape)
+    for name, images in {
+        "bytes": torch.zeros(2, 3, 9, 7, dtype=torch.uint8),
+        "floats": torch.zeros(2, 3, 9, 7),
+        "NHWC": torch.zeros(2, 9, 7, 3, dtype=torch.uint8).permute(0, 3, 1, 2),
+        "crop": torch.zeros(2, 3, 11, 9)[:, :, 2:, 2:],
+        "grey": torch.zeros(2, 1, 9, 7, dtype=torch.uint8).expand(2, 3, 9, 7),
+    }.items():
+        made[f"stem, {name}"] = entry(images)
+    return made
+
+
+def summing(module: Any) -> list[Launch]:
+    """Three parts of 5 rows of 40 channels."""
+    scratch, out = torch.zeros(1, 3, 5, 40), activation(1, 1, 5, 40)
+    return several(module.sum_parts(scratch, None, out, None, None))
+
+
+# Faults
+
+
+@jit
+def _copy_kernel(x, y, N, READ: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + i + READ, mask=i < N, other=0.0)
+    tl.store(y + i + WRITE, value, mask=i < N)
+
+
+def copying(x: torch.Tensor, y: torch.Tensor, read: int = 0, write: int = 0) -> Launch:
+    """x to y, but x is read `read` elements further on and y written `write` further on."""
+    arguments = {"x": x, "y": y, "N": len(x), "READ": read, "WRITE": write, "BLOCK": 8}
+    return Launch(_copy_kernel, (-(-len(x) // 8),), arguments, num_warps=1, num_stages=1)
+
+
+def planted() -> dict[str, list[Launch]]:
+    """A load one beyond the last element, and a store one before the first."""
+    return {
+        "planted load": [copying(torch.ones(13), torch.ones(13), read=1)],
+        "planted store": [copying(torch.ones(13), torch.ones(13), write=-1)],
+    }
+
+
+ENDS = POOLS["over both ends"]
+EVEN = Conv2dShape(17, 67, 1, 2, 40, 1, 2, padding=(0, 1, 0, 0))  # 40 channels: no padding
+SIZES = (19, 1, 70, 40)
+
+
+# A module, a part of a mask in it, what to put there, whose elements are reached then, and how to
+# launch the kernel from a copy of the module.
+MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launch]]]] = {
+    "images": (conv, "image < N", "image <= N", "x", lambda m: convolution(EVEN, IMAGES, module=m)),
+    "pixels": (conv, "ih < H", "ih <= H", "x", lambda m: convolution(EVEN, PIXELS, module=m)),
+    "filters": (conv, "n < OC", "n <= OC", "w", lambda m: convolution(EVEN, PIXELS, module=m)),
+    "tail": (
+        conv,
+        "channel < OC",
+        "channel <= OC",
+        "bias",
+        lambda m: convolution(EVEN, PIXELS, module=m),
+    ),
+    "linear": (gemm, "image < N", "image <= N", "x", lambda m: linear(SIZES, WHOLE, module=m)),
+    "split": (gemm, "channel < OC", "channel <= OC", "y", lambda m: linear(SIZES, SPLIT, module=m)),
+    "parts": (parts, "row < M", "row <= M", "parts", summing),
+    "max": (pool, "inside & valid[:, None]", "inside", "x", lambda m: pooling(m.max_pool2d, ENDS)),
+    "average": (
+        pool,
+        "inside & valid[:, None]",
+        "inside",
+        "x",
+        lambda m: pooling(m.avg_pool2d, ENDS, True),
+    ),
+    "lrn": (lrn, "row < M", "row <= M", "y", lambda m: normalisation(LRNShape(18, 16, 5), m)),
+    "softmax": (
+        softmax,
+        "row < M",
+        "row <= M",
+        "y",
+        lambda m: probabilities(SoftmaxShape(3, 16), m),
+    ),
+    "stem": (stem, "iw < W", "iw <= W", "image", lambda m: entry(torch.zeros(2, 3, 9, 7), m)),
+}
+
+
+def mutated(module: ModuleType, old: str, new: str) -> Any:
+    """A copy of a module of kernels with `new` wherever its source has `old`."""
+    source = inspect.getsource(module)
+    assert old in source, f"{module.__name__} has no {old!r} any more: mutate something else"
+    source = source.replace(old, new)
+    name, file = f"{module.__name__}_mutated", f"mutated {old} {module.__name__}.py"
+    copy = ModuleType(name)
+    copy.__package__ = module.__package__
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    sys.modules[name] = copy  # where a dataclass looks for its annotations
+    exec(compile(source, file, "exec", dont_inherit=True), vars(copy))
+    return copy
+
+
+def mutant(name: str) -> list[Launch]:
+    """One of our kernels with a mask broken."""
+    module, old, new, _, bind = MUTATIONS[name]
+    return bind(mutated(module, old, new))
+
+
+def launches() -> dict[str, list[Launch]]:
+    """For triton-viz, which knows no descriptors: what is right, and what is not."""
+    return products(False) | others() | planted() | {name: mutant(name) for name in MUTATIONS}
+
+
+# Our own sanitizer
+
+
+def watched(made: Iterable[Launch]) -> list[Violation]:
+    """What is found while they run."""
+    with sanitized() as violations:
+        for launch in made:
+            launch()
+    return violations
+
+
+def faults(made: dict[str, list[Launch]]) -> dict[str, list[str]]:
+    """Those that are not clean, and why."""
+    found = {
+        name: [str(violation) for violation in watched(several)] for name, several in made.items()
+    }
+    return {name: violations for name, violations in found.items() if violations}
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_products_stay_inside_their_tensors(descriptors: bool) -> None:
+    assert faults(products(descriptors)) == {}
+
+
+def test_other_kernels_stay_inside_their_tensors() -> None:
+    assert faults(others()) == {}
+
+
+def test_every_kernel_is_among_them() -> None:
+    made = products(False) | others()
+    run = {launch.kernel for several in made.values() for launch in several}
+    folder = Path(conv.__file__).parent
+    for name in sorted(path.stem for path in folder.glob("*.py")):
+        module = importlib.import_module(f"{conv.__package__}.{name}")
+        for kernel in vars(module).values():
+            if isinstance(kernel, Kernel) and kernel.__name__.endswith("_kernel"):
+                assert kernel in run, f"no launch above runs {module.__name__}.{kernel.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [(None, PLAIN), (80, PLAIN), (90, Options(slice_images=2, slice_until="pool1"))],
+    ids=str,
+)
+def test_a_plan_stays_inside_its_slots(
+    arch: int | None, options: Options, generator: torch.Generator
+) -> None:
+    """As the engine binds it for a GPU, outputs side by side in one memory."""
+    digits = network("digits")
+    shapes = digits.parameter_shapes()
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    plan = Planner(digits, NUMBERS["fp16"], arch, options=options)(3)
+    bound = bind(plan, pack(digits, state, NUMBERS["fp16"], torch.device("cpu")))
+    images = torch.zeros(3, *digits.input_shape, dtype=torch.uint8)
+    made = {"": [head.stem(images) for head in bound.heads]}
+    after = [*(each for head in bound.heads for each in head.launches), *bound.launches]
+    for name, several in after:
+        made.setdefault(name, []).extend(all_parts(several))
+    assert len(made) == len(plan.steps)
+    assert faults(made) == {}
+
+
+def test_a_watched_kernel_computes_what_it_does_unwatched(generator: torch.Generator) -> None:
+    config = replace(PIXELS, descriptors=True)
+    (launch,) = convolution(CONVOLUTIONS["multiples of nothing"], config, (True, None, False))
+    x, y = launch.arguments["x"], launch.arguments["y"]
+    x.copy_(torch.randn(x.shape, generator=generator))
+    launch.arguments["w"].base.fill_(0.5)
+    launch()
+    wanted = y.clone()
+    y.fill_(torch.nan)
+    assert watched([launch]) == []
+    assert torch.equal(y, wanted)
+    assert wanted.count_nonzero() > 0
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "access", "argument", "lowest", "highest", "program"),
+    [
+        (1, 0, "load", "x", 13, 13, (1, 0, 0)),
+        (-3, 0, "load", "x", -3, -1, (0, 0, 0)),
+        (0, 2, "store", "y", 13, 14, (1, 0, 0)),
+        (0, -1, "store", "y", -1, -1, (0, 0, 0)),
+    ],
+)
+def test_a_planted_fault_is_named_and_does_no_harm(
+    read: int,
+    write: int,
+    access: str,
+    argument: str,
+    lowest: int,
+    highest: int,
+    program: tuple[int, int, int],
+) -> None:
+    """Though what lies on both sides is memory, and even the other tensor's."""
+    memory = torch.arange(42.0)
+    x, y, between = memory[3:16], memory[19:32], memory[16:19].clone()
+    (found,) = watched([copying(x, y, read, write)])
+    assert (found.kernel, found.access, found.argument) == ("_copy_kernel", access, argument)
+    assert (found.elements, found.lowest, found.highest) == (13, lowest, highest)
+    assert found.count == highest - lowest + 1
+    assert found.program == program
+    source, first = inspect.getsourcelines(_copy_kernel.fn)
+    (at,) = (i for i, text in enumerate(source) if f"tl.{access}(" in text)
+    assert found.line == f"test_sanitizer.py:{first + at}"
+    assert torch.equal(memory[16:19], between)
+    assert memory[32] == 32
+    assert memory[18] == 18
+    good = slice(max(0, -read, write), 13 - max(read, -write, 0))  # the others were copied
+    assert torch.equal(y[good], x[good.start + read - write : good.stop + read - write])
+
+
+@jit
+def _wide_kernel(x, y, table):  # type: ignore[no-untyped-def]
+    i = tl.arange(0, 8)
+    tl.atomic_add(y + i, x.load([0]))
+    tl.atomic_cas(y + 3 + i, tl.full((8,), 0.0, tl.float32), tl.full((8,), 1.0, tl.float32))
+    tl.store(tl.load(table).to(tl.pointer_type(tl.float32)), 1.0)
+
+
+def test_descriptors_atomics_and_pointers_from_memory() -> None:
+    y = torch.zeros(16)
+    wide = TensorDescriptor(torch.ones(4), shape=[6], strides=[1], block_shape=[8])
+    arguments = {"x": wide, "y": y[:7], "table": torch.tensor([y[15:].data_ptr()])}
+    found = watched([Launch(_wide_kernel, (1,), arguments, num_warps=1, num_stages=1)])
+    seen = [(each.access, each.argument, each.count) for each in found]
+    assert seen == [
+        ("load", "x", 2),
+        ("atomic", "y", 1),
+        ("atomic", "y", 4),
+        ("store", "no tensor", 1),
+    ]
+    assert y.tolist() == [1.0] * 4 + [1.0] * 3 + [0.0] * 9
+
+
+def test_nothing_is_left_behind() -> None:
+    names = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+    before = interpreter.GridExecutor.__call__, interpreter._implicit_cvt
+    with pytest.raises(KeyError), sanitized():
+        raise KeyError
+    assert (interpreter.GridExecutor.__call__, interpreter._implicit_cvt) == before
+    assert not set(names) & set(vars(interpreter.interpreter_builder))
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_mask_is_found(name: str) -> None:
+    _, _, _, argument, _ = MUTATIONS[name]
+    assert argument in {violation.argument for violation in watched(mutant(name))}
+
+
+# triton-viz
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton_viz") is None, reason="triton-viz is not installed"
+)
+def test_triton_viz_finds_what_is_wrong_and_nothing_else() -> None:
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("symbolic.py"), __file__],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert {name: found[name] for name in products(False) | others() if found[name]} == {}
+    for name, access, argument in (("planted load", "load", "x"), ("planted store", "store", "y")):
+        (finding,) = found[name]
+        assert finding.startswith("_copy_kernel, test_sanitizer.py:")
+        assert finding.endswith(f": {access} of {argument}")
+    for name, (_, _, _, argument, _) in MUTATIONS.items():
+        assert any(finding.endswith(f" of {argument}") for finding in found[name]), name
