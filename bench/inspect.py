@@ -1,115 +1,181 @@
-"""What a kernel becomes on a GPU that is not here: compile a launch, read its machine code.
+"""`bench inspect`: a layer's kernels on GPUs that are not here, and what to think of them.
 
-`Launch` knows a kernel's argument types, alignments and options, which is all the compiler asks
-for, so any launch made with CPU tensors can be compiled for any NVIDIA architecture. Registers,
-stack and shared memory are read off the binary with the `cuobjdump` and `nvdisasm` that Triton
-ships. The limits are NVIDIA's, CUDA C++ Programming Guide, "Technical Specifications per Compute
-Capability".
+Compiling, judging and drawing are in `compiled`, `inspection`, `inspection_plot` and
+`inspection_text`; this is the way in.
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
-from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import create_function_from_signature
+from triton import __version__ as TRITON
 
-from ..kernels.jit import ALONE, Launch
+from ..engine import EngineError
+from ..engine.load import find
+from ..engine.plan import NUMBERS
+from ..engine.single import Planner
+from ..engine.spec import Network
+from .compiled import Binary, compile_for, refusal
+from .configuration import DEFAULT, parse
+from .env import Verbs
+from .inspection import PLANNED_AS, Report, report
+from .inspection_plot import drawing
+from .inspection_text import code, difference, table
+from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
+from .problem import configured, problems
 
-# Bytes of shared memory that one block may ask for, by compute capability.
-SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+__all__ = ["Binary", "compile_for", "refusal"]
 
+ARCHS = "sm_80,sm_90,sm_100"
 
-@dataclass(frozen=True)
-class Binary:
-    """One kernel compiled for one architecture."""
+FORMS = {"sass": "the machine code", "ptx": "the PTX", "ttgir": "Triton's GPU IR"}
+"""Forms of a kernel's code that can be written out, as attributes of Binary."""
 
-    kernel: str
-    arch: int
-    registers: int  # per thread
-    stack: int  # bytes per thread
-    shared: int  # bytes per block
-    ttgir: str
-    ptx: str
-    cubin: bytes
-
-    @cached_property
-    def sass(self) -> str:
-        """The machine code, as text."""
-        with tempfile.TemporaryDirectory() as folder:
-            cubin = Path(folder) / "kernel.cubin"
-            cubin.write_bytes(self.cubin)
-            return _tool("nvdisasm", "-c", str(cubin))
-
-    @cached_property
-    def instructions(self) -> Counter[str]:
-        """How often each opcode stands in the machine code, without its modifiers."""
-        return Counter(opcodes(self.sass))
-
-    @property
-    def spills(self) -> int:
-        """Loads and stores of local memory: registers that did not fit."""
-        return self.instructions["LDL"] + self.instructions["STL"]
-
-    @property
-    def fits(self) -> bool:
-        """Whether a block's shared memory exists on that architecture."""
-        return self.shared <= SHARED_MEMORY_LIMIT[self.arch]
+Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
 
-def opcodes(sass: str) -> list[str]:
-    """The opcodes in machine code as nvdisasm prints it, in order, bare of modifiers."""
-    line = r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9]+)"
-    return re.findall(line, sass, re.M)
+def reports(
+    network: Network,
+    dtype: str,
+    batch: int,
+    cuts: Sequence[Cut],
+    archs: Sequence[Arch],
+    card: str | None = None,
+) -> Iterator[Report]:
+    """A report for each architecture and each (layer, configuration), as they are done.
 
-
-def compile_for(launch: Launch, arch: int) -> Binary:
-    """Compile `launch` for compute capability `arch` (80, 90, 100) exactly as a launch there would.
-
-    Raises whatever Triton's compiler raises.
+    `card` is a key of GPUS and meant for its own architecture; the others are judged on the first
+    card that has them. Raises NetworkError for an unknown layer and EngineError for a
+    configuration that `parse` refuses.
     """
-    target = GPUTarget("cuda", arch, 32)
-    backend = make_backend(target)
-    kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    bound, specialization, extra = bind(**launch.arguments, **options)
-    # _pack_args is what JITFunction.run calls between binding and compiling.
-    parsed, signature, constants, attributes = kernel._pack_args(
-        backend, options, bound, specialization, extra
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
-    with ALONE:
-        compiled = triton.compile(source, target=target, options=parsed.__dict__)
-    cubin = compiled.asm["cubin"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _tool("cuobjdump", "-res-usage", str(path))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump told no resources of {kernel.__name__}: {usage!r}")
-    return Binary(
-        kernel=kernel.__name__,
-        arch=arch,
-        registers=int(found[1]),
-        stack=int(found[2]),
-        shared=compiled.metadata.shared,
-        ttgir=compiled.asm["ttgir"],
-        ptx=compiled.asm["ptx"],
-        cubin=cubin,
-    )
+    for arch in archs:
+        planner = Planner(network, NUMBERS[dtype], arch if isinstance(arch, int) else PLANNED_AS)
+        for layer, config in cuts:
+            (problem,) = problems(planner, dtype, batch, [layer])
+            if config != DEFAULT:
+                problem = configured(problem, parse(config, problem.step))
+            yield report(problem, arch, _card(arch, card), config)
 
 
-def _tool(name: str, *arguments: str) -> str:
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
+def _card(arch: Arch, wanted: str | None) -> str | None:
+    if wanted and GPUS[wanted].arch == arch:
+        return wanted
+    return next((key for key, gpu in GPUS.items() if gpu.arch == arch), None)
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add `inspect` to the verbs."""
+    parser = verbs.add_parser(
+        "inspect",
+        help="compile kernels for GPUs that are not here: resources, occupancy, machine code",
+        epilog="example: alexnet-triton-bench inspect conv4 --arch sm_90 "
+        "--config default --config BLOCK_N=128,num_stages=4",
+    )
+    parser.add_argument("layers", nargs="*", metavar="LAYER", help="default: all of the model")
+    parser.add_argument("--model", default="alexnet")
+    parser.add_argument("--arch", help=f"comma-separated (default: the card's, or {ARCHS})")
+    parser.add_argument("--card", help=f"for waves and roofs: {', '.join(GPUS)}")
+    parser.add_argument("--batch", type=int, default=1024, help="images (default 1024)")
+    parser.add_argument("--dtype", choices=NUMBERS, default="fp16")
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="change the default configuration; several give several reports",
+    )
+    parser.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two layers, or two configurations of one LAYER, side by side",
+    )
+    for form, what in FORMS.items():
+        parser.add_argument(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw occupancy and mix")
+    parser.add_argument("--check", action="store_true", help="fail if a kernel is refused")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    network, _ = find(options.model)
+    if options.batch < 1:
+        raise EngineError(f"--batch: wanted at least 1 image, got {options.batch}")
+    if options.json and "-" in (options.sass, options.ptx, options.ttgir):
+        raise EngineError("--json: prints JSON and nothing else; write the code to a file")
+    card = find_gpu(options.card) if options.card else None
+    archs = _archs(options.arch, card)
+    found = []
+    for one in reports(network, options.dtype, options.batch, _cuts(network, options), archs, card):
+        print(f"{arch_name(one.arch)} {one.layer} {one.config}", file=sys.stderr)
+        found.append(one)
+    printed = [_write(found, form, getattr(options, form)) for form in FORMS]
+    if options.plot:
+        _save(options.plot, drawing(found))
+    if options.json:
+        told = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
+        print(json.dumps({**told, "reports": [one.to_dict() for one in found]}, indent=2))
+    elif options.diff:
+        pairs = zip(found[::2], found[1::2], strict=True)
+        print("\n\n".join(difference(left, right) for left, right in pairs))
+    elif not any(printed):
+        print(f"{network.name}, batch {options.batch:,}, {options.dtype}, Triton {TRITON}")
+        print(table(found))
+    return 1 if options.check and not all(one.clean for one in found) else 0
+
+
+def _archs(names: str | None, card: str | None) -> list[Arch]:
+    """The architectures asked for; without any, the card's or the usual ones."""
+    if names is None and card:
+        return [find_arch(arch_name(GPUS[card].arch))]
+    archs = [find_arch(name) for name in (names or ARCHS).split(",")]
+    if card and GPUS[card].arch not in archs:
+        raise EngineError(
+            f"--card: {card} is {arch_name(GPUS[card].arch)}, which is not among {names}"
+        )
+    return list(dict.fromkeys(archs))
+
+
+def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
+    """Which layers in which configurations; for `--diff`, the two of a pair after one another."""
+    planner = Planner(network, NUMBERS[options.dtype], PLANNED_AS)
+    known = [step.name for step in planner(options.batch).steps[1:]]
+    if not options.diff:
+        return list(itertools.product(options.layers or known, options.config or [DEFAULT]))
+    if options.config:
+        raise EngineError("--diff: takes its configurations itself; leave --config out")
+    two_layers = all(set(name.split("+")) <= set(known) for name in options.diff)
+    if two_layers and not options.layers:
+        return [(name, DEFAULT) for name in options.diff]
+    if two_layers or len(options.layers) != 1:
+        raise EngineError(
+            f"--diff: wanted two layers of {', '.join(known)}, or one LAYER and two of "
+            f"{DEFAULT} or KEY=VALUE,...; got {' and '.join(options.diff)}"
+        )
+    return [(options.layers[0], config) for config in options.diff]
+
+
+def _write(found: Sequence[Report], form: str, where: str | None) -> bool:
+    """Write the code in one form; True if that went to standard output."""
+    if where is None:
+        return False
+    if where == "-":
+        print(code(found, form))
+    else:
+        _save(Path(where), code(found, form))
+    return where == "-"
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}") from None

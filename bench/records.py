@@ -55,6 +55,8 @@ class Row:
     roof_us: float | None = None  # what the machine's measured rates allow at best
     straw_man: bool = False  # shown, and not a peer to beat
     note: str = ""
+    enqueue_us: float | None = None  # the host's part of a run, until the call returns; clock host
+    workspace: int | None = None  # bytes of the engine's activations
 
     @property
     def matched(self) -> bool:
@@ -63,6 +65,7 @@ class Row:
             self.max_error is not None
             and self.tolerance is not None
             and self.max_error <= self.tolerance
+            and (self.rms_error is None or self.rms_error <= self.tolerance / 4)
         )
 
     @property
@@ -154,11 +157,17 @@ def times_best_peer(row: Row, rows: Iterable[Row]) -> float | None:
 
 
 def save(results: Results, path: Path) -> None:
-    """Write JSON, whole or not at all: a run that is cut short leaves the file before it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write JSON, whole or not at all: a run that is cut short leaves the file before it.
+
+    Raises RecordError where that cannot be.
+    """
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(results.to_dict(), indent=1) + "\n")
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(results.to_dict(), indent=1) + "\n")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
 
 
 def load(path: Path) -> Results:
@@ -188,12 +197,21 @@ DERIVED = ("tflops", "gbps", "percent_of_roof", "images_per_second")
 
 
 def save_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a row, with the rates worked out and `times_best_peer` last."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One line a row, with the rates worked out and `times_best_peer` last.
+
+    Raises RecordError where that cannot be.
+    """
     names = [f.name for f in fields(Row)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, *DERIVED, "times_best_peer"])
-        for row in rows:
-            values = [getattr(row, name) for name in (*names, *DERIVED)]
-            writer.writerow([*values, times_best_peer(row, rows)])
+    races: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        races.setdefault(row.race, []).append(row)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, *DERIVED, "times_best_peer"])
+            for row in rows:
+                values = [getattr(row, name) for name in (*names, *DERIVED)]
+                writer.writerow([*values, times_best_peer(row, races[row.race])])
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None

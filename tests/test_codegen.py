@@ -10,7 +10,8 @@ from functools import cache
 
 import pytest
 import torch
-from alexnet_triton.bench.inspect import Binary, compile_for, opcodes
+from alexnet_triton.bench.inspect import Binary, compile_for
+from alexnet_triton.bench.machine_code import main_loop
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, plan
 from alexnet_triton.engine.zoo import network
@@ -59,6 +60,7 @@ def launches(
 
 
 def check(binary: Binary, dtype: str) -> None:
+    assert isinstance(binary.arch, int)
     what = f"{binary.kernel} on sm_{binary.arch}"
     assert binary.spills == 0, f"{what} spills: {binary.spills} local memory accesses"
     assert binary.stack == 0, f"{what} has a stack of {binary.stack} bytes"
@@ -109,25 +111,9 @@ def test_pools_of_any_size_keep_to_their_registers(kernel: int) -> None:
 
 def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:
     (conv4,) = (run for step, run in launches("alexnet", 90, "fp16", 1024) if step == "conv4")
-    loop = main_loop(compile_for(conv4, 90))
-    assert "UTMALDG" in loop, "the loop does not load through TMA"
-    assert "HGMMA" in loop, "the loop does not multiply by warpgroups"
+    loop = main_loop(compile_for(conv4, 90).sass)
+    assert loop.found
+    assert "UTMALDG" in loop.opcodes, "the loop does not load through TMA"
+    assert "HGMMA" in loop.opcodes, "the loop does not multiply by warpgroups"
     for operand_copy in ("LDSM", "LDGSTS", "LDG", "STS"):
-        assert operand_copy not in loop, f"{operand_copy}: operands pass through registers"
-
-
-def main_loop(binary: Binary) -> list[str]:
-    """Opcodes between the last matrix instruction's enclosing backward branch and its target."""
-    lines = binary.sass.splitlines()
-    labels = {
-        line.split(":")[0].strip(): i for i, line in enumerate(lines) if line.startswith(".L")
-    }
-    matrix = MATRIX[binary.arch]
-    for end, line in enumerate(lines):
-        if "BRA" not in line or "`(" not in line:
-            continue
-        start = labels[line.split("`(")[1].split(")")[0]]
-        body = lines[start:end]
-        if start < end and any(matrix in inner for inner in body):
-            return opcodes("\n".join(body))
-    raise AssertionError(f"{binary.kernel}: no loop around {matrix}")
+        assert operand_copy not in loop.opcodes, f"{operand_copy}: operands pass through registers"

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
-from alexnet_triton.bench.inspect import compile_for
+from alexnet_triton.bench import inspect
+from alexnet_triton.bench.compiled import compile_for, refusal
+from alexnet_triton.bench.configuration import parse
+from alexnet_triton.bench.limits import LIMITS, compilable
+from alexnet_triton.bench.machine_code import KINDS, kind, main_loop, opcodes
+from alexnet_triton.engine import EngineError
+from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.jit import Launch
@@ -52,14 +65,263 @@ def test_registers_that_do_not_fit_show() -> None:
     binary = compile_for(launch(Conv2dConfig("images", 128, 256, 32, 4, 3, descriptors=False)), 80)
     assert binary.spills > 0
     assert binary.stack > 0
+    assert f"spills: {binary.spills:,} accesses" in str(refusal(binary))
 
 
 def test_shared_memory_that_does_not_exist_shows() -> None:
     config = Conv2dConfig("images", 128, 64, 64, 4, 4, descriptors=False)
-    assert compile_for(launch(config), 80).fits
+    fitting = compile_for(launch(config), 80)
+    assert fitting.fits
+    assert refusal(fitting) is None
     binary = compile_for(launch(replace(config, num_stages=8)), 80)
     assert binary.shared > 166_912
     assert not binary.fits
+    assert str(refusal(binary)) == (
+        f"NOT LAUNCHABLE: {binary.shared:,} bytes of shared memory, "
+        f"{binary.shared - 166_912:,} over the limit of sm_80"
+    )
+
+
+def test_other_reasons_to_refuse() -> None:
+    binary = compile_for(launch(Conv2dConfig("images", 64, 64, 32, 4, 2, descriptors=False)), 80)
+    assert refusal(binary) is None
+    assert refusal(replace(binary, stack=16)) == "has a stack of 16 bytes a thread in local memory"
+    assert "64 warps a block" in str(refusal(replace(binary, warps=64)))
+    assert "16 warps of 200 registers" in str(refusal(replace(binary, warps=16, registers=200)))
+    assert "of tensor memory" in str(refusal(replace(binary, tensor_memory=512)))
+    missed = replace(binary)
+    missed.__dict__["sass"] = binary.sass.replace("HMMA", "FFMA")
+    assert refusal(missed) == "misses the tensor cores of sm_80"
+
+
+def test_float32_needs_no_tensor_core() -> None:
+    """What multiplies matrices is read off the IR, so that IEEE float32 is not refused."""
+    x = layout.empty(4, 4, 128, 64, torch.float32, "cpu")
+    weight = conv.pack_weight(torch.zeros(64, 64, 3, 3))
+    out = layout.empty(4, 4, 128, 64, torch.float32, "cpu")
+    config = conv.default_config(SHAPE, torch.float32, "ieee", 80)
+    (product,) = conv.conv2d(x, weight, None, out, SHAPE, config)
+    binary = compile_for(product, 80)
+    assert not binary.wants_matrix
+    assert not binary.uses_matrix
+    assert refusal(binary) is None
+
+
+@pytest.mark.skipif("gfx942" not in compilable(), reason="this Triton has no AMD backend")
+def test_amd_too() -> None:
+    binary = compile_for(launch(conv.default_config(SHAPE, torch.float16, "ieee", 80)), "gfx942")
+    assert binary.uses_matrix
+    assert 0 < binary.registers <= 512
+    assert refusal(binary) is None
+    loop = main_loop(binary.sass)
+    assert loop.found
+    assert loop.mix["matrix"] > 0
+    assert loop.mix["shared"] > 0
+
+
+# --- reading machine code --------------------------------------------------------------------
+
+SASS = """
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+.L_x_2:
+        /*0010*/              @!P0 LDGSTS.E.128 [R1], [R2.64] ;
+.L_x_3:
+        /*0020*/                   LDSM.16.M88.4 R4, [R1] ;
+.L_x_9:
+        /*0030*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R3], R4 ;
+        /*0040*/              @!P1 BRA `(.L_x_9) ;
+        /*0050*/                   HMMA.16816.F32 R8, R4, R6, R8 ;
+        /*0060*/               @P0 BRA `(.L_x_2) ;
+        /*0070*/                   FADD R8, R8, R9 ;
+        /*0080*/                   STG.E [R2.64], R8 ;
+        /*0090*/                   EXIT ;
+        /*00a0*/                   NOP ;
+        /*00b0*/                   BRA `(.L_x_3) ;
+.L_x_4:
+        /*00c0*/                   BRA `(.L_x_4);
+"""
+
+
+def test_the_main_loop_is_the_innermost_one_around_the_products() -> None:
+    """Not the spinning on a barrier inside, nor the branch back from code moved out of line."""
+    loop = main_loop(SASS)
+    assert loop.found
+    assert loop.opcodes == ("LDGSTS", "LDSM", "SYNCS", "BRA", "HMMA", "BRA")
+    assert loop.mix == {"matrix": 1, "asynchronous copy": 1, "shared": 1, "control": 3}
+
+
+def test_of_two_loops_the_one_with_more_products_counts() -> None:
+    """A compiler's loop for what unrolling leaves over may be longer."""
+    product = "        /*0010*/                   HMMA.16816.F32 R8, R4, R6, R8 ;"
+    other = "        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;"
+    back = "        /*0030*/              @P0 BRA `(.L_x_{}) ;"
+    unrolled = [".L_x_1:", *[product] * 3, back.format(1)]
+    rest = [".L_x_2:", product, *[other] * 9, back.format(2)]
+    code = "\n".join([*unrolled, *rest])
+    assert main_loop(code).opcodes == ("HMMA", "HMMA", "HMMA", "BRA")
+
+
+def test_without_products_the_longest_loop_or_all_of_it() -> None:
+    loop = main_loop(SASS.replace("HMMA", "FFMA"))
+    assert loop.found
+    assert loop.mix["float"] == 1
+    straight = "\n".join(line for line in SASS.splitlines() if "BRA" not in line)
+    whole = main_loop(straight)
+    assert not whole.found
+    assert list(whole.opcodes) == opcodes(straight)
+    assert whole.mix["global"] == 1
+
+
+@pytest.mark.parametrize(
+    ("opcode", "wanted"),
+    [
+        *(("HGMMA", "matrix"), ("UTCHMMA", "matrix"), ("v_mfma_f32_32x32x8_f16", "matrix")),
+        *(("UTMALDG", "TMA"), ("UTMASTG", "TMA"), ("LDGSTS", "asynchronous copy")),
+        *(("LDS", "shared"), ("LDTM", "shared"), ("ds_read_b128", "shared")),
+        *(("LDG", "global"), ("buffer_load_dwordx4", "global"), ("RED", "global")),
+        *(("LDL", "local"), ("STL", "local"), ("scratch_store_dword", "local")),
+        *(("FFMA", "float"), ("HADD2", "float"), ("F2FP", "float"), ("v_add_f32_e32", "float")),
+        *(("IMAD", "integer"), ("LOP3", "integer"), ("UIADD3", "integer"), ("R2UR", "integer")),
+        *(("LEA", "integer"), ("ISETP", "integer"), ("v_lshlrev_b32_e32", "integer")),
+        *(("BRA", "control"), ("SYNCS", "control"), ("DEPBAR", "control"), ("BAR", "control")),
+        *(("s_cbranch_scc1", "control"), ("WARPGROUP", "control"), ("FENCE", "control")),
+        *(("NOP", "other"), ("LDC", "other")),
+    ],
+)
+def test_kinds_of_instructions(opcode: str, wanted: str) -> None:
+    assert wanted in KINDS
+    assert kind(opcode) == wanted
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    inspect.command(parser.add_subparsers())
+    options = parser.parse_args(["inspect", *arguments])
+    status: int = options.run(options)
+    return status
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert run(*arguments, "--json") == 0
+    reports: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["reports"]
+    return reports
+
+
+def test_every_layer_on_hopper_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    """No spill anywhere; the convolutions multiply by HGMMA what TMA brings."""
+    reports = told(capsys, "--arch", "sm_90")
+    assert [one["layer"] for one in reports][:3] == ["conv1", "pool1", "conv2"]
+    assert len(reports) == 11
+    for one in reports:
+        assert one["clean"], one["verdict"]
+        assert one["card"] == "H200"
+        assert one["roof"]["bound"] == ("memory" if "pool" in one["layer"] else "compute")
+        for kernel in one["kernels"]:
+            assert kernel["spills"] == kernel["stack"] == kernel["shared_over"] == 0
+            assert kernel["launchable"]
+            assert kernel["waves"]["blocks"] == kernel["grid"]
+            mix = kernel["main_loop"]["mix"].values()
+            assert sum(part["count"] for part in mix) == kernel["main_loop"]["instructions"]
+            assert sum(part["share"] for part in mix) == pytest.approx(1)
+        if "conv" in one["layer"]:
+            product = one["kernels"][-1]
+            assert (product["operands"], product["multiplies_by"]) == ("TMA", "HGMMA")
+            assert product["main_loop"]["mix"]["TMA"]["count"] >= 2
+            assert one["verdict"].startswith("clean: TMA + HGMMA, ")
+
+
+def test_a_configuration_made_too_large(capsys: pytest.CaptureFixture[str]) -> None:
+    (one,) = told(capsys, "conv4", "--arch", "sm_90", "--config", "num_stages=6")
+    (kernel,) = one["kernels"]
+    over = kernel["shared"] - LIMITS[90].shared_per_block
+    assert over > 0
+    assert kernel["shared_limit"] == LIMITS[90].shared_per_block
+    assert kernel["shared_over"] == over
+    assert not kernel["launchable"]
+    assert kernel["occupancy"]["blocks"] == 0
+    assert kernel["waves"] is None
+    assert not one["clean"]
+    assert one["settings"]["num_stages"] == 6
+    assert one["verdict"] == (
+        f"NOT LAUNCHABLE: {kernel['shared']:,} bytes of shared memory, {over:,} over the limit "
+        "of sm_90"
+    )
+    assert run("conv4", "--arch", "sm_90", "--config", "num_stages=6", "--check") == 1
+    assert run("conv4", "--arch", "sm_90", "--check") == 0
+
+
+def test_several_configurations_and_what_does_not_compile(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ("default", "num_warps=3", "BLOCK_M=64,descriptors=false")
+    reports = told(
+        capsys, "conv3", "--arch", "80", *(word for a in asked for word in ("--config", a))
+    )
+    assert [one["config"] for one in reports] == list(asked)
+    assert [one["clean"] for one in reports] == [True, False, True]
+    assert reports[1]["verdict"].startswith("DOES NOT COMPILE: num_warps must be a power of 2")
+    assert reports[1]["kernels"] == []
+    assert reports[2]["settings"]["BLOCK_M"] == 64
+    assert "asynchronous copies + HMMA" in reports[2]["verdict"]
+
+
+def test_the_table_the_difference_and_the_code(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture, code = tmp_path / "conv5.svg", tmp_path / "conv5.ptx"
+    assert run("conv5", "--card", "h100", "--plot", str(picture), "--ptx", str(code)) == 0
+    out = capsys.readouterr().out
+    assert "sm_90, waves on H100 SXM" in out
+    assert "main loop of" in out
+    assert "FLOP/byte" in out
+    assert "clean: TMA + HGMMA" in out
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert "conv5" in picture.read_text()
+    assert ".target sm_90" in code.read_text()
+    assert run("conv5", "--arch", "sm_90", "--sass", "-") == 0
+    assert "HGMMA" in capsys.readouterr().out
+    assert run("conv5", "--arch", "sm_90", "--diff", "default", "num_stages=2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    marked = {line[2:].split()[0] for line in lines if line.startswith("* ")}
+    assert {"num_stages", "shared", "configuration"} <= marked
+    assert not {"layer", "BLOCK_M", "kernel", "GFLOP"} & marked
+    assert run("--arch", "sm_90", "--diff", "conv4", "conv5") == 0
+    assert "* layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("conv4", "--arch", "sm_70"), "compiles for .*sm_90.*got 'sm_70'"),
+        (("conv4", "--arch", "sm_80", "--card", "h200"), "h200 is sm_90, which is not among"),
+        (("conv4", "--config", "BLOCK_Q=3"), "conv4: .*with the keys .*BLOCK_M.*got 'BLOCK_Q=3'"),
+        (("conv4", "--config", "BLOCK_M=big"), "conv4: BLOCK_M: wanted a whole number, got 'big'"),
+        (("conv9",), "no step 'conv9'; it has conv1"),
+        (("--batch", "0"), "wanted at least 1 image"),
+        (("--diff", "default", "num_stages=2"), "wanted two layers of conv1"),
+        (("conv4", "--json", "--sass", "-"), "write the code to a file"),
+    ],
+)
+def test_what_the_verb_refuses(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(*arguments)
+
+
+def test_configurations_in_words() -> None:
+    planned = Planner(network("alexnet"), NUMBERS["fp16"], 90)(1024)
+    step = next(step for step in planned.steps if step.name == "conv4")
+    made = parse(" BLOCK_N=128, descriptors=false ,tiling=pixels", step)
+    assert isinstance(made, Conv2dConfig)
+    assert isinstance(step.config, Conv2dConfig)
+    assert made == replace(step.config, BLOCK_N=128, descriptors=False, tiling="pixels")
+    assert parse("default", step) == step.config
+    with pytest.raises(EngineError, match="tiling: wanted images or pixels, got 'rows'"):
+        parse("tiling=rows", step)
+    with pytest.raises(EngineError, match="descriptors: wanted true or false"):
+        parse("descriptors=1", step)
 
 
 @pytest.mark.interpreter

@@ -1,0 +1,209 @@
+"""What a kernel becomes on a GPU that is not here: compile a launch, read its machine code.
+
+`Launch` knows a kernel's argument types, alignments and options, which is all the compiler asks
+for, so any launch made with CPU or meta tensors can be compiled for any architecture that Triton
+knows. For NVIDIA, registers, stack and shared memory are read off the binary with the `cuobjdump`
+and `nvdisasm` that Triton ships; for AMD, off the notes at the end of the assembly.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from ..kernels.jit import ALONE, Launch
+from .limits import LIMITS, Arch, Limits, arch_name, tool
+from .machine_code import is_matrix, opcodes
+from .occupancy import blocks_by_registers
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel compiled for one architecture."""
+
+    kernel: str
+    arch: Arch
+    warps: int  # per block
+    registers: int  # per thread
+    stack: int  # bytes per thread
+    shared: int  # bytes per block
+    tensor_memory: int  # columns per block
+    ttir: str
+    ttgir: str
+    ptx: str  # of an AMD kernel, the assembly
+    image: bytes  # what the driver loads
+
+    @property
+    def limits(self) -> Limits:
+        """What the architecture has."""
+        return LIMITS[self.arch]
+
+    @cached_property
+    def sass(self) -> str:
+        """The machine code, as text."""
+        if isinstance(self.arch, str):
+            return self.ptx
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(self.image)
+            return _run("nvdisasm", "-c", str(cubin))
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """How often each opcode stands in the machine code, without its modifiers."""
+        return Counter(opcodes(self.sass))
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of registers that did not fit: local memory, AMD's scratch."""
+        return sum(
+            count
+            for opcode, count in self.instructions.items()
+            if opcode in ("LDL", "STL") or opcode.startswith("scratch_")
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block's shared memory exists on that architecture."""
+        return self.shared <= self.limits.shared_per_block
+
+    @property
+    def excess(self) -> int:
+        """Bytes of shared memory over the limit."""
+        return max(0, self.shared - self.limits.shared_per_block)
+
+    @property
+    def wants_matrix(self) -> bool:
+        """Whether the source multiplies matrices of numbers that tensor cores take."""
+        products = [line for line in self.ttir.splitlines() if "tt.dot " in line]
+        return any("inputPrecision = tf32" in p or not _FLOAT32.search(p) for p in products)
+
+    @property
+    def uses_matrix(self) -> bool:
+        """Whether the machine code multiplies on them."""
+        return any(is_matrix(opcode) for opcode in self.instructions)
+
+
+_FLOAT32 = re.compile(r": tensor<[0-9x]*xf(32|64)")
+
+
+def unlaunchable(binary: Binary) -> str | None:
+    """Why the driver would not start this kernel at all, in one line; None if it would."""
+    limits, where = binary.limits, arch_name(binary.arch)
+    if binary.excess:
+        return (
+            f"NOT LAUNCHABLE: {binary.shared:,} bytes of shared memory, {binary.excess:,} over "
+            f"the limit of {where}"
+        )
+    if binary.tensor_memory > limits.tensor_memory:
+        return (
+            f"NOT LAUNCHABLE: {binary.tensor_memory} columns of tensor memory, {where} has "
+            f"{limits.tensor_memory}"
+        )
+    if binary.warps > limits.warps_per_block:
+        return (
+            f"NOT LAUNCHABLE: {binary.warps} warps a block, {where} takes {limits.warps_per_block}"
+        )
+    if blocks_by_registers(limits, binary.registers, binary.warps) == 0:
+        return (
+            f"NOT LAUNCHABLE: {binary.warps} warps of {binary.registers} registers a thread, more "
+            f"than {where} has for a block"
+        )
+    return None
+
+
+def refusal(binary: Binary) -> str | None:
+    """Why this kernel is not worth running, in one line; None if nothing speaks against it.
+
+    That is: it cannot be launched, its registers spill, it has a stack, or it multiplies halves or
+    TF32 without the tensor cores.
+    """
+    if reason := unlaunchable(binary):
+        return reason
+    if binary.spills:
+        return (
+            f"spills: {binary.spills:,} accesses to local memory, {binary.stack:,} bytes a thread"
+        )
+    if binary.stack:
+        return f"has a stack of {binary.stack:,} bytes a thread in local memory"
+    if binary.wants_matrix and not binary.uses_matrix:
+        return f"misses the tensor cores of {arch_name(binary.arch)}"
+    return None
+
+
+def compile_for(launch: Launch, arch: Arch) -> Binary:
+    """Compile `launch` for `arch` (80, 90, ..., "gfx942") exactly as a launch there would.
+
+    Raises whatever Triton's compiler raises, and KeyError for an architecture without limits.
+    """
+    limits = LIMITS[arch]
+    vendor = "cuda" if isinstance(arch, int) else "hip"
+    target = GPUTarget(vendor, arch, limits.threads_per_warp)
+    backend = make_backend(target)
+    kernel = launch.kernel
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    bound, specialization, extra = bind(**launch.arguments, **options)
+    # _pack_args is what JITFunction.run calls between binding and compiling.
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, options, bound, specialization, extra
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    with ALONE:
+        compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    made, told = compiled.asm, compiled.metadata
+    code, image = ("ptx", "cubin") if vendor == "cuda" else ("amdgcn", "hsaco")
+    registers, stack = _nvidia(made[image]) if vendor == "cuda" else _amd(made[code])
+    return Binary(
+        kernel=kernel.__name__,
+        arch=arch,
+        warps=told.num_warps,
+        registers=registers,
+        stack=stack,
+        shared=told.shared,
+        tensor_memory=getattr(told, "tmem_size", None) or 0,
+        ttir=made["ttir"],
+        ttgir=made["ttgir"],
+        ptx=made[code],
+        image=made[image],
+    )
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack per thread, as cuobjdump tells them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _run("cuobjdump", "-res-usage", str(path))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no resources: {usage!r}")
+    return int(found[1]), int(found[2])
+
+
+def _amd(assembly: str) -> tuple[int, int]:
+    """Registers (accumulation registers included) and bytes of scratch per thread."""
+    found = {}
+    for name in ("vgpr_count", "private_segment_fixed_size"):
+        told = re.search(rf"^\s+\.{name}:\s+(\d+)", assembly, re.M)
+        if told is None:
+            raise RuntimeError(f"the assembly tells no .{name}")
+        found[name] = int(told[1])
+    return found["vgpr_count"], found["private_segment_fixed_size"]
+
+
+def _run(name: str, *arguments: str) -> str:
+    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip()}")
+    return done.stdout

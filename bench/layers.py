@@ -1,0 +1,364 @@
+"""Layer by layer: the engine's kernels beside everything else that computes the same.
+
+All contestants of a problem stand in one process with the same inputs. Each is run once and
+compared with float64; who does not match is not timed, and who cannot run leaves a row that says
+why. Rounds are interleaved, and small problems rotate through copies enough to overflow the L2
+cache twice, so that only the clock "cold" need overwrite it. One problem is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from ..engine.load import at_least_one, find, numbers, one_of, resolve
+from ..engine.single import Planner
+from ..kernels.jit import architecture
+from .env import Verbs, environment
+from .peers import KINDS, Peer, Prepared, libraries, peers
+from .problem import Problem, Tensors, expected, match, problems, ready, tensors
+from .records import OURS, Results, Row, save, save_csv, times_best_peer
+from .roofline import COPY, measure_roofs, roof_us
+from .timing import CLOCKS, Clock, Run, copies_to_overflow, sampler, take_turns
+
+BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
+ROUNDS = {"cuda": 25, "cpu": 3}
+MOST_COPIES = 1024
+INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure: rounds of turns, and no new round after so many seconds.
+
+    `deadline` is on `time.monotonic`'s clock: no problem is begun after it, and no round but the
+    first three.
+    """
+
+    rounds: int = 25
+    seconds: float | None = None
+    deadline: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def left(self) -> float | None:
+        """Seconds that one clock may take from now on, None for as many as it wants."""
+        if self.deadline is None:
+            return self.seconds
+        remaining = max(0.0, self.deadline - time.monotonic())
+        return remaining if self.seconds is None else min(self.seconds, remaining)
+
+
+def default_names(planner: Planner) -> list[str]:
+    """Every step of the network, and every convolution with the pool right after it."""
+    _, *steps = planner(1, image_dtype=planner.numbers.dtype).steps
+    pooled = [
+        f"{step.name}+{after.name}"
+        for step, after in pairwise(steps)
+        if step.kernel.startswith("conv2d") and after.kernel.endswith("pool2d")
+    ]
+    return [*(step.name for step in steps), *pooled]
+
+
+def layer_rows(
+    planner: Planner,
+    dtype: str,
+    batch: int,
+    device: torch.device,
+    names: Sequence[str] | None = None,
+    clocks: Sequence[Clock] | None = None,
+    *,
+    kinds: Sequence[str] | None = None,
+    roofs: Mapping[str, float] | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> Iterator[Row]:
+    """Rows of every problem in turn: each contestant by each clock, ours first.
+
+    `dtype` is the planner's, by its name in NUMBERS; `names` are problems ("conv4",
+    "conv1+pool1"), by default `default_names`; `clocks` all that the device has; `kinds` those of
+    `peers`; `roofs` what `measure_roofs` gave, without which rows have no roof. Who cannot run,
+    does not match or fails while it is timed has rows without times and with a note. Raises
+    NetworkError for a name that is none, EngineError for an unknown kind of peer.
+    """
+    effort = effort or Effort(ROUNDS[device.type])
+    clocks = CLOCKS[device.type] if clocks is None else clocks
+    for problem in problems(planner, dtype, batch, names or default_names(planner)):
+        if effort.over:
+            return
+        blank = Row(
+            *("layers", problem.name, problem.network.name, batch, dtype, "", ""),
+            *(problem.work.flops, problem.work.bytes),
+            roof_us=roof_us(problem.work, dtype, roofs) if roofs else None,
+        )
+        rows = _rows(problem, device, clocks, kinds, effort, seed, blank)
+        _free(device)
+        yield from rows
+
+
+# --- one problem -----------------------------------------------------------------------------
+
+
+def _rows(
+    problem: Problem,
+    device: torch.device,
+    clocks: Sequence[Clock],
+    kinds: Sequence[str] | None,
+    effort: Effort,
+    seed: int,
+    blank: Row,
+) -> list[Row]:
+    """All rows of one problem; nothing of it stays in memory."""
+    contestants = [_engine(problem), *peers(problem, device, kinds)]
+    try:
+        copies = _copies(problem, device, seed)
+        wanted = expected(problem, copies[0])
+    except torch.cuda.OutOfMemoryError as error:
+        return [
+            replace(blank, contestant=one.name, clock=clock, note=_reason(error))
+            for clock in clocks
+            for one in contestants
+        ]
+    entries: list[tuple[Row, list[Run]]] = []
+    with libraries(problem.plan.numbers), torch.inference_mode():
+        for place, one in enumerate(contestants):
+            row = replace(blank, contestant=one.name, straw_man=one.straw_man, note=one.note)
+            row, runs = _admitted(one, problem, copies, wanted, row)
+            # Peers share tensors: none should find in the cache what another has just read.
+            turn = place * len(copies) // len(contestants)
+            entries.append((row, runs[turn:] + runs[:turn]))
+        return [row for clock in clocks for row in _timed(entries, clock, device, effort)]
+
+
+def _engine(problem: Problem) -> Peer:
+    """The engine's own kernels as a contestant."""
+
+    def prepare(given: Tensors) -> Prepared:
+        bound = ready(problem, given)
+        return Prepared(bound, bound.output)
+
+    return Peer(OURS, prepare, note="stem included" if problem.source is None else "")
+
+
+def _copies(problem: Problem, device: torch.device, seed: int) -> list[Tensors]:
+    """Tensors to rotate through, fresh random numbers each."""
+    count = 1
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        count = copies_to_overflow(problem.work.bytes, cache, MOST_COPIES)
+    generator = torch.Generator(device).manual_seed(seed)
+    return [tensors(problem, device, generator) for _ in range(count)]
+
+
+def _admitted(
+    one: Peer, problem: Problem, copies: Sequence[Tensors], wanted: torch.Tensor, row: Row
+) -> tuple[Row, list[Run]]:
+    """The row with its match, and the runs of all copies; no runs if it may not be timed."""
+    if one.prepare is None:
+        return row, []
+    try:
+        first = one.prepare(copies[0])
+        first.run()
+        found = match(problem, first.output(), wanted)
+        row = replace(row, tolerance=found.tolerance)
+        if math.isfinite(found.max_error):
+            row = replace(row, max_error=found.max_error, rms_error=found.rms_error)
+        if not found.passed:
+            return replace(row, note="NO MATCH, so not timed"), []
+        return row, [first.run, *(one.prepare(given).run for given in copies[1:])]
+    except Exception as error:  # of other people's code: whatever it is, the others go on
+        return replace(row, note=_reason(error)), []
+
+
+def _timed(
+    entries: Sequence[tuple[Row, list[Run]]], clock: Clock, device: torch.device, effort: Effort
+) -> list[Row]:
+    """Every entry's row by this clock; who fails now keeps its match and gets a note."""
+    rows = {row.contestant: replace(row, clock=clock) for row, _ in entries}
+    take: dict[str, Callable[[], float]] = {}
+    for row, runs in entries:
+        if runs:
+            try:
+                # What a cache holds does not matter where it is overwritten: one copy will do.
+                take[row.contestant] = sampler(runs[:1] if clock == "cold" else runs, clock, device)
+            except Exception as error:
+                rows[row.contestant] = replace(rows[row.contestant], note=_reason(error))
+    try:
+        for name, times in take_turns(take, clock, effort.rounds, effort.left()).items():
+            rows[name] = rows[name].timed(times)
+    except Exception as error:
+        rows |= {name: replace(rows[name], note=_reason(error)) for name in take}
+    return list(rows.values())
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one short line."""
+    said = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {said}"[:160].rstrip(": ")
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()  # compiled graphs are cycles, and hold tensors
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+# --- the table -------------------------------------------------------------------------------
+
+HEAD = (
+    f"{'layer':<15} {'batch':>5} {'contestant':<24} {'clock':<5} {'error':>8} {'median us':>11} "
+    f"{'p20':>10} {'p80':>10} {'TFLOP/s':>8} {'GB/s':>7} {'% roof':>6} {'x peer':>6}"
+)
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """One line a row, the fastest first by each clock; ours says how it stands to the best peer."""
+    clocks = list(dict.fromkeys(row.clock for row in rows))
+    ordered = sorted(rows, key=lambda r: (clocks.index(r.clock), r.median_us or math.inf))
+    return [_line(row, rows) for row in ordered]
+
+
+def _line(row: Row, rows: Sequence[Row]) -> str:
+    who = f"{row.problem:<15} {row.batch:>5} {row.contestant:<24} {row.clock:<5}"
+    error = f"{row.max_error:>8.1e}" if row.max_error is not None else f"{'-':>8}"
+    note = ", ".join([*(["straw man"] if row.straw_man else []), *([row.note] if row.note else [])])
+    if row.median_us is None:
+        return f"{who} {error}  {note}"
+    roof = f"{row.percent_of_roof:>6.1f}" if row.percent_of_roof is not None else f"{'-':>6}"
+    ahead = times_best_peer(row, rows) if row.contestant == OURS else None
+    return (
+        f"{who} {error} {row.median_us:>11.2f} {row.p20_us:>10.2f} {row.p80_us:>10.2f} "
+        f"{_short(row.tflops):>8} {_short(row.gbps):>7} {roof} "
+        f"{_short(ahead) if ahead else '':>6}  {note}".rstrip()
+    )
+
+
+def _short(value: float | None) -> str:
+    """Three digits that matter, none of them an exponent's."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1e-3 else f"{value:.4f}"
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add `layers` to the verbs."""
+    parser = verbs.add_parser(
+        "layers",
+        help="time every layer beside cuDNN and cuBLAS, each proved right first",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  alexnet-triton-bench layers conv4 conv5+pool5 --batch 1 256 --dtype fp16\n"
+        "  alexnet-triton-bench layers --peers torch fused --json layers.json --csv layers.csv\n"
+        "peers:\n" + "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items()),
+    )
+    parser.add_argument("layers", nargs="*", metavar="LAYER", help="default: all, and conv+pool")
+    parser.add_argument("--model", default="alexnet", help="a network's name (default: alexnet)")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="images at once")
+    parser.add_argument("--dtype", help="fp32, tf32, fp16 or bf16 (default: fp16, on a CPU fp32)")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)"
+    )
+    parser.add_argument(
+        "--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
+    parser.add_argument(
+        "--seconds", type=float, help="no new turns after these, for a problem and clock"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random tensors")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    device = resolve(options.device)
+    dtype, meaning = numbers(options.dtype, device, "triton")
+    network, _ = find(options.model)
+    planner = Planner(network, meaning, architecture(device))
+    batches = options.batch or BATCHES[device.type]
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
+    at_least_one("--rounds", rounds)
+    for batch in batches:
+        at_least_one("--batch", batch)
+    for clock in clocks:
+        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
+    for kind in options.peers or ():
+        one_of("--peers", kind, KINDS)
+    names = options.layers or default_names(planner)
+    problems(planner, dtype, batches[0], names)  # refuses what is no layer before it measures
+
+    printed = options.json != "-"
+    _tell(f"measuring the roofs of {device}")
+    results = Results(
+        environment(),
+        measure_roofs(device, [dtype]),
+        (),
+        notes=(INTERPRETED,) if device.type == "cpu" else (),
+    )
+    _keep(results, options)  # a file that cannot be written is refused before it measures
+    if printed:
+        print(_title(network.name, dtype, device, results))
+        print(HEAD)
+    effort = Effort(rounds, options.seconds)
+    for batch in batches:
+        for name in names:
+            _tell(f"{name}, batch {batch}")
+            rows = tuple(
+                layer_rows(
+                    *(planner, dtype, batch, device, [name], clocks),
+                    kinds=options.peers,
+                    roofs=results.roofs,
+                    effort=effort,
+                    seed=options.seed,
+                )
+            )
+            results = replace(results, rows=results.rows + rows)
+            if printed:
+                print("\n".join(lines(rows)), flush=True)
+            _keep(results, options)
+    if not printed:
+        print(json.dumps(results.to_dict(), indent=1))
+    return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
+
+
+def _keep(results: Results, options: argparse.Namespace) -> None:
+    """Whatever there is so far, so that a run cut short leaves it."""
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    if options.csv is not None:
+        save_csv(results.rows, options.csv)
+
+
+def _title(network: str, dtype: str, device: torch.device, results: Results) -> str:
+    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+    rates = (
+        f"measured roofs: {results.roofs[dtype] / 1e12:.3g} TFLOP/s {dtype}, "
+        f"{results.roofs[COPY] / 1e9:,.0f} GB/s copied"
+    )
+    return "\n".join([f"{network}, {dtype}, on {where}", rates, *results.notes])
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

@@ -1,0 +1,227 @@
+"""`bench model`: the whole network beside its peers as a table, or a prediction of its time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from ..engine.cards import CARDS
+from ..engine.load import at_least_one, find, numbers, one_of, resolve
+from ..engine.spec import Network
+from . import units, whole
+from .endtoend import model_rows
+from .env import Verbs, environment
+from .goals import verdicts
+from .layers import BATCHES, INTERPRETED, ROUNDS, Effort
+from .peers import KINDS
+from .predict import predict
+from .records import OURS, Results, Row, save, save_csv, times_best_peer
+from .roofline import COPY, measure_roofs
+from .summary import summaries, warnings
+from .timing import CLOCKS, Clock
+
+MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
+
+# --- the table ---------------------------------------------------------------------------------
+
+HEAD = (
+    f"{'network':<16} {'batch':>5} {'contestant':<22} {'clock':<5} {'error':>8} {'median us':>11} "
+    f"{'p20':>11} {'p80':>11} {'images/s':>10} {'TFLOP/s':>8} {'GB/s':>6} {'% roof':>6} "
+    f"{'x peer':>6}"
+)
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """One line a row, in their order; ours says how it stands to the best peer."""
+    return [_line(row, rows) for row in rows]
+
+
+def _line(row: Row, rows: Sequence[Row]) -> str:
+    who = f"{row.problem:<16} {row.batch:>5} {row.contestant:<22} {row.clock:<5}"
+    error = f"{row.max_error:>8.1e}" if row.max_error is not None else f"{'-':>8}"
+    note = ", ".join([*(["straw man"] if row.straw_man else []), *([row.note] if row.note else [])])
+    if row.median_us is None:
+        return f"{who} {error}  {note}"
+    roof = f"{row.percent_of_roof:.1f}" if row.percent_of_roof is not None else "-"
+    ahead = times_best_peer(row, rows) if row.contestant == OURS else None
+    return (
+        f"{who} {error} {row.median_us:>11.2f} {row.p20_us:>11.2f} {row.p80_us:>11.2f} "
+        f"{units.whole(row.images_per_second):>10} {row.tflops:>8.2f} {row.gbps:>6.0f} {roof:>6} "
+        f"{f'{ahead:.2f}' if ahead else '':>6}  {note}".rstrip()
+    )
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add `model` to the verbs."""
+    parser = verbs.add_parser(
+        "model",
+        help="time the whole network beside torch and cuDNN, or predict its time on a card",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  alexnet-triton-bench model alexnet --batch 1 64 256 --dtype fp16 --json model.json\n"
+        "  alexnet-triton-bench model --batch 1 --clock graph --peers fused compile\n"
+        "  alexnet-triton-bench model --predict h200 --batch 1 256\n"
+        "peers:\n" + "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items()),
+    )
+    parser.add_argument(
+        "model", nargs="?", help="a network's name (default: alexnet, on a CPU digits)"
+    )
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="images at once")
+    parser.add_argument(
+        "--dtype", nargs="+", help="fp32, tf32, fp16, bf16 (default: fp16, on a CPU fp32)"
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        choices=whole.INPUTS,
+        default=["float"],
+        help="normalised images, or pixels that peers must normalise (default: float)",
+    )
+    parser.add_argument(
+        "--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)"
+    )
+    parser.add_argument(
+        "--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
+    parser.add_argument("--seconds", type=float, help="no new turns after these, for each race")
+    parser.add_argument("--seed", type=int, default=0, help="of the random images")
+    parser.add_argument(
+        "--predict", choices=CARDS, help="predict from FLOPs and bytes instead; needs no GPU"
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _predicted(options) if options.predict else _measured(options)
+
+
+def _predicted(options: argparse.Namespace) -> int:
+    network, _ = find(options.model or MODEL["cuda"])
+    found = [
+        predict(network, CARDS[options.predict], dtype, batch, entry == "uint8")
+        for dtype in options.dtype or ["fp16"]
+        for batch in options.batch or BATCHES["cuda"]
+        for entry in options.input
+    ]
+    if options.json is None:
+        print("\n\n".join(map(str, found)))
+        return 0
+    text = json.dumps({"predictions": [one.to_dict() for one in found]}, indent=1)
+    if options.json == "-":
+        print(text)
+    else:
+        Path(options.json).write_text(text + "\n")
+    return 0
+
+
+def _measured(options: argparse.Namespace) -> int:
+    device = resolve(options.device)
+    network, _ = find(options.model or MODEL[device.type])
+    dtypes = [numbers(name, device, "triton")[0] for name in options.dtype or [None]]
+    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
+    effort = Effort(
+        ROUNDS[device.type] if options.rounds is None else options.rounds, options.seconds
+    )
+    _refuse(options, clocks, device, effort)
+    _tell(f"measuring the roofs of {device}")
+    results = Results(
+        environment(),
+        measure_roofs(device, dtypes),
+        (),
+        notes=(INTERPRETED,) if device.type == "cpu" else (),
+    )
+    printed = options.json != "-"
+    if printed:
+        print(_title(network, device, results))
+        print(HEAD)
+    for batch in options.batch or BATCHES[device.type]:
+        for dtype in dtypes:
+            for entry in options.input:
+                _tell(f"{network.name}, batch {batch}, {dtype}, {entry}")
+                rows = tuple(
+                    model_rows(
+                        *(network, dtype, batch, device, clocks),
+                        pixels=entry == "uint8",
+                        kinds=options.peers,
+                        roofs=results.roofs,
+                        effort=effort,
+                        seed=options.seed,
+                    )
+                )
+                results = replace(results, rows=results.rows + rows)
+                if printed:
+                    print("\n".join(lines(rows)), flush=True)
+                _keep(results, options)
+    _conclude(results, printed)
+    return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
+
+
+def _refuse(
+    options: argparse.Namespace, clocks: Sequence[str], device: torch.device, effort: Effort
+) -> None:
+    """Raises EngineError for what cannot be measured, before anything is."""
+    at_least_one("--rounds", effort.rounds)
+    for batch in options.batch or ():
+        at_least_one("--batch", batch)
+    for clock in clocks:
+        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
+    for kind in options.peers or ():
+        one_of("--peers", kind, KINDS)
+
+
+def _conclude(results: Results, printed: bool) -> None:
+    rows, roofs = results.rows, results.roofs
+    if not printed:
+        print(json.dumps(_judged(results), indent=1))
+        return
+    told = [*map(str, summaries(rows, roofs)), *(f"warning: {line}" for line in warnings(rows))]
+    print("\n".join(["", *told]))
+    if judged := [verdict for verdict in verdicts(rows, roofs) if verdict.met is not None]:
+        print("\n".join(["", *map(str, judged)]))
+
+
+def _judged(results: Results) -> dict[str, Any]:
+    """What `--json` prints: the results, and what follows from them."""
+    rows, roofs = results.rows, results.roofs
+    return results.to_dict() | {
+        "summaries": [each.to_dict() for each in summaries(rows, roofs)],
+        "verdicts": [verdict.to_dict() for verdict in verdicts(rows, roofs)],
+        "warnings": list(warnings(rows)),
+    }
+
+
+def _keep(results: Results, options: argparse.Namespace) -> None:
+    """Whatever there is so far, so that a run cut short leaves it."""
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    if options.csv is not None:
+        save_csv(results.rows, options.csv)
+
+
+def _title(network: Network, device: torch.device, results: Results) -> str:
+    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+    rates = ", ".join(
+        f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
+        for name, rate in results.roofs.items()
+    )
+    return "\n".join([f"{network.name} on {where}", f"measured roofs: {rates}", *results.notes])
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

@@ -1,0 +1,155 @@
+"""Layers cut out as problems: the engine's answer matches float64 and a broken one does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from alexnet_triton.bench import problem as cut
+from alexnet_triton.bench.problem import Problem
+from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.spec import NetworkError
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels.conv import Conv2dConfig
+from alexnet_triton.kernels.jit import architecture
+from alexnet_triton.kernels.pool import PoolConfig
+
+
+def one(name: str, batch: int = 2, dtype: str = "fp32", model: str = "digits") -> Problem:
+    """A problem for the interpreter."""
+    planner = Planner(network(model), NUMBERS[dtype], None)
+    (found,) = cut.problems(planner, dtype, batch, [name])
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["conv1", "pool1", "conv2+pool2", "conv5", "fc6", "fc8", "conv1+pool1", "avgpool+fc6+fc7"],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.interpreter
+def test_the_engine_matches(name: str, dtype: str, generator: torch.Generator) -> None:
+    problem = one(name, dtype=dtype)
+    given = cut.tensors(problem, "cpu", generator)
+    bound = cut.ready(problem, given)
+    wanted = cut.expected(problem, given)
+    assert not cut.match(problem, bound.output(), wanted).passed  # poisoned
+    bound()
+    found = cut.match(problem, bound.output(), wanted)
+    assert found.passed, found
+    assert bound.output().shape == wanted.shape or bound.output().flatten(1).shape == wanted.shape
+
+
+@pytest.mark.interpreter
+def test_a_network_with_batch_norm_has_an_answer(generator: torch.Generator) -> None:
+    problem = one("conv2", 1, model="alexnet_keras_bn")
+    given = cut.tensors(problem, "cpu", generator)
+    assert any(name.endswith("running_var") for name in given.state)
+    bound = cut.ready(problem, given)
+    bound()
+    assert cut.match(problem, bound.output(), cut.expected(problem, given)).passed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["conv1+pool1", "conv4", "pool5", "fc6"])
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16", "bf16"])
+def test_the_engine_matches_on_a_gpu(name: str, dtype: str, device: torch.device) -> None:
+    planner = Planner(network("alexnet"), NUMBERS[dtype], architecture(device))
+    (problem,) = cut.problems(planner, dtype, 5, [name])
+    given = cut.tensors(problem, device)
+    bound = cut.ready(problem, given)
+    bound()
+    assert cut.match(problem, bound.output(), cut.expected(problem, given)).passed
+
+
+def answer(problem: Problem, given: cut.Tensors) -> torch.Tensor:
+    """The right one for every image, as a peer would give it."""
+    assert problem.batch <= cut.CHECKED_IMAGES
+    return cut.expected(problem, given).float()
+
+
+def test_one_wrong_number_is_no_match(generator: torch.Generator) -> None:
+    problem = one("conv3", 3)
+    given = cut.tensors(problem, "cpu", generator)
+    wanted = cut.expected(problem, given)
+    right = answer(problem, given)
+    assert cut.match(problem, right, wanted).passed
+    wrong = right.clone()
+    wrong[2, 1, 0, 0] += 0.01 * wanted.abs().max().item()
+    assert not cut.match(problem, wrong, wanted).passed
+    for left in (torch.nan, torch.inf):
+        wrong = right.clone()
+        wrong[1, 0, 2, 2] = left
+        assert not cut.match(problem, wrong, wanted).passed
+    assert not cut.match(problem, right[:2], wanted).passed
+    assert not cut.match(problem, right[:, :-1], wanted).passed
+    assert not cut.match(problem, right.transpose(0, 1).reshape(right.shape), wanted).passed
+
+
+def test_a_small_error_everywhere_is_no_match(generator: torch.Generator) -> None:
+    problem = one("conv3")
+    given = cut.tensors(problem, "cpu", generator)
+    wanted = cut.expected(problem, given)
+    biased = answer(problem, given) + 0.9 * problem.tolerance * wanted.abs().max().float()
+    found = cut.match(problem, biased, wanted)
+    assert found.max_error <= found.tolerance
+    assert not found.passed
+
+
+def test_nan_hides_nowhere_in_a_long_batch(generator: torch.Generator) -> None:
+    problem = one("fc8", 100)
+    given = cut.tensors(problem, "cpu", generator)
+    wanted = cut.expected(problem, given)
+    chosen = cut.checked(problem).tolist()
+    assert len(wanted) == len(chosen) == cut.CHECKED_IMAGES
+    assert (chosen[0], chosen[-1]) == (0, 99)
+    made = torch.zeros(100, wanted.shape[1])
+    made[chosen] = wanted.float()
+    assert cut.match(problem, made, wanted).passed
+    made[next(i for i in range(100) if i not in chosen), 3] = torch.nan
+    assert not cut.match(problem, made, wanted).passed
+
+
+def test_work_counts_what_must_move() -> None:
+    conv, pool, both = (one(name) for name in ("conv2", "pool2", "conv2+pool2"))
+    height, width, images, channels = conv.step.output
+    between = height * width * images * channels * 4
+    assert both.work.flops == conv.work.flops + pool.work.flops
+    assert both.work.bytes == conv.work.bytes + pool.work.bytes - 2 * between
+    first = one("conv1")
+    size = 2 * 3 * 64 * 64 + 8 * 3 * 11 * 11 + 8
+    height, width, images, channels = first.step.output
+    assert first.work.bytes == 4 * (size + height * width * images * channels)
+
+
+def test_what_is_no_problem_is_refused() -> None:
+    with pytest.raises(NetworkError, match=r"digits has no step 'conv9'; it has conv1, pool1"):
+        one("conv1+conv9")
+    with pytest.raises(NetworkError, match="conv1\\+conv2 are no neighbours"):
+        one("conv1+conv2")
+    with pytest.raises(NetworkError, match="pool1\\+conv1 are no neighbours"):
+        one("pool1+conv1")
+
+
+def test_by_default_every_step_is_a_problem() -> None:
+    planner = Planner(network("alexnet"), NUMBERS["fp16"], 90)
+    found = cut.problems(planner, "fp16", 64)
+    assert [problem.name for problem in found] == [
+        *("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"),
+        *("fc6", "fc7", "fc8"),
+    ]
+    assert [problem.reads_features for problem in found] == [False] * 8 + [True] * 3
+
+
+def test_another_configuration_of_the_last_step_or_of_another() -> None:
+    problem = one("conv2+pool2")
+    conv, pool = (step.config for step in problem.plan.steps)
+    assert isinstance(conv, Conv2dConfig)
+    assert isinstance(pool, PoolConfig)
+    assert cut.configured(problem, pool) == problem
+    last = cut.configured(problem, replace(pool, num_warps=2))
+    assert [step.config for step in last.plan.steps] == [conv, replace(pool, num_warps=2)]
+    first = cut.configured(problem, replace(conv, num_warps=2), "conv2")
+    assert [step.config for step in first.plan.steps] == [replace(conv, num_warps=2), pool]

@@ -1,0 +1,111 @@
+"""The clocks: percentiles as numpy takes them, turns that everyone gets, clocks a device has."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from alexnet_triton.bench.timing import (
+    CLOCKS,
+    Times,
+    copies_to_overflow,
+    measure,
+    percentile,
+    sampler,
+    take_turns,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 101])
+@pytest.mark.parametrize("percent", [0, 20, 33.3, 50, 80, 100])
+def test_percentiles_are_numpys(count: int, percent: float) -> None:
+    draw = random.Random(count)
+    values = [draw.uniform(1, 1000) for _ in range(count)]
+    assert percentile(values, percent) == pytest.approx(float(np.percentile(values, percent)))
+
+
+def test_times_keep_their_order_and_sum_up_at_the_end() -> None:
+    times = Times("host", (5.0, 1.0, 4.0, 2.0, 3.0, 100.0))
+    assert times.us[0] == 5.0
+    assert (times.median, times.p20, times.p80) == (3.5, 2.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "cache", "copies"),
+    [(100, 0, 1), (1000, 100, 1), (200, 100, 1), (199, 100, 2), (1, 10**9, 64), (0, 10, 20)],
+)
+def test_copies_pass_twice_through_a_cache(nbytes: int, cache: int, copies: int) -> None:
+    assert copies_to_overflow(nbytes, cache) == copies
+
+
+def test_turns_are_even_and_in_no_fixed_order() -> None:
+    ran: list[str] = []
+
+    def turn(name: str) -> float:
+        ran.append(name)
+        return float(len(ran))
+
+    times = take_turns({name: lambda n=name: turn(n) for name in "abc"}, "host", rounds=20)  # type: ignore[misc]
+    rounds = [tuple(ran[i : i + 3]) for i in range(0, len(ran), 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 3
+    assert all(len(taken.us) == 20 for taken in times.values())
+
+
+def test_time_runs_out_after_three_rounds_at_least() -> None:
+    def slow() -> float:
+        time.sleep(0.01)
+        return 1.0
+
+    few = take_turns({"slow": slow}, "host", rounds=1000, seconds=0.0)
+    more = take_turns({"slow": slow}, "host", rounds=1000, seconds=0.2)
+    assert len(few["slow"].us) == 3
+    assert 3 < len(more["slow"].us) <= 25
+
+
+def test_copies_take_turns_and_a_sleep_takes_its_time() -> None:
+    ran: Counter[int] = Counter()
+
+    def copy(number: int) -> None:
+        ran[number] += 1
+        time.sleep(0.002)
+
+    runs = [lambda: copy(0), lambda: copy(1), lambda: copy(2)]
+    taken = measure({"copies": runs}, "host", CPU, rounds=9)["copies"]
+    assert ran == {0: 4, 1: 4, 2: 4}  # warm once, then three times each
+    assert taken.clock == "host"
+    assert 2000 <= taken.median < 50_000
+
+
+def test_a_clock_that_a_cpu_has_not_is_refused_in_one_line() -> None:
+    assert CLOCKS["cpu"] == ("host",)
+    with pytest.raises(ValueError, match="clock: wanted host on a cpu, got 'cold'"):
+        sampler([lambda: None], "cold", CPU)
+
+
+def test_what_a_run_raises_is_not_swallowed() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        measure({"broken": [broken]}, "host", CPU)
+
+
+@pytest.mark.gpu
+def test_all_clocks_of_a_gpu_agree_on_a_long_run() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    a = torch.randn(4096, 4096, device=device)
+    out = torch.empty_like(a)
+
+    def product() -> None:
+        torch.mm(a, a, out=out)
+
+    medians = {c: measure({"": [product]}, c, device, 5)[""].median for c in CLOCKS["cuda"]}
+    assert max(medians.values()) < 1.5 * min(medians.values())
+    assert medians["cold"] > 100  # microseconds: no GPU does 137 GFLOP faster

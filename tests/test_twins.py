@@ -1,0 +1,72 @@
+"""`pytest bench` from the root: the twins are found, proved, timed, and told in the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from alexnet_triton.bench import twins
+from alexnet_triton.bench.peers import Peer, Prepared
+from alexnet_triton.bench.problem import Tensors
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def test_every_layer_and_the_network_have_twins() -> None:
+    found = list(twins.twins(CPU))
+    assert len(set(map(str, found))) == len(found)
+    layers = list(dict.fromkeys(twin.layer for twin in found))
+    assert layers == [
+        *("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"),
+        *("avgpool", "fc6", "fc7", "fc8", "model"),
+    ]
+    for layer in layers:
+        assert len({twin.contestant for twin in found if twin.layer == layer}) >= 2
+
+
+@pytest.mark.interpreter
+def test_pytest_runs_them(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    kept = tmp_path / "out.json"
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    options = ["-k", "fc8 or model", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "bench", "--benchmark-json", str(kept), *options],
+        cwd=ROOT,
+        env=mine | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = {
+        (each["extra_info"]["problem"], each["extra_info"]["contestant"]): each
+        for each in json.loads(kept.read_text())["benchmarks"]
+    }
+    assert set(found) == {
+        *(("fc8", name) for name in ("alexnet-triton", "torch linear", "torch addmv")),
+        *(("digits", name) for name in ("alexnet-triton", "torch channels_last")),
+    }
+    for (problem, _), each in found.items():
+        info = each["extra_info"]
+        assert each["group"] == f"{'model' if problem == 'digits' else problem}, batch 1"
+        assert info["max_error"] <= info["tolerance"]
+        assert info["images_per_second"] == pytest.approx(1e6 / info["median_us"])
+        assert info["tflops"] > 0
+        assert each["stats"]["rounds"] == twins.ROUNDS["cpu"]
+
+
+def test_a_twin_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(given: Tensors) -> Prepared:
+        kept = torch.zeros(1, 10)
+        return Prepared(kept.zero_, lambda: kept)
+
+    monkeypatch.setattr(twins, "peers", lambda *_: [Peer("zeros", zeros)])
+    with pytest.raises(AssertionError, match="NO MATCH"):
+        twins.benchmarked(twins.Twin("fc8", 1, "zeros"), CPU, benchmark=None)
