@@ -10,11 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from ..engine import EngineError, NetworkError
+from ..kernels.tuning import TuningError
 from ..weights import WeightsError
-from . import env, pipeline
+from . import compare, env, inspect, layers, model, pipeline, race, report, tune
+from .candidate import CandidateError
 from .records import RecordError
+from .space import SpaceError
 
-VERBS = (env, pipeline)
+VERBS = (compare, env, inspect, layers, model, pipeline, race, report, tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (EngineError, NetworkError, WeightsError, RecordError) as error:
+    except (
+        EngineError,
+        NetworkError,
+        WeightsError,
+        RecordError,
+        SpaceError,
+        TuningError,
+        CandidateError,
+    ) as error:
         print(f"alexnet-triton-bench: error: {error}", file=sys.stderr)
         return 1
     return status

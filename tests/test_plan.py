@@ -10,7 +10,7 @@ from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.plan import NUMBERS, Options, Plan, plan, reconfigured
 from alexnet_triton.engine.spec import Conv2d, MaxPool2d, Network, Preprocess, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
-from alexnet_triton.kernels import tuning
+from alexnet_triton.kernels import stem, tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 from alexnet_triton.kernels.tuning import Table, TunedRow
@@ -106,11 +106,16 @@ def test_measured_configurations_come_before_defaults() -> None:
     )
     assert isinstance(conv1.shape, Conv2dShape)
     assert isinstance(conv4.shape, Conv2dShape)
-    pairs = {"tiling": "images", "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "columns": 2}
+    assert isinstance(conv1.config, Conv2dConfig)
+    assert conv1.config.columns == 2, "the default for a stem of 48 channels"
+    _, folded = stem.fold(
+        Conv2dShape(256, 3, 224, 224, 64, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2))
+    )
+    pairs = {"tiling": "images", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64, "columns": 2}
     tiles = {"tiling": "images", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64}
     rows = [
         TunedRow("conv2d", tuning.without_batch(s), "fp16", 256, c, 1.0, "3.6.0", "now", "x")
-        for s, c in ((conv1.shape, pairs), (conv4.shape, tiles))
+        for s, c in ((folded, pairs), (conv4.shape, tiles))
     ]
     table = Table("NVIDIA H200", tuple(rows))
     tuned = {s.name: s for s in plan(ALEXNET, 256, FP16, 90, tuned=table).steps}
@@ -118,6 +123,8 @@ def test_measured_configurations_come_before_defaults() -> None:
     assert tuned["conv4"].config == Conv2dConfig("images", 256, 128, 64)
     wide = tuned["conv1"]
     assert wide.shape == Conv2dShape(256, 192, 57, 28, 128, 3, 1)
+    assert isinstance(wide.config, Conv2dConfig)
+    assert wide.config.BLOCK_M == 256
     assert (wide.output, wide.row, tuned["input"].row) == ((55, 55, 256, 64), 56, 58)
     assert wide.work == conv1.work, "products with zeros are no work"
     assert not any(s.tuned for s in plan(ALEXNET, 4096, FP16, 90, tuned=table).steps), "too far"

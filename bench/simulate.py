@@ -1,0 +1,160 @@
+"""A stored search replayed: how soon each strategy would have found what is known to be best.
+
+The stored trials are the whole space, and their times the truth; a strategy asks for them as it
+would on the device, and what each cost there is added up. No GPU is touched, so strategies can be
+compared anywhere and the whole path of a search is tested where there is none.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .cache import Cache, Subject, Trial
+from .records import RecordError
+from .search import STRATEGIES, follow
+from .space import Config, key, listed
+
+NEAR = 1.05  # times the best: as good as found
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One strategy's way through a stored search; None where it did not get as far."""
+
+    strategy: str
+    seed: int
+    tried: int
+    to_best: int | None  # trials until the known best, it included
+    to_near: int | None  # until one within 5 % of it
+    seconds_to_best: float | None  # on the device, compiling included
+    seconds: float | None  # of all that were tried; None if the search did not say
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """All replays of one stored search."""
+
+    subject: Subject
+    trials: tuple[Trial, ...]
+    replays: tuple[Replay, ...]
+
+    @property
+    def best(self) -> Trial:
+        """The fastest right configuration."""
+        return best(self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            **asdict(self.subject),
+            "configurations": len(self.trials),
+            "best": self.best.to_dict(),
+            "replays": [asdict(replay) for replay in self.replays],
+        }
+
+    def __str__(self) -> str:
+        right = sum(trial.status == "ok" for trial in self.trials)
+        lines = [
+            f"{self.subject}: {len(self.trials)} configurations, {right} of them right, "
+            f"best {self.best.time:.1f} us",
+            f"  {'strategy':<12} {'replays':>7} {'tries to the best':>20} "
+            f"{'to within 5 %':>16} {'seconds to the best':>20}",
+        ]
+        for name in dict.fromkeys(replay.strategy for replay in self.replays):
+            mine = [replay for replay in self.replays if replay.strategy == name]
+            lines.append(
+                f"  {name:<12} {len(mine):>7} {_spread([r.to_best for r in mine]):>20} "
+                f"{_spread([r.to_near for r in mine]):>16} "
+                f"{_spread([r.seconds_to_best for r in mine]):>20}"
+            )
+        return "\n".join(lines)
+
+
+def best(trials: Iterable[Trial]) -> Trial:
+    """The fastest right one. Raises RecordError if none is."""
+    right = [trial for trial in trials if trial.status == "ok"]
+    if not right:
+        raise RecordError("the stored search has no configuration that was right")
+    return min(right, key=lambda trial: trial.time)
+
+
+def by_subject(cache: Cache, layers: Sequence[str] = ()) -> dict[Subject, list[Trial]]:
+    """The searches in a cache, of these layers or of all.
+
+    Raises RecordError if there is none, listing the layers there are.
+    """
+    found: dict[Subject, list[Trial]] = {}
+    for trial in cache.trials:
+        if not layers or trial.subject.layer in layers:
+            found.setdefault(trial.subject, []).append(trial)
+    if not found:
+        there = ", ".join(sorted({trial.subject.layer for trial in cache.trials})) or "nothing"
+        wanted = " or ".join(layers) or "a search"
+        raise RecordError(f"{cache.path}: wanted {wanted}, got {there}")
+    return found
+
+
+def replay(
+    trials: Sequence[Trial],
+    strategy: str,
+    seed: int = 0,
+    state: Cache | None = None,
+    limit: int | None = None,
+) -> Replay:
+    """Let a strategy search among `trials`, all of one subject, from the first of them.
+
+    `state` keeps what was tried: a replay that ended after `limit` new trials, or was killed, goes
+    on from there and ends as if nothing had happened.
+    """
+    state = Cache(None) if state is None else state
+    stored = {key(trial.config): trial for trial in trials}
+    goal = best(trials).time
+    tried: list[Trial] = []
+    fresh = 0
+
+    def evaluate(configs: Sequence[Config]) -> list[float] | None:
+        nonlocal fresh
+        for config in configs:
+            found = stored[key(config)]
+            if state.find(found.subject, config) is None:
+                if limit is not None and fresh >= limit:
+                    return None
+                state.append(found)
+                fresh += 1
+            tried.append(found)
+        return [stored[key(config)].time for config in configs]
+
+    space = listed(trial.config for trial in trials)
+    follow(STRATEGIES[strategy](space, trials[0].config, seed), evaluate)
+    to_best = _first(tried, goal)
+    return Replay(
+        strategy,
+        seed,
+        len(tried),
+        to_best,
+        _first(tried, goal * NEAR),
+        None if to_best is None else _seconds(tried[:to_best]),
+        _seconds(tried),
+    )
+
+
+def _first(tried: Sequence[Trial], time: float) -> int | None:
+    """How many trials it took until one was as fast."""
+    return next((count for count, trial in enumerate(tried, 1) if trial.time <= time), None)
+
+
+def _seconds(trials: Sequence[Trial]) -> float | None:
+    taken = [trial.seconds for trial in trials if trial.seconds is not None]
+    return round(sum(taken), 3) if len(taken) == len(trials) else None
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    """Median and extremes, of whole numbers without their fractions."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return f"{len(known)} of {len(values)} found" if len(values) > 1 else "-"
+    middle, low, high = (f"{v:.0f}" for v in (statistics.median(known), min(known), max(known)))
+    return middle if low == high else f"{middle} ({low} to {high})"

@@ -1,0 +1,171 @@
+"""The candidates that ship: right on the layers of AlexNet, within the bounds that they state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from alexnet_triton.bench import proof
+from alexnet_triton.bench.candidate import (
+    Candidate,
+    Conv2dProblem,
+    LinearProblem,
+    Refused,
+    load,
+    locate,
+    pose,
+    shipped,
+)
+from alexnet_triton.bench.candidates import _implicit_gemm
+from alexnet_triton.bench.compiled import compile_for
+from alexnet_triton.bench.problem import Match, Problem, problems, tensors
+from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels.jit import Launch, architecture
+
+FOUR = ("implicit_gemm_pixels", "im2col", "winograd", "fft")
+CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+Posed = Conv2dProblem | LinearProblem
+
+
+def find(model: str, layer: str, arch: int | None, batch: int = 1, dtype: str = "fp32") -> Problem:
+    planner = Planner(network(model), NUMBERS[dtype], arch)
+    return problems(planner, dtype, batch, [layer])[0]
+
+
+def named(name: str) -> Candidate:
+    return load(locate(name))
+
+
+def answer(
+    candidate: Candidate, problem: Problem, device: torch.device, config: Any = None
+) -> Match:
+    """The match of one answer, made with NaN around every tensor."""
+    posed = pose(problem)
+    config = config or candidate.configs(posed)[0]
+    given = proof.trial(problem, posed, device, 0, candidate.layout)
+    return given.check(candidate, given.answer(candidate, config, proof.NAN).values)
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS)
+@pytest.mark.parametrize("name", FOUR)
+def test_four_algorithms_agree_with_float64(name: str, layer: str, device: torch.device) -> None:
+    candidate, problem = named(name), find("alexnet", layer, architecture(device))
+    if name == "winograd" and layer in ("conv1", "conv2"):
+        with pytest.raises(Refused, match="wants 3x3 filters at stride 1"):
+            candidate.configs(pose(problem))
+        return
+    assert answer(candidate, problem, device).passed
+
+
+def test_the_images_tiling_agrees_too(device: torch.device) -> None:
+    """On the smallest of AlexNet's layers in the interpreter, where every tap takes its time."""
+    problem = find("alexnet", "conv5", architecture(device))
+    posed = pose(problem)
+    assert isinstance(posed, Conv2dProblem)
+    config = _implicit_gemm.configs(posed, "images")[0]
+    assert answer(named("implicit_gemm_images"), problem, device, config).passed
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("layer", ["conv2", "conv3"])
+@pytest.mark.parametrize("name", [*FOUR, "implicit_gemm_images"])
+def test_several_images_in_any_dtype(
+    name: str, layer: str, dtype: str, device: torch.device
+) -> None:
+    """Odd sizes and more than one image, and the whole proof: guards, poison, other seeds."""
+    candidate = named(name)
+    problem = find("digits", layer, architecture(device), batch=5, dtype=dtype)
+    posed = pose(problem)
+    try:
+        config = candidate.configs(posed)[0]
+    except Refused:
+        assert layer == "conv2"
+        return
+    first = proof.trial(problem, posed, device, 0, candidate.layout)
+    seen = proof.examine(candidate, config, first)
+    assert proof.confirm(candidate, config, seen, first, 0).passed
+
+
+@pytest.mark.parametrize("name", ["implicit_gemm_pixels", "im2col"])
+def test_groups(name: str, device: torch.device) -> None:
+    problem = find("alexnet2012", "conv4", architecture(device))
+    assert answer(named(name), problem, device).passed
+
+
+@pytest.mark.parametrize("name", ["winograd", "fft"])
+def test_one_group_alone(name: str, device: torch.device) -> None:
+    candidate, problem = named(name), find("alexnet2012", "conv4", architecture(device))
+    with pytest.raises(Refused, match="one group"):
+        answer(candidate, problem, device)
+
+
+@pytest.mark.parametrize(
+    ("batch", "names"), [(1, ("matrix_vector", "matrix_matrix")), (3, ("matrix_matrix",))]
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("layer", ["fc6", "fc8"])
+def test_linear_layers(
+    layer: str, dtype: str, batch: int, names: tuple[str, ...], device: torch.device
+) -> None:
+    problem = find("digits", layer, architecture(device), batch, dtype)
+    for name in names:
+        assert answer(named(name), problem, device).passed
+
+
+def test_alexnets_last_layer(device: torch.device) -> None:
+    problem = find("alexnet", "fc8", architecture(device))
+    for name in ("matrix_vector", "matrix_matrix"):
+        assert answer(named(name), problem, device).passed
+
+
+def test_a_vector_is_one_image(device: torch.device) -> None:
+    with pytest.raises(Refused, match="wants one image, got 3"):
+        named("matrix_vector").configs(pose(find("digits", "fc6", architecture(device), 3)))
+
+
+def test_the_matrix_of_conv1_and_its_memory_are_told() -> None:
+    """363 numbers, padded to 368, of 3025 windows in 4 bytes each."""
+    said = named("im2col").note(pose(find("alexnet", "conv1", None)))
+    assert said == "matrix 363 x 3025 per image, 4.45 MB in all"
+    assert 368 * 3025 * 4 == 4_452_800
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(
+    ("name", "layer", "batch"),
+    [
+        ("im2col", "conv1", 64),
+        ("winograd", "conv3", 64),
+        ("implicit_gemm_images", "conv3", 128),
+        ("implicit_gemm_pixels", "conv3", 8),
+        ("matrix_vector", "fc7", 1),
+        ("matrix_matrix", "fc7", 1),
+    ],
+)
+def test_they_compile_for_a_gpu(
+    name: str, layer: str, batch: int, arch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest tiles fit, spill nothing, and use the matrix instructions where they should."""
+    launches: list[Launch] = []
+    monkeypatch.setattr(Launch, "__call__", lambda launch: launches.append(launch))
+    candidate, problem = named(name), find("alexnet", layer, arch, batch, "fp16")
+    posed = pose(problem)
+    inputs, out = proof.arrange(tensors(problem, "cpu"), posed, candidate.layout)
+    *_, config = candidate.configs(posed)
+    weight = candidate.prepare(posed, inputs["weight"], config)
+    candidate.run(posed, inputs["x"], weight, inputs["bias"], out, config)
+    assert launches
+    binaries = [compile_for(launch, arch) for launch in launches]
+    assert all(binary.spills == 0 and binary.fits for binary in binaries)
+    product = {80: "HMMA", 90: "HGMMA"}[arch]
+    multiplies = any(binary.instructions[product] > 0 for binary in binaries)
+    assert multiplies is (name != "matrix_vector")
+
+
+def test_every_candidate_that_ships_is_tested() -> None:
+    tested = {*FOUR, "implicit_gemm_images", "matrix_vector", "matrix_matrix"}
+    assert set(shipped()) == tested

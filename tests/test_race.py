@@ -1,0 +1,219 @@
+"""The race: right candidates are timed, every other is named with its reason, and none stops it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.records import OURS, Results, Row, load
+
+pytestmark = pytest.mark.interpreter
+
+LIMIT = 10.0  # seconds for a question to a candidate: a busy machine must do an honest one in it
+
+# A plain Triton convolution with bias and ReLU; the places in braces are where others go wrong.
+CONV = """
+import time
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def conv(
+    x, w, bias, y, N, H, W, OH, OW, pad, C: tl.constexpr, OC: tl.constexpr, KH: tl.constexpr,
+    KW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    oc = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for tap in range(KH * KW):
+        ih = row // OW % OH - pad + tap // KW
+        iw = row % OW - pad + tap % KW
+        inside = (row < N * OH * OW) & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+        {border}
+        pixel = (row // (OH * OW) * H + ih) * W + iw
+        {load}
+        filters = w + (tap * C + c)[:, None] * OC + oc
+        b = tl.load(filters, mask=(c < C)[:, None] & (oc < OC), other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    acc = tl.maximum(acc + tl.load(bias + oc, mask=oc < OC, other=0.0), 0.0)
+    mask = (row < N * OH * OW)[:, None] & (oc < OC)
+    tl.store(y + row[:, None] * OC + oc, acc.to(y.dtype.element_ty), mask=mask)
+
+
+def prepare(problem, weight, config):
+    return weight.permute(2, 3, 1, 0).contiguous()
+
+
+def run(problem, x, weight, bias, out, config):
+    {first}
+    p = problem
+    grid = (triton.cdiv(p.N * p.OH * p.OW, 64), triton.cdiv(p.OC, 64))
+    conv[grid](
+        x, weight, bias, out, p.N, p.H, p.W, p.OH, p.OW, p.padding, p.C, p.OC, p.KH, p.KW,
+        BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, PRECISION=p.precision,
+    )
+"""
+RIGHT = {
+    "border": "pass",
+    "load": "a = tl.load(x + pixel[:, None] * C + c, mask=inside[:, None] & (c < C), other=0.0)",
+    "first": "pass",
+}
+# The padding is the nearest pixel instead of zero.
+BORDERS = RIGHT | {
+    "border": "ih = tl.minimum(tl.maximum(ih, 0), H - 1); iw = tl.minimum(tl.maximum(iw, 0), W - 1)"
+    "; inside = row < N * OH * OW"
+}
+# What lies outside the image is multiplied by zero, but it is read.
+OUTSIDE = RIGHT | {
+    "load": "a = tl.load(x + pixel[:, None] * C + c, mask=(row < N * OH * OW)[:, None] & (c < C),"
+    " other=0.0) * inside[:, None]"
+}
+RAISES = RIGHT | {"first": "1 // (problem.N - problem.N)"}
+SLEEPS = RIGHT | {"first": "while True: time.sleep(1)"}
+
+Race = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def race(tmp_path: Path, device: torch.device, capsys: pytest.CaptureFixture[str]) -> Race:
+    """`race({name: source}, *arguments)`: exit status and JSON of a race on a small layer."""
+
+    def run(sources: dict[str, str], *arguments: str) -> tuple[int, dict[str, Any]]:
+        common = ["--model", "digits", "--device", str(device), "--peers", "torch", "--json"]
+        for name, source in sources.items():
+            path = tmp_path / f"{name}.py"
+            path.write_text(source)
+            common += ["--candidate", str(path)]
+        status = main(["race", *arguments, *common, "--timeout", str(LIMIT)])
+        return status, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_only_the_right_one_is_timed_and_each_other_is_told_why(race: Race) -> None:
+    wrong = {"borders": BORDERS, "outside": OUTSIDE, "raises": RAISES, "sleeps": SLEEPS}
+    sources = {name: CONV.format(**how) for name, how in ({"right": RIGHT} | wrong).items()}
+    started = time.monotonic()
+    status, found = race(sources, "conv3")
+    assert time.monotonic() - started < 5 * LIMIT, "each waits for nobody but itself"
+    assert status == 1
+    assert not found["passed"]
+
+    rows = {row["contestant"]: Row(**row) for row in found["rows"]}
+    assert set(rows) == {OURS, "torch channels_last", *sources}
+    for name in ("right", OURS, "torch channels_last"):
+        row = rows[name]
+        assert row.matched
+        assert row.median_us is not None
+        assert row.p20_us is not None
+        assert 0 < row.p20_us <= row.median_us
+    verdicts = {verdict["candidate"]: verdict for verdict in found["verdicts"]}
+    assert verdicts["right"]["outcome"] == "raced"
+    for name in wrong:
+        assert verdicts[name]["outcome"] == "disqualified"
+        assert rows[name].median_us is None
+        assert rows[name].note == verdicts[name]["reason"]
+    reasons = {name: verdicts[name]["reason"] for name in wrong}
+    assert reasons["borders"].startswith("wrong: max error ")
+    assert reasons["borders"].endswith(" values are off, all at the border")
+    assert reasons["outside"].startswith("reads outside its input x")
+    first = CONV.splitlines().index("    {first}") + 1
+    assert reasons["raises"] == (
+        f"raised ZeroDivisionError: integer division or modulo by zero at raises.py:{first}"
+    )
+    assert reasons["sleeps"] == f"no answer within {LIMIT:g} s at sleeps.py:{first}; killed"
+
+
+CRASHES = "import ctypes\ndef run(problem, x, weight, bias, out, config): ctypes.string_at(0)\n"
+LEAVES = "import os\ndef run(problem, x, weight, bias, out, config): os._exit(3)\n"
+# Right until it was proved and bound; `turns` are how often it runs before the first turn.
+TIRES = """
+import torch
+done = 0
+def run(problem, x, weight, bias, out, config):
+    global done
+    done += 1
+    if done > 9:
+        raise RuntimeError("tired")
+    y = torch.conv2d(x, weight, bias, problem.stride, problem.padding)
+    out.copy_(y.relu())
+"""
+
+
+def test_a_crash_at_any_time_is_survived(race: Race, device: torch.device) -> None:
+    clock = "host"  # captured, a candidate would not run again when its turn comes
+    sources = {"crashes": CRASHES, "leaves": LEAVES, "tires": TIRES}
+    status, found = race(sources, "conv3", "--clock", clock)
+    assert status == 1
+    reasons = {verdict["candidate"]: verdict["reason"] for verdict in found["verdicts"]}
+    assert reasons == {
+        "crashes": "killed by signal 11, SIGSEGV at crashes.py:2",
+        "leaves": "ended its process with exit status 3",
+        "tires": "raised RuntimeError: tired at tires.py:8",
+    }
+    (ours,) = (row for row in found["rows"] if row["contestant"] == OURS)
+    assert ours["median_us"] > 0
+
+
+def test_to_refuse_is_no_fault_and_the_json_is_a_results_file(race: Race, tmp_path: Path) -> None:
+    status, found = race({}, "conv2", "--candidate", "fft", "--candidate", "winograd")
+    assert status == 0
+    assert found["passed"]
+    verdicts = {verdict["candidate"]: verdict for verdict in found["verdicts"]}
+    assert verdicts["winograd"]["outcome"] == "refused"
+    assert "3x3 filters" in verdicts["winograd"]["reason"]
+    assert verdicts["fft"]["factor"] == 2
+    (tmp_path / "race.json").write_text(json.dumps(found))
+    results: Results = load(tmp_path / "race.json")
+    rows = {row.contestant: row for row in results.rows}
+    assert rows["fft"].tolerance == pytest.approx(2 * (rows[OURS].tolerance or 0))
+    assert results.environment["torch"] == torch.__version__
+
+
+def test_the_table_ranks_and_explains(
+    device: torch.device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "digits", "--device", str(device), "--peers", "torch"]
+    assert (
+        main(["race", "conv3", "--candidate", "fft", "--candidate", "matrix_vector", *arguments])
+        == 0
+    )
+    _, *lines = capsys.readouterr().out.splitlines()
+    ranked = [line.split() for line in lines if line.split()[0].isdigit()]
+    assert [int(rank) for rank, *_ in ranked] == [1, 2, 3]
+    (fft,) = (line for line in lines if " fft " in line)
+    assert "bound x2; grid 5x5" in fft
+    (peer,) = (line for line in lines if " torch channels_last " in line)
+    assert peer.endswith("best peer")
+    (refused,) = (line for line in lines if " matrix_vector " in line)
+    assert refused.endswith(" refused: solves a linear alone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["conv3"], "wanted --candidate FILE or --all-shipped, got neither; these ship: fft"),
+        (["conv3", "--candidate", "no.py"], "no.py: no such file, and no candidate that ships"),
+        (["pool1", "--candidate", "fft"], "got pool1, which is a MaxPool2d"),
+        (["conv9", "--candidate", "fft"], "digits has no step 'conv9'"),
+        (["conv3", "--candidate", "fft", "--clock", "sun"], "--clock on a "),
+        (["conv3", "--candidate", "fft", "--batch", "0"], "--batch: wanted 1 or more, got 0"),
+    ],
+)
+def test_refusals_are_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["race", *arguments, "--model", "digits"]) == 1
+    told = capsys.readouterr()
+    assert said in told.err
+    assert not told.out

@@ -1,0 +1,252 @@
+"""Strategies, the cache of trials, and stored searches replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alexnet_triton.bench.cache import Cache, Subject, Trial, source_hash
+from alexnet_triton.bench.problem import problems, ready, tensors
+from alexnet_triton.bench.records import RecordError
+from alexnet_triton.bench.search import STRATEGIES, follow
+from alexnet_triton.bench.simulate import Replay, best, by_subject, replay
+from alexnet_triton.bench.space import Config, Space, key, listed
+from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels import conv, epilogue
+
+STORED = Path(__file__).parents[1] / "bench" / "searches" / "fc7-interpreted.jsonl"
+SUBJECT = Subject("a card", "3.7.1", "abc", "alexnet", "conv4", 8, "fp16")
+SPACE = Space({"x": (1, 2, 4, 8, 16, 32), "y": (1, 2, 4, 8, 16, 32), "warps": (4, 8)})
+START = {"x": 32, "y": 1, "warps": 4}
+
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def cost(config: Config) -> float:
+    """A bowl around (8, 4) with a wall at x = 16 that fails, and warps that matter little."""
+    if config["x"] == 16:
+        return float("inf")
+    x, y = int(config["x"]).bit_length(), int(config["y"]).bit_length()
+    return 10.0 + (x - 4) ** 2 + (y - 3) ** 2 + int(config["warps"]) / 100
+
+
+def walk(strategy: str, seed: int = 0, most: int | None = None) -> list[Config]:
+    """What a strategy asks for, in order, until it ends or has asked `most` times."""
+    asked: list[Config] = []
+
+    def evaluate(configs: Sequence[Config]) -> list[float] | None:
+        if most is not None and len(asked) + len(configs) > most:
+            return None
+        asked.extend(configs)
+        return [cost(config) for config in configs]
+
+    follow(STRATEGIES[strategy](SPACE, START, seed), evaluate)
+    return asked
+
+
+def trials(space: Space = SPACE) -> list[Trial]:
+    """A stored search of the bowl, from START."""
+    configs = [START, *(config for config in space.configs() if config != START)]
+    return [
+        Trial(SUBJECT, config, "failed", "the wall", seconds=2.0)
+        if config["x"] == 16
+        else Trial(SUBJECT, config, "ok", median_us=cost(config), seconds=1.0)
+        for config in configs
+    ]
+
+
+@each_strategy
+def test_everything_is_asked_once_and_the_default_first(strategy: str) -> None:
+    asked = walk(strategy)
+    assert asked[0] == START
+    assert sorted(map(key, asked)) == sorted(map(key, SPACE.configs()))
+
+
+@each_strategy
+def test_a_default_outside_the_space_is_tried_too(strategy: str) -> None:
+    outside = {"x": 3, "y": 3, "warps": 4}
+    asked: list[Config] = []
+
+    def evaluate(configs: Sequence[Config]) -> list[float]:
+        asked.extend(configs)
+        return [cost(config) for config in configs]
+
+    follow(STRATEGIES[strategy](SPACE, outside, 0), evaluate)
+    assert asked[0] == outside
+    assert len(asked) == len(SPACE.configs()) + 1
+
+
+@each_strategy
+def test_a_seed_decides(strategy: str) -> None:
+    assert walk(strategy, 1) == walk(strategy, 1)
+    if strategy != "exhaustive":
+        assert walk(strategy, 1) != walk(strategy, 2)
+
+
+def test_local_climbs_around_the_wall() -> None:
+    """Downhill from the far side of a wall that fails, in a fraction of the space."""
+    asked = walk("local")
+    found = [key(config) for config in asked].index(key({"x": 8, "y": 4, "warps": 4}))
+    assert found < len(SPACE.configs()) / 2
+
+
+def test_a_search_can_be_stopped() -> None:
+    assert len(walk("random", most=1)) == 1
+
+
+# --- the cache -------------------------------------------------------------------------------
+
+
+def test_trials_are_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "cache.jsonl"
+    first, second = trials()[:2]
+    Cache(path).append(first)
+    cache = Cache(path)
+    assert cache.find(SUBJECT, dict(reversed(START.items()))) == first, "in any order of fields"
+    cache.append(second)
+    again = Cache(path)
+    assert again.trials == [first, second]
+    assert again.find(SUBJECT, {"x": 99}) is None
+    for field in SUBJECT.__dataclass_fields__:
+        another: dict[str, Any] = {field: "another"}
+        assert again.find(replace(SUBJECT, **another), START) is None, field
+    wanted = "device triton source network layer batch dtype config status reason median_us p20_us"
+    wanted += " p80_us max_error registers shared date"
+    assert set(wanted.split()) <= set(json.loads(path.read_text().splitlines()[0]))
+
+
+def test_a_later_line_counts(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    first = trials()[0]
+    later = replace(first, status="wrong", reason="right at first", median_us=None)
+    for trial in (first, later):
+        Cache(path).append(trial)
+    assert Cache(path).trials == [later]
+
+
+def test_a_torn_last_line_is_dropped_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    first, second, third = trials()[:3]
+    for trial in (first, second):
+        Cache(path).append(trial)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    cache = Cache(path)
+    assert cache.trials == [first]
+    assert path.read_bytes() == whole[:-7], "reading changes nothing"
+    cache.append(third)
+    assert Cache(path).trials == [first, third]
+
+
+def test_two_searches_may_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    one, other = Cache(path), Cache(path)
+    first, second = trials()[:2]
+    one.append(first)
+    other.append(second)
+    assert Cache(path).trials == [first, second]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"device": "a card"}', "trial"])
+def test_what_is_no_trial_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "cache.jsonl"
+    Cache(path).append(trials()[0])
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RecordError, match=r"cache\.jsonl, line 2: no trial"):
+        Cache(path)
+
+
+def test_the_source_is_known_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every jit function of the kernel's module counts, and those it imports; nothing else."""
+    planner = Planner(network("digits"), NUMBERS["fp32"], None)
+
+    def name(layer: str, batch: int = 1) -> str:
+        (problem,) = problems(planner, "fp32", batch, [layer])
+        made = ready(problem, tensors(problem, "meta"))
+        return source_hash(dict(made.launches)[layer])
+
+    before = name("conv2")
+    assert before == name("conv3") == name("conv2", batch=2)
+    assert before != name("fc7")
+    for function in (conv._conv2d_images_kernel, epilogue.finish):
+        with monkeypatch.context() as patch:
+            patch.setattr(function, "_src", function.src + "# another")
+            assert name("conv2") != before, function
+    assert name("conv2") == before
+
+
+# --- simulation ------------------------------------------------------------------------------
+
+
+def test_a_replay_counts_what_a_search_would_have_cost() -> None:
+    found = replay(trials(), "exhaustive")
+    order = [START, *(config for config in SPACE.configs() if config != START)]
+    place = order.index({"x": 8, "y": 4, "warps": 4}) + 1
+    walls = sum(config["x"] == 16 for config in order[:place])
+    assert (found.tried, found.to_best) == (len(order), place)
+    assert found.seconds_to_best == place + walls
+    near = next(n for n, c in enumerate(order, 1) if cost(c) <= 1.05 * 10.04)
+    assert found.to_near == near
+
+
+@each_strategy
+def test_killed_half_way_and_resumed_is_the_same_end(strategy: str, tmp_path: Path) -> None:
+    """The state survives a limit, a torn line and a new process, and repeats nothing."""
+    stored, path = trials(), tmp_path / "state.jsonl"
+    whole = Cache(None)
+    wanted = replay(stored, strategy, 3, whole)
+    half = replay(stored, strategy, 3, Cache(path), limit=len(stored) // 2)
+    assert len(Cache(path)) == len(stored) // 2 == half.tried
+    path.write_bytes(path.read_bytes()[:-20])
+    assert replay(stored, strategy, 3, Cache(path)) == wanted
+    assert Cache(path).trials == whole.trials
+    assert len(path.read_text().splitlines()) == len(stored), "each trial once"
+
+
+def test_a_search_without_seconds_says_none() -> None:
+    unknown = [replace(trial, seconds=None) for trial in trials()]
+    assert replay(unknown, "random").seconds is None
+
+
+def test_a_search_without_a_right_answer_is_refused() -> None:
+    with pytest.raises(RecordError, match="no configuration that was right"):
+        replay([trial for trial in trials() if trial.status == "failed"], "random")
+
+
+@pytest.fixture(scope="module")
+def stored() -> list[Trial]:
+    """The search that is kept with the code."""
+    ((_, found),) = by_subject(Cache(STORED)).items()
+    return found
+
+
+def test_the_stored_search_is_whole(stored: list[Trial]) -> None:
+    assert len(stored) >= 300
+    assert "interpreter" in stored[0].subject.device
+    assert {trial.status for trial in stored} == {"ok", "refused"}
+    assert all((trial.median_us is None) == (trial.status != "ok") for trial in stored)
+    assert all(trial.reason for trial in stored if trial.status != "ok")
+    assert len(listed(trial.config for trial in stored).configs()) == len(stored)
+
+
+@each_strategy
+def test_each_strategy_finds_the_known_best(strategy: str, stored: list[Trial]) -> None:
+    found: list[Replay] = [replay(stored, strategy, seed) for seed in range(3)]
+    for one in found:
+        assert one.tried == len(stored)
+        assert one.to_best is not None
+        assert one.to_near is not None
+        assert 1 <= one.to_near <= one.to_best <= len(stored)
+    assert best(stored).status == "ok"
+
+
+def test_a_layer_that_was_not_searched_is_refused() -> None:
+    with pytest.raises(RecordError, match=r"wanted fc6, got fc7"):
+        by_subject(Cache(STORED), ["fc6"])

@@ -1,0 +1,190 @@
+"""Spaces of configurations: what is in, what is left out and by which rule, and who lies near."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import asdict, replace
+
+import pytest
+from alexnet_triton.bench.problem import Problem, configured, problems, ready, tensors
+from alexnet_triton.bench.space import (
+    Rule,
+    Space,
+    SpaceError,
+    built,
+    key,
+    listed,
+    space,
+    within,
+)
+from alexnet_triton.engine.plan import NUMBERS, KernelConfig
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+
+BOWL = Space(
+    {"x": (1, 2, 4, 8), "y": (1, 2, 3), "kind": ("a", "b"), "on": (False, True)},
+    (Rule("no two at x 2", lambda t: t["x"] != 2 or t["y"] != 2),),
+)
+
+
+def find(name: str, batch: int, arch: int, dtype: str = "fp16", of: str = "alexnet") -> Problem:
+    """One layer, planned for a GPU that need not be there."""
+    planner = Planner(network(of), NUMBERS[dtype], arch)
+    (found,) = problems(planner, dtype, batch, [name])
+    return found
+
+
+def config_of(problem: Problem) -> KernelConfig:
+    """What the planner chose for its last step."""
+    assert problem.step.config is not None
+    return problem.step.config
+
+
+def space_of(problem: Problem, arch: int | None) -> Space:
+    return space(problem.step, problem.plan.numbers, arch)
+
+
+def test_configs_are_all_that_no_rule_leaves_out() -> None:
+    configs = BOWL.configs()
+    assert len(configs) == 4 * 3 * 2 * 2 - 4
+    assert len({key(config) for config in configs}) == len(configs)
+    assert {"x": 2, "y": 2, "kind": "a", "on": True} not in configs
+    assert BOWL.broken({"x": 2, "y": 2, "kind": "a", "on": True}) == "no two at x 2"
+
+
+def test_neighbours_differ_in_one_parameter_by_one_legal_step() -> None:
+    near = BOWL.neighbours({"x": 1, "y": 2, "kind": "a", "on": False})
+    assert near == [
+        {"x": 4, "y": 2, "kind": "a", "on": False},  # 2 is not legal here: the next one
+        {"x": 1, "y": 3, "kind": "a", "on": False},
+        {"x": 1, "y": 1, "kind": "a", "on": False},
+        {"x": 1, "y": 2, "kind": "b", "on": False},
+        {"x": 1, "y": 2, "kind": "a", "on": True},
+    ]
+
+
+def test_neighbours_are_mutual() -> None:
+    for here in BOWL.configs():
+        assert all(here in BOWL.neighbours(near) for near in BOWL.neighbours(here))
+
+
+def test_a_listed_space_is_its_list() -> None:
+    configs = BOWL.configs()[::3]
+    assert sorted(map(key, listed(configs).configs())) == sorted(map(key, configs))
+    known = set(map(key, configs))
+    assert all(key(near) in known for c in configs for near in listed(configs).neighbours(c))
+    assert listed([]).configs() == [{}] or not listed([]).parameters
+
+
+@pytest.mark.parametrize(("arch", "batch"), [(80, 1), (90, 256)])
+def test_every_step_of_alexnet_has_something_to_try(arch: int, batch: int) -> None:
+    planner = Planner(network("alexnet"), NUMBERS["fp16"], arch)
+    for problem in problems(planner, "fp16", batch):
+        found = space_of(problem, arch)
+        configs = found.configs()
+        assert len(configs) >= 20, problem.name
+        assert set(configs[0]) == set(asdict(config_of(problem))), "all fields, and no others"
+        if arch < 90:
+            assert not any(config.get("descriptors") for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype"),
+    [("conv2", 256, "fp16"), ("conv4", 1, "fp16"), ("fc7", 1, "fp16"), ("fc8", 256, "fp32")],
+)
+def test_launchers_take_what_the_rules_let_through(name: str, batch: int, dtype: str) -> None:
+    """A sample, bound to tensors without memory; launchers refuse what would be wrong silently."""
+    problem = find(name, batch, 90, dtype)
+    given = tensors(problem, "meta")
+    configs = space_of(problem, 90).configs()
+    for config in configs[:: max(1, len(configs) // 40)]:
+        variant = configured(problem, built(config_of(problem), config))
+        assert ready(variant, given).launches
+
+
+@pytest.mark.parametrize("names", [("conv1", "conv2", "conv5"), ("fc6", "fc8"), ("pool1",)])
+def test_every_rule_leaves_something_out(names: tuple[str, ...]) -> None:
+    """Of some network, in some layer and dtype, at some batch, for some GPU; in samples of each."""
+    rules, used = set(), set()
+    pick = random.Random(0).choice
+    cases = itertools.product(names, (1, 64), (80, 90), ("fp16", "fp32"), ("alexnet", "digits"))
+    for name, batch, arch, dtype, of in cases:
+        found = space_of(find(name, batch, arch, dtype, of), arch)
+        rules |= {rule.name for rule in found.rules}
+        for _ in range(200):
+            config = {name: pick(values) for name, values in found.parameters.items()}
+            used |= {rule.name for rule in found.rules if not rule.holds(config)}
+    idle = {rule for rule in rules - used if "group to group" not in rule}  # AlexNet has one group
+    assert not idle
+
+
+def test_groups_of_a_few_channels_take_no_descriptors() -> None:
+    """A step from group to group must be a multiple of 16 bytes: 8 channels of 2, not 4."""
+    problem = find("conv2", 256, 90)
+    assert isinstance(problem.step.shape, Conv2dShape)
+    step = replace(problem.step, shape=replace(problem.step.shape, groups=16))
+    configs = space(step, problem.plan.numbers, 90).configs()
+    assert {c["tiling"] for c in configs if c["descriptors"]} == {"pixels"}
+    assert {c["tiling"] for c in configs} == {"images", "pixels"}
+
+
+def test_the_rules_know_the_problem() -> None:
+    small, large = find("conv4", 1, 90), find("conv4", 256, 90)
+    few, many = space_of(small, 90).configs(), space_of(large, 90).configs()
+    assert {config["tiling"] for config in few} == {"pixels"}, "no tile of images is half full"
+    assert {config["tiling"] for config in many} == {"images", "pixels"}
+    assert max(config["SPLIT_K"] for config in few) > 1
+    assert {config["SPLIT_K"] for config in many} == {1}, "there are tiles enough"
+    assert any(config["BLOCK_N2"] for config in space_of(find("conv3", 256, 90), 90).configs())
+    exact = space_of(find("conv4", 256, 90, "fp32"), 90).configs()
+    assert max(config["BLOCK_M"] * config["BLOCK_N"] for config in exact) <= 8192
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "columns"), [("alexnet", "conv1", {1, 2, 4}), ("vgg11", "conv1_1", {1})]
+)
+def test_a_first_convolution_may_take_several_columns(
+    of: str, name: str, columns: set[int]
+) -> None:
+    """Where channels are aligned; the stem then writes what so many columns read."""
+    problem = find(name, 64, 90, of=of)
+    default = config_of(problem)
+    assert isinstance(default, Conv2dConfig)
+    folded = configured(problem, replace(default, columns=1)).step.shape
+    assert isinstance(folded, Conv2dShape)
+    configs = space(problem.step, problem.plan.numbers, 90, folded).configs()
+    assert {config["columns"] for config in configs} == columns
+    for count in columns:
+        widest = max(config["BLOCK_N"] for config in configs if config["columns"] == count)
+        assert widest == min(256, 64 * count)
+    given = tensors(problem, "meta")
+    for config in configs[:: len(configs) // 10]:
+        variant = configured(problem, built(default, config))
+        assert isinstance(variant.step.shape, Conv2dShape)
+        assert 64 * config["columns"] == variant.step.shape.OC
+        assert ready(variant, given).launches
+
+
+def test_the_interpreter_has_a_few_large_tiles() -> None:
+    for problem in problems(Planner(network("digits"), NUMBERS["fp32"], None), "fp32", 2):
+        configs = space_of(problem, None).configs()
+        assert asdict(config_of(problem)) in configs
+        assert 1 <= len(configs) <= 27
+
+
+def test_a_user_chooses_values() -> None:
+    problem = find("conv4", 256, 90)
+    values = {"BLOCK_M": ["128"], "descriptors": ["true"], "tiling": ["images"]}
+    chosen = within(space_of(problem, 90), {**values, "num_stages": ["3", "6"]})
+    configs = chosen.configs()
+    fixed = {(c["BLOCK_M"], c["descriptors"], c["tiling"]) for c in configs}
+    assert fixed == {(128, True, "images")}
+    assert {c["num_stages"] for c in configs} == {3, 6}
+    with pytest.raises(SpaceError, match="no parameter 'BLOCK_Q'; this kernel has tiling, BLOCK_M"):
+        within(chosen, {"BLOCK_Q": ["1"]})
+    with pytest.raises(SpaceError, match="BLOCK_M: wanted a number, got 'wide'"):
+        within(chosen, {"BLOCK_M": ["wide"]})
+    with pytest.raises(SpaceError, match="descriptors: wanted true or false, got '1'"):
+        within(chosen, {"descriptors": ["1"]})
