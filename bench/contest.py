@@ -46,13 +46,17 @@ def admit(
         found = [compare(_output(each, row.clock, device)) for each in ready]
     except Exception as error:  # of other people's code: whatever it is, the others go on
         return Entry(replace(row, note=reason(error)))
-    worst = max(found, key=lambda match: match.max_error)
-    row = replace(row, tolerance=worst.tolerance)
-    if math.isfinite(worst.max_error):
-        row = replace(row, max_error=worst.max_error, rms_error=worst.rms_error)
-    if not all(match.passed for match in found):
-        return Entry(replace(row, note=NO_MATCH))
-    return Entry(row, tuple(each.run for each in ready))
+    # The worst decides, and one that did not pass is worse than any that did.
+    row = matched(row, max(found, key=lambda match: (not match.passed, match.max_error)))
+    return Entry(row) if row.note == NO_MATCH else Entry(row, tuple(each.run for each in ready))
+
+
+def matched(row: Row, found: Match) -> Row:
+    """The row with its errors; NO_MATCH in its note where they are too large."""
+    row = replace(row, tolerance=found.tolerance)
+    if math.isfinite(found.max_error):
+        row = replace(row, max_error=found.max_error, rms_error=found.rms_error)
+    return row if found.passed else replace(row, note=NO_MATCH)
 
 
 def timed(
@@ -71,8 +75,10 @@ def timed(
         name = entry.row.contestant
         # Contestants share tensors: none should find in the cache what another has just read.
         turn = place * len(entry.runs) // len(entries)
+        runs = entry.runs[turn:] + entry.runs[:turn]
         try:
-            take[name] = sampler(entry.runs[turn:] + entry.runs[:turn], clock, device)
+            # Where the cache is overwritten it does not matter what it holds: one copy will do.
+            take[name] = sampler(runs[:1] if clock == "cold" else runs, clock, device)
         except Exception as error:
             rows[name] = replace(rows[name], note=reason(error))
     try:

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +24,22 @@ import torch
 
 from ..engine.load import at_least_one, find, numbers, one_of, resolve
 from ..engine.single import Planner
-from ..kernels.jit import architecture
+from .contest import NO_MATCH, Entry, matched, reason, timed
 from .env import Verbs, environment
 from .peers import KINDS, Peer, Prepared, libraries, peers
-from .problem import Problem, Tensors, expected, match, problems, ready, tensors
+from .problem import (
+    Problem,
+    Tensors,
+    expected,
+    match,
+    problems,
+    ready,
+    tensors,
+    tuned_planner,
+)
 from .records import OURS, Results, Row, save, save_csv, times_best_peer
 from .roofline import COPY, measure_roofs, roof_us
-from .timing import CLOCKS, Clock, Run, copies_to_overflow, sampler, take_turns
+from .timing import CLOCKS, Clock, copies_to_overflow
 
 BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
 ROUNDS = {"cuda": 25, "cpu": 3}
@@ -129,19 +138,26 @@ def _rows(
         wanted = expected(problem, copies[0])
     except torch.cuda.OutOfMemoryError as error:
         return [
-            replace(blank, contestant=one.name, clock=clock, note=_reason(error))
+            replace(blank, contestant=one.name, clock=clock, note=reason(error))
             for clock in clocks
             for one in contestants
         ]
-    entries: list[tuple[Row, list[Run]]] = []
     with libraries(problem.plan.numbers), torch.inference_mode():
-        for place, one in enumerate(contestants):
-            row = replace(blank, contestant=one.name, straw_man=one.straw_man, note=one.note)
-            row, runs = _admitted(one, problem, copies, wanted, row)
-            # Peers share tensors: none should find in the cache what another has just read.
-            turn = place * len(copies) // len(contestants)
-            entries.append((row, runs[turn:] + runs[:turn]))
-        return [row for clock in clocks for row in _timed(entries, clock, device, effort)]
+        entries = [
+            _admitted(
+                one,
+                problem,
+                copies,
+                wanted,
+                replace(blank, contestant=one.name, straw_man=one.straw_man, note=one.note),
+            )
+            for one in contestants
+        ]
+        return [
+            row
+            for clock in clocks
+            for row in timed(entries, clock, device, effort.rounds, effort.left())
+        ]
 
 
 def _engine(problem: Problem) -> Peer:
@@ -166,49 +182,22 @@ def _copies(problem: Problem, device: torch.device, seed: int) -> list[Tensors]:
 
 def _admitted(
     one: Peer, problem: Problem, copies: Sequence[Tensors], wanted: torch.Tensor, row: Row
-) -> tuple[Row, list[Run]]:
-    """The row with its match, and the runs of all copies; no runs if it may not be timed."""
+) -> Entry:
+    """The row with the match of the first copy, and the runs of all; none if it may not be timed.
+
+    Not `contest.admit`, which looks at every copy: there may be a thousand here.
+    """
     if one.prepare is None:
-        return row, []
+        return Entry(row)
     try:
         first = one.prepare(copies[0])
         first.run()
-        found = match(problem, first.output(), wanted)
-        row = replace(row, tolerance=found.tolerance)
-        if math.isfinite(found.max_error):
-            row = replace(row, max_error=found.max_error, rms_error=found.rms_error)
-        if not found.passed:
-            return replace(row, note="NO MATCH, so not timed"), []
-        return row, [first.run, *(one.prepare(given).run for given in copies[1:])]
+        row = matched(row, match(problem, first.output(), wanted))
+        if row.note == NO_MATCH:
+            return Entry(row)
+        return Entry(row, (first.run, *(one.prepare(given).run for given in copies[1:])))
     except Exception as error:  # of other people's code: whatever it is, the others go on
-        return replace(row, note=_reason(error)), []
-
-
-def _timed(
-    entries: Sequence[tuple[Row, list[Run]]], clock: Clock, device: torch.device, effort: Effort
-) -> list[Row]:
-    """Every entry's row by this clock; who fails now keeps its match and gets a note."""
-    rows = {row.contestant: replace(row, clock=clock) for row, _ in entries}
-    take: dict[str, Callable[[], float]] = {}
-    for row, runs in entries:
-        if runs:
-            try:
-                # What a cache holds does not matter where it is overwritten: one copy will do.
-                take[row.contestant] = sampler(runs[:1] if clock == "cold" else runs, clock, device)
-            except Exception as error:
-                rows[row.contestant] = replace(rows[row.contestant], note=_reason(error))
-    try:
-        for name, times in take_turns(take, clock, effort.rounds, effort.left()).items():
-            rows[name] = rows[name].timed(times)
-    except Exception as error:
-        rows |= {name: replace(rows[name], note=_reason(error)) for name in take}
-    return list(rows.values())
-
-
-def _reason(error: Exception) -> str:
-    """An exception in one short line."""
-    said = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {said}"[:160].rstrip(": ")
+        return Entry(replace(row, note=reason(error)))
 
 
 def _free(device: torch.device) -> None:
@@ -295,7 +284,7 @@ def _run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     dtype, meaning = numbers(options.dtype, device, "triton")
     network, _ = find(options.model)
-    planner = Planner(network, meaning, architecture(device))
+    planner = tuned_planner(network, meaning, device)
     batches = options.batch or BATCHES[device.type]
     rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
     clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]

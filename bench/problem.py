@@ -21,12 +21,12 @@ import torch
 
 from ..engine import reference
 from ..engine.bind import Bound, bind, pack
-from ..engine.plan import KernelConfig, Plan, Step, part, reconfigured
+from ..engine.plan import KernelConfig, Numbers, Plan, Step, part, reconfigured
 from ..engine.single import Planner, outside
 from ..engine.spec import Flatten, Layer, Network, NetworkError
 from ..engine.verify import reduction, tolerance
-from ..kernels import layout
-from ..kernels.jit import Launch, Work
+from ..kernels import layout, tuning
+from ..kernels.jit import Launch, Work, architecture
 
 CHECKED_IMAGES = 32
 
@@ -137,6 +137,15 @@ class Ready:
         """The answer, float32 [N, C, H, W] or [N, features]."""
         step = self.problem.step
         return outside(step, self.bound.outputs[step.name])
+
+
+def tuned_planner(network: Network, meaning: Numbers, device: torch.device) -> Planner:
+    """Plans as the engine makes them on this device, tuned, but all images at once.
+
+    Raises TuningError for a table that cannot be read.
+    """
+    tuned = tuning.table(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return Planner(network, meaning, architecture(device), tuned=tuned)
 
 
 def problems(

@@ -21,10 +21,8 @@ from ..engine.plan import NUMBERS
 from ..engine.run import Engine
 from ..engine.single import Planner
 from ..engine.spec import AdaptiveAvgPool2d, Dropout, Network, Preprocess
-from ..kernels import tuning
-from ..kernels.jit import architecture
 from .peers import Peer, Prepare, Prepared, peers
-from .problem import Problem, Tensors, checked
+from .problem import Problem, Tensors, checked, tuned_planner
 from .records import OURS
 from .timing import Clock, capture
 
@@ -38,8 +36,7 @@ def planner(network: Network, dtype: str, device: torch.device) -> Planner:
 
     Raises TuningError for a table that cannot be read.
     """
-    tuned = tuning.table(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return Planner(network, NUMBERS[dtype], architecture(device), tuned=tuned, options=None)
+    return replace(tuned_planner(network, NUMBERS[dtype], device), options=None)
 
 
 def problem(planner: Planner, dtype: str, batch: int, pixels: bool = False) -> Problem:
@@ -111,7 +108,7 @@ def contestants(
     Runs launch their work and return; by the clocks of a GPU they can be captured. Raises
     EngineError, listing the kinds, for one that is none.
     """
-    engine = _engine if clock == "host" else _kernels
+    engine = _engine if clock == "host" else kernels
     found = [Peer(OURS, lambda given: engine(whole, given))]
     for peer in peers(whole, device, kinds):
         prepare = peer.prepare
@@ -130,8 +127,8 @@ def contestants(
 # --- the engine ------------------------------------------------------------------------------
 
 
-def _kernels(whole: Problem, given: Tensors) -> Prepared:
-    """The bound launches alone: what the engine captures."""
+def kernels(whole: Problem, given: Tensors) -> Prepared:
+    """The bound launches alone: what the engine records."""
     packed = pack(whole.network, given.state, whole.plan.numbers, given.x.device)
     bound = bind(whole.plan, packed)
     logits = bound.outputs[whole.step.name][0, 0]
