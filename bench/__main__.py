@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from ..engine import EngineError, NetworkError
 from ..kernels.tuning import TuningError
 from ..weights import WeightsError
-from . import compare, env, inspect, layers, model, order, pipeline, race, report, tune
+from . import compare, env, inspect, layers, model, order, pipeline, race, report, round, tune
 from .candidate import CandidateError
 from .records import RecordError
 from .space import SpaceError
 
-VERBS = (compare, env, inspect, layers, model, order, pipeline, race, report, tune)
+VERBS = (compare, env, inspect, layers, model, order, pipeline, race, report, round, tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -152,7 +152,7 @@ def compile_for(launch: Launch, arch: Arch) -> Binary:
     backend = make_backend(target)
     kernel = launch.kernel
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = launch.options
     bound, specialization, extra = bind(**launch.arguments, **options)
     # _pack_args is what JITFunction.run calls between binding and compiling.
     parsed, signature, constants, attributes = kernel._pack_args(

@@ -27,10 +27,8 @@ import torch
 
 from ..engine.load import find
 from ..engine.plan import NUMBERS
-from ..engine.single import Planner
-from ..kernels.jit import architecture
 from .candidate import Refused
-from .problem import Problem, Tensors, problems, tensors
+from .problem import Problem, Tensors, problems, tensors, tuned_planner
 from .proof import Disqualified
 from .timing import Clock, copies_to_overflow
 
@@ -54,8 +52,7 @@ class Entry:
 def find_problem(entry: Entry) -> Problem:
     """The entry's layer; raises NetworkError for a network or a layer that is none."""
     network, _ = find(entry.model)
-    arch = architecture(torch.device(entry.device))
-    planner = Planner(network, NUMBERS[entry.dtype], arch)
+    planner = tuned_planner(network, NUMBERS[entry.dtype], torch.device(entry.device))
     return problems(planner, entry.dtype, entry.batch, [entry.layer])[0]
 
 
@@ -139,7 +136,6 @@ class Entrant:
         try:
             self._connection.send_bytes(json.dumps(question | {"limit": limit}).encode())
             answered = self._connection.poll(limit + 2)
-            print("answered", answered, time.monotonic() - asked, file=sys.stderr)
             answer = json.loads(self._connection.recv_bytes()) if answered else {}
         except (EOFError, OSError):  # it is gone
             answer = {}
@@ -161,7 +157,6 @@ class Entrant:
         """Where in the candidate's file it was, as far as the fault handler could tell."""
         self._faults.seek(0)
         trace = self._faults.read().decode(errors="replace")
-        print(trace, file=sys.stderr)
         found = re.search(rf'File "{re.escape(self.entry.file)}", line (\d+)', trace)
         return f" at {Path(self.entry.file).name}:{found[1]}" if found else ""
 

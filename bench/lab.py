@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 import triton
@@ -156,8 +157,9 @@ def tune(
 
     Ends when the strategy does, after about `seconds` (the final and a candidate under way may
     take a little longer), or after `limit` trials that were not in the cache. With `resume` the
-    cache's trials count as this search's own; without, all are made anew. `values` are other
-    values of parameters (`space.within`). `told` sees each trial as it ends. Raises SpaceError.
+    cache's trials by the same clock count as this search's own; without, all are made anew.
+    `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
+    Raises SpaceError.
     """
     chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
     search = _Search(problem, chosen, lab, cache, limit, resume, told)
@@ -227,7 +229,7 @@ class _Search:
         return Outcome(
             self.subject,
             self.step.kernel.split()[0],
-            _folded(self.problem, self.step) or self.step.shape,
+            table_shape(self.problem, self.step),
             tuple(self.trials),
             self.fresh,
             len(tried.configs()),
@@ -236,7 +238,8 @@ class _Search:
         )
 
     def _known(self, config: Config) -> Trial | None:
-        return self.cache.find(self.subject, config) if self.resume else None
+        found = self.cache.find(self.subject, config) if self.resume else None
+        return None if found is None or found.clock != self.lab.clock else found
 
     def _built(self, config: Config) -> KernelConfig:
         assert self.step.config is not None
@@ -297,6 +300,11 @@ def _folded(problem: Problem, step: Step) -> Conv2dShape | None:
     narrow = configured(problem, replace(step.config, columns=1), step.name).plan.steps[1].shape
     assert isinstance(narrow, Conv2dShape)
     return narrow
+
+
+def table_shape(problem: Problem, step: Step) -> Any:
+    """The kernel's shape, a dataclass, that tables of tuned configurations know a step by."""
+    return _folded(problem, step) or step.shape
 
 
 def subject(problem: Problem, step: Step, device: str) -> Subject:

@@ -219,6 +219,9 @@ def _run(options: argparse.Namespace) -> int:
     one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
     batch = (256 if gpu else 1) if options.batch is None else options.batch
     at_least_one("--batch", batch)
+    for name in ("timeout", "seconds"):
+        if (value := getattr(options, name)) <= 0:
+            raise CandidateError(f"--{name}: wanted more than 0 seconds, got {value:g}")
     if not gpu and (problem := interpreter_problem()):
         raise EngineError(problem)
     files = [*options.candidate, *(shipped() if options.all_shipped else ())]

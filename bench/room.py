@@ -97,12 +97,13 @@ class Room:
                 times.append((taken[""].median, config, seen))
         if not times:
             raise Disqualified(failures[0])
-        said = f"best of {len(times)} configurations"
+        _, config, seen = min(times, key=lambda found: found[0])
+        chosen = ", ".join(f"{name}={value}" for name, value in config.items())
+        said = f"{chosen}, best of {len(times)} configurations"
         if failures:
             said += f", {len(failures)} fell out, the first: {failures[0]}"
         if (left := len(configs) - len(times) - len(failures)) > 0:
             said += f", {left} left untried for want of time"
-        _, config, seen = min(times, key=lambda found: found[0])
         return config, seen, said
 
     def _bind(self) -> dict[str, Any]:

@@ -400,7 +400,13 @@ def _stem(
         columns = stem.columns(shape, dtype.itemsize)
         tiles, _ = order.conv2d_config(stem.wide(shape, columns))
         tiles = replace(tiles, columns=columns)
-    return first_steps(block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured)
+    way_in, convolution = first_steps(
+        block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured
+    )
+    assert isinstance(way_in.shape, stem.StemShape)
+    assert isinstance(way_in.config, stem.StemConfig)
+    size, measured = order.measured("stem", way_in.shape, way_in.config)
+    return replace(way_in, config=size, tuned=measured), convolution
 
 
 def first_steps(

@@ -233,6 +233,10 @@ def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
     with Lab(torch.device("cpu"), jobs=1) as lab:
         outcome = tune(problem, lab, Cache(path), strategy="random", values=values)
         assert [trial.status for trial in outcome.trials] == ["ok", "failed"]
+        other = Cache(None)
+        other.append(replace(outcome.trials[0], clock="cold"))
+        again = tune(problem, lab, other, strategy="random", values=values, limit=1)
+        assert again.fresh == 1, "another clock's times are not these"
         lab.timeout = 0.0
         late = tune(problem, lab, Cache(None), strategy="random", values=values, limit=1)
     kept = Cache(path).trials[1]
