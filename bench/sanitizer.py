@@ -143,6 +143,8 @@ class _Watch:
         def call(executor: Any, *args: Any, **kwargs: Any) -> Any:
             arguments = dict(zip(executor.arg_names, args, strict=False)) | kwargs
             bases = {name: getattr(value, "base", value) for name, value in arguments.items()}
+            # Of two names for one tensor, the first.
+            bases = dict(reversed(bases.items()))
             self.kernel = executor.fn.__name__
             self.names = {
                 _place(base): name for name, base in bases.items() if isinstance(base, torch.Tensor)

@@ -37,7 +37,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
-from .overlap import begin
+from .overlap import announce, begin, prefetch, wait
 from .parts import parts_of, scratch_size, sum_parts
 
 # Integers that vary from layer to layer without needing another binary.
@@ -122,6 +122,7 @@ def _conv2d_images_kernel(
     x,  # [H, W, N, GROUPS*C], as a descriptor (with groups [H, W, GROUPS, N, C]) or a pointer
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     w2,  # the same in blocks of BLOCK_N2
+    w_memory,  # w as a pointer; unused with many images, where weights are few
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
@@ -231,6 +232,7 @@ def _conv2d_pixels_kernel(
     x,  # [H, W, N, GROUPS*C]
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     w2,  # None: this tiling has one accumulator
+    w_memory,  # w as a pointer
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
@@ -268,7 +270,7 @@ def _conv2d_pixels_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    announce(PDL)
     OC_BLOCKS: tl.constexpr = (OC + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
     oc0 = (program % OC_BLOCKS) * BLOCK_N
@@ -293,7 +295,17 @@ def _conv2d_pixels_kernel(
     steps = KH * KW * C_BLOCKS
     per_part = (steps + SPLIT_K - 1) // SPLIT_K
     part = tl.program_id(1)
-    for i in range(part * per_part, tl.minimum((part + 1) * per_part, steps)):
+    first = part * per_part
+    last = tl.minimum(first + per_part, steps)
+    if PDL:
+        PITCH: tl.constexpr = (C + 7) // 8 * 8
+        filters = group * OC + tl.minimum(oc0 + tl.arange(0, BLOCK_N), OC - 1)
+        rows_of_w = w_memory + filters * PITCH
+        for i in range(first, last):
+            tap = (i // C_BLOCKS).to(tl.int64)
+            prefetch(rows_of_w + tap * (GROUPS * OC * PITCH) + (i % C_BLOCKS) * BLOCK_K, BLOCK_K)
+    wait(PDL)
+    for i in range(first, last):
         tap = i // C_BLOCKS
         c0 = (i % C_BLOCKS) * BLOCK_K
         dh = (tap // KW) * dilation_h
@@ -450,6 +462,7 @@ def conv2d(
         "x": x,
         "w": weight,
         "w2": weight if config.BLOCK_N2 else None,
+        "w_memory": weight,
         "bias": None if split else bias,
         "scale": None if split else scale,
         "shift": None if split else shift,

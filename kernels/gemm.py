@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
-from .overlap import begin
+from .overlap import announce, prefetch, wait
 from .parts import parts_of, scratch_size, sum_parts
 
 
@@ -46,6 +46,7 @@ class LinearShape:
 def _linear_kernel(
     x,  # [P, N, C aligned], as a descriptor or a pointer
     w,  # [P, OC, C aligned], as a descriptor or a pointer
+    w_memory,  # w as a pointer
     bias,  # [OC] or None
     scale,  # float32 [OC] or None
     shift,  # float32 [OC] or None
@@ -64,7 +65,7 @@ def _linear_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    announce(PDL)
     # Image blocks run fastest: programs that run together share their weights, the larger operand.
     n_blocks = (N + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -78,11 +79,19 @@ def _linear_kernel(
     PITCH: tl.constexpr = (C + 7) // 8 * 8
     steps = P * C_BLOCKS
     per_part = (steps + SPLIT_K - 1) // SPLIT_K
+    first = part * per_part
+    last = tl.minimum(first + per_part, steps)
+    if PDL:
+        rows = w_memory + tl.minimum(channel, OC - 1).to(tl.int64) * PITCH
+        for i in range(first, last):
+            step = (i // C_BLOCKS).to(tl.int64) * (OC * PITCH) + (i % C_BLOCKS) * BLOCK_K
+            prefetch(rows + step, BLOCK_K)
+    wait(PDL)
     if TRANSPOSED:
         acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
     else:
         acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for i in range(part * per_part, tl.minimum((part + 1) * per_part, steps)):
+    for i in range(first, last):
         p = i // C_BLOCKS
         c0 = (i % C_BLOCKS) * BLOCK_K
         if DESCRIPTORS:
@@ -210,6 +219,7 @@ def linear(
     arguments = {
         "x": x,
         "w": weight,
+        "w_memory": weight,
         "bias": None if split else bias,
         "scale": None if split else scale,
         "shift": None if split else shift,

@@ -20,7 +20,7 @@ from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, epilogue
 
-STORED = Path(__file__).parents[1] / "bench" / "searches" / "fc7-interpreted.jsonl"
+STORED = Path(__file__).parents[1] / "bench" / "results" / "fc7-interpreted.jsonl"
 SUBJECT = Subject("a card", "3.7.1", "abc", "alexnet", "conv4", 8, "fp16")
 SPACE = Space({"x": (1, 2, 4, 8, 16, 32), "y": (1, 2, 4, 8, 16, 32), "warps": (4, 8)})
 START = {"x": 32, "y": 1, "warps": 4}
