@@ -11,12 +11,13 @@ from functools import cache
 import pytest
 import torch
 from alexnet_triton.bench.inspect import Binary, compile_for
-from alexnet_triton.bench.machine_code import main_loop
+from alexnet_triton.bench.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options, plan
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import layout, pool
 from alexnet_triton.kernels.jit import Launch
+from alexnet_triton.kernels.tuning import TUNED, Table, load
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # tensor core instructions by architecture
 
@@ -44,13 +45,21 @@ def launches(
     batch: int,
     size: int | None = None,
     pixels: torch.dtype = torch.uint8,
+    options: Options = PLAIN,
+    tuned: Table | None = None,
 ) -> list[tuple[str, Launch]]:
     """Every launch of a plan, by step name; meta tensors, since only types and shapes matter."""
     net, numbers = network(name), NUMBERS[dtype]
     shapes = net.parameter_shapes()
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     image_shape = (3, size, size) if size else net.input_shape
-    planned = plan(net, batch, numbers, arch, image_shape=image_shape, image_dtype=pixels)
+    planned = plan(
+        *(net, batch, numbers, arch),
+        image_shape=image_shape,
+        image_dtype=pixels,
+        options=options,
+        tuned=tuned,
+    )
     bound = bind(planned, pack(net, state, numbers, "meta"))
     images = torch.empty(batch, *image_shape, dtype=pixels, device="meta")
     return [
@@ -117,3 +126,33 @@ def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:
     assert "HGMMA" in loop.opcodes, "the loop does not multiply by warpgroups"
     for operand_copy in ("LDSM", "LDGSTS", "LDG", "STS"):
         assert operand_copy not in loop.opcodes, f"{operand_copy}: operands pass through registers"
+
+
+def test_overlapping_kernels_wait_before_they_read_and_prefetch_before_they_wait() -> None:
+    """On sm_90, in the order of the machine code: the next may start, weights, wait, the rest."""
+    loads = ("LDG", "LDGSTS", "UTMALDG")
+    for name, launch in launches("alexnet", 90, "fp16", 1, options=Options(pdl=True))[1:]:
+        binary = compile_for(launch, 90)
+        check(binary, "fp16")
+        order = opcodes(binary.sass)
+        waits = order.index("ACQBULK")
+        assert order.index("PREEXIT") < waits, name
+        assert not set(order[:waits]) & {*loads, "STG"}, f"{name} reads or writes too early"
+        asks = "CCTL" in order[:waits]
+        assert asks == (binary.kernel in ("_linear_kernel", "_conv2d_pixels_kernel")), name
+
+
+TABLES = [
+    pytest.param(table, row.dtype, row.batch, id=f"{table.device} {row.dtype} {row.batch}")
+    for table in map(load, sorted(TUNED.glob("*.json")))
+    for row in {(row.dtype, row.batch): row for row in table.rows}.values()
+]
+ARCHITECTURES = {"NVIDIA H200": 90, "NVIDIA H100": 90, "NVIDIA A100": 80, "NVIDIA B200": 100}
+
+
+@pytest.mark.parametrize(("table", "dtype", "batch"), TABLES)
+def test_shipped_tables(table: Table, dtype: str, batch: int) -> None:
+    """What was measured to be fast is also clean; the device's name says its architecture."""
+    (arch,) = {arch for card, arch in ARCHITECTURES.items() if table.device.startswith(card)}
+    for _, launch in launches("alexnet", arch, dtype, batch, tuned=table):
+        check(compile_for(launch, arch), dtype)
