@@ -1,6 +1,7 @@
 # make demo     sets up .venv if needed, then classifies the held-out digits with the Triton kernels
 # make test     sets up .venv if needed, then lint and the whole suite; ARGS="-k conv2d" selects
 # make lint     ruff and mypy alone
+# make gate     the machine code's tests on another Triton: make gate TRITON=3.6.0
 # make format   lets ruff rewrite what it can
 # make clean    removes all that make made, .venv included
 #
@@ -9,7 +10,7 @@
 PY := .venv/bin/python
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint gate format clean
 
 demo: .venv/.ok
 	@$(PY) -m alexnet_triton.engine demo
@@ -27,6 +28,12 @@ lint: .venv/.ok
 	$(PY) -m ruff check && $(PY) -m ruff format --check && \
 	$(PY) -m mypy && $(PY) -m mypy --explicit-package-bases tests; \
 	else echo "lint skipped: TORCH=system, and ruff and mypy are not installed there"; fi
+
+TRITON ?= 3.6.0
+gate: .venv/.ok
+	@test -d build/triton-$(TRITON) || \
+	$(PY) -m pip install -qq --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+	@PYTHONPATH=build/triton-$(TRITON) $(PY) -m pytest tests/test_codegen.py tests/test_inspect.py $(ARGS)
 
 format: .venv/.ok
 	@$(PY) -m ruff check --fix && $(PY) -m ruff format
