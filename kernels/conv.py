@@ -189,11 +189,10 @@ def _conv2d_images_kernel(
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     if BLOCK_N2 > 0:
         acc2 = tl.full((BLOCK_M, BLOCK_N2), 0.0, tl.float32)
-    for i in range(taps * C_BLOCKS):
-        tap = i // C_BLOCKS
-        c0 = (i % C_BLOCKS) * BLOCK_K
-        kh = kh_lo + tap // taps_w
-        kw = kw_lo + tap % taps_w
+    kh = kh_lo
+    kw = kw_lo
+    c0 = 0
+    for _ in range(taps * C_BLOCKS):
         ih = ih0 + kh * dilation_h
         iw = iw0 + kw * dilation_w
         if DESCRIPTORS and GROUPS == 1:
@@ -216,6 +215,12 @@ def _conv2d_images_kernel(
                 w2, kh * KW + kw, filters, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N2, BLOCK_K
             )
             acc2 = tl.dot(a, b2.T, acc2, input_precision=PRECISION)
+        # Counted on from tap to tap: a division costs some twenty instructions.
+        c0 += BLOCK_K
+        kw = tl.where(c0 >= C, kw + 1, kw)
+        c0 = tl.where(c0 >= C, 0, c0)
+        kh = tl.where(kw >= kw_hi, kh + 1, kh)
+        kw = tl.where(kw >= kw_hi, kw_lo, kw)
 
     start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image.to(tl.int64) * Y_N
     inside = image < N
@@ -305,20 +310,27 @@ def _conv2d_pixels_kernel(
             tap = (i // C_BLOCKS).to(tl.int64)
             prefetch(rows_of_w + tap * (GROUPS * OC * PITCH) + (i % C_BLOCKS) * BLOCK_K, BLOCK_K)
     wait(PDL)
-    for i in range(first, last):
-        tap = i // C_BLOCKS
-        c0 = (i % C_BLOCKS) * BLOCK_K
-        dh = (tap // KW) * dilation_h
-        dw = (tap % KW) * dilation_w
+    tap = first // C_BLOCKS
+    kh = tap // KW
+    kw = tap % KW
+    c0 = (first % C_BLOCKS) * BLOCK_K
+    for _ in range(first, last):
+        dh = kh * dilation_h
+        dw = kw * dilation_w
         ih = ih0 + dh
         iw = iw0 + dw
         inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W) & (row < rows)
         jump = (dh.to(tl.int64) * x_h + dw.to(tl.int64) * x_w) * 8 + c0
         a = tl.load(x_row + jump, mask=inside[:, None] & (c0 + k < C)[None, :], other=0.0)
         b = _load_filters(
-            w, tap, group * OC + oc0, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
+            w, kh * KW + kw, group * OC + oc0, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        c0 += BLOCK_K
+        kw = tl.where(c0 >= C, kw + 1, kw)
+        c0 = tl.where(c0 >= C, 0, c0)
+        kh = tl.where(kw >= KW, kh + 1, kh)
+        kw = tl.where(kw >= KW, 0, kw)
 
     if DENSE:  # costs fewer registers
         start = (row + part.to(tl.int64) * rows) * Y_N
