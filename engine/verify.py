@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem, tuning
 from ..kernels.jit import architecture
 from . import reference
 from .bind import bind, pack
@@ -92,11 +92,16 @@ def verify(
     device: torch.device,
     images: torch.Tensor,
 ) -> Verification:
-    """Check every step on `images` [N, C, H, W] (uint8 or normalised float), with this state."""
+    """Check every step on `images` [N, C, H, W] (uint8 or normalised float), with this state.
+
+    The steps have the configurations that the engine would run on this device.
+    """
     numbers = NUMBERS[dtype]
+    on_gpu = device.type == "cuda"
     settings: dict[str, Any] = {
         "image_shape": tuple(images.shape[1:]),
         "image_dtype": images.dtype,
+        "tuned": tuning.table(torch.cuda.get_device_name(device)) if on_gpu else None,
     }
     arch = architecture(device)
     _, *steps = plan(network, len(images), numbers, arch, **settings).steps
