@@ -144,8 +144,7 @@ def tuned_planner(network: Network, meaning: Numbers, device: torch.device) -> P
 
     Raises TuningError for a table that cannot be read.
     """
-    tuned = tuning.table(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return Planner(network, meaning, architecture(device), tuned=tuned)
+    return Planner(network, meaning, architecture(device), tuned=tuning.table_of(device))
 
 
 def problems(

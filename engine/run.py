@@ -149,9 +149,7 @@ class Engine:
                 file=sys.stderr,
             )
         state = load_state(net, published if weights is None else weights)
-        tuned = (
-            tuning.table(torch.cuda.get_device_name(where[0])) if where[0].type == "cuda" else None
-        )
+        tuned = tuning.table_of(where[0])
         options = None if split is None else PLAIN  # stages and towers have an order of their own
         planner = Planner(net, meaning, architecture(where[0]), batch_invariant, tuned, options)
         if backend == "triton" and where[0].type == "cuda" and not batch_invariant:

@@ -97,11 +97,10 @@ def verify(
     The steps have the configurations that the engine would run on this device.
     """
     numbers = NUMBERS[dtype]
-    on_gpu = device.type == "cuda"
     settings: dict[str, Any] = {
         "image_shape": tuple(images.shape[1:]),
         "image_dtype": images.dtype,
-        "tuned": tuning.table(torch.cuda.get_device_name(device)) if on_gpu else None,
+        "tuned": tuning.table_of(device),
     }
     arch = architecture(device)
     _, *steps = plan(network, len(images), numbers, arch, **settings).steps

@@ -112,6 +112,11 @@ def table(device: str) -> Table | None:
     return load(path) if path.exists() else None
 
 
+def table_of(device: torch.device) -> Table | None:
+    """The shipped table of the device at hand; None for a CPU, which interprets."""
+    return table(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
 def load(path: Path) -> Table:
     """Read a table. Raises TuningError, naming the file, for one that is none."""
     try:
