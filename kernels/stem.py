@@ -138,26 +138,33 @@ def _stem_kernel(
 ):
     begin(PDL)
     PITCH: tl.constexpr = (S * S * C + 7) // 8 * 8
-    # (i, n, j), j fastest: neighbours read one row of one image.
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # (i, n, j), j fastest: neighbours read one row of one image. Whatever can be is worked out for
+    # a row or a column of the tile, since there is little else to do for each of its elements.
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = row // OW // N
-    n = row // OW % N
+    n = (row // OW % N).to(tl.int64)
     j = row % OW
+    there = row < OH * OW * N
     k = tl.arange(0, BLOCK_C)  # (a, b, c), c fastest
+    a = k // C // S
+    b = k // C % S
     c = k % C
-    ih = (i * S - PAD_H)[:, None] + (k // C // S)[None, :]
-    iw = (j * S - PAD_W)[:, None] + (k // C % S)[None, :]
+    top = tl.where(there, i * S - PAD_H, H)
+    left = j * S - PAD_W
+    ih = top[:, None] + tl.where(k < S * S * C, a, H)[None, :]
+    iw = left[:, None] + b[None, :]
     inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
-    inside &= (row < OH * OW * N)[:, None] & (k < S * S * C)[None, :]
-    source = image + n[:, None] * stride_n + c[None, :] * stride_c
-    source += ih * stride_h + iw * stride_w
+    of_row = n * stride_n + top.to(tl.int64) * stride_h + left.to(tl.int64) * stride_w
+    of_channel = c.to(tl.int64) * stride_c + a.to(tl.int64) * stride_h + b.to(tl.int64) * stride_w
+    source = image + of_row[:, None] + of_channel[None, :]
     value = tl.load(source, mask=inside, other=0).to(tl.float32)
     if NORMALIZE:
-        value = value / 255.0 - tl.load(mean + c)[None, :]
-        value = tl.where(inside, value / tl.load(std + c)[None, :], 0.0)
-    target = y + ((i * y_h + j * y_w + n * y_n) * 8)[:, None] + k[None, :]
-    written = (row < OH * OW * N)[:, None] & (k < PITCH)[None, :]
-    tl.store(target, value.to(y.dtype.element_ty), mask=written)
+        scale = 1.0 / tl.load(std + c)
+        value = (value * (1.0 / 255.0) - tl.load(mean + c)[None, :]) * scale[None, :]
+        value = tl.where(inside, value, 0.0)
+    start = (i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + n * y_n) * 8
+    written = there[:, None] & (k < PITCH)[None, :]
+    tl.store(y + start[:, None] + k[None, :], value.to(y.dtype.element_ty), mask=written)
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -176,7 +183,7 @@ def default_config(shape: StemShape, arch: int | None) -> StemConfig:
     channels = power_of_two(shape.S * shape.S * shape.C, 8, 2**20)
     if arch is None:
         return StemConfig(power_of_two(shape.OH * shape.OW * shape.N, 1, max(1, 2**20 // channels)))
-    return StemConfig(max(1, 2048 // channels))
+    return StemConfig(max(1, 4096 // channels))
 
 
 # --- packing ---------------------------------------------------------------------------------
@@ -236,6 +243,11 @@ def stem(
     are taken as they are.
     """
     y_h, y_w, y_n = layout.strides(out)
+    if shape.OH * shape.OW * shape.N >= 2**31:
+        raise ValueError(
+            f"stem: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a 32-bit "
+            "index counts; use a smaller batch"
+        )
     channels = shape.S * shape.S * shape.C
     arguments = {
         "image": images,
