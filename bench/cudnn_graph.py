@@ -1,17 +1,19 @@
-"""Convolution + bias + ReLU by cuDNN's graph API: every execution plan timed, the fastest kept.
+"""Convolution + bias + ReLU by cuDNN's graph API: execution plans timed, the fastest kept.
 
 It needs the package nvidia-cudnn-frontend (`import cudnn`), which nothing else here does. torch
 tries ten plans at most, and its plain convolution adds the bias in a kernel of its own; this is the
-most that cuDNN itself has for a layer. API: NVIDIA, cuDNN Frontend, `pygraph`. Plans that would
-round float32 products are left out by their numerical notes, as torch does.
+most that cuDNN itself has for a layer. Many plans are compiled when they are built, so they are
+tried in cuDNN's own order for SEARCH seconds. API: NVIDIA, cuDNN Frontend, `pygraph`. Plans that
+would round float32 products are left out by their numerical notes, as torch does.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from ..engine.spec import Conv2d
 
 WORKSPACE = 1 << 30  # bytes that a plan may ask for at most
 ROUND_MS = 5.0  # how long a plan is run to be timed, roughly
+SEARCH = 3.0  # seconds for the plans of one convolution
+REMEMBERED = 64  # convolutions whose plan is not chosen again
 
 
 @functools.cache
@@ -49,7 +53,8 @@ def conv_relu(
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         plan = chosen.get(x.shape)
         if plan is None:
-            plan = chosen[x.shape] = _fastest(layer, numbers, x, weight, bias)
+            found = _fastest(layer, numbers, tuple(x.shape), x.device)
+            plan = chosen[x.shape] = found.with_workspace(x.device)
         return plan(x, weight, bias)
 
     return stage
@@ -57,12 +62,17 @@ def conv_relu(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One execution plan of a built graph, with its own workspace."""
+    """One execution plan of a graph."""
 
     graph: Any
     ends: tuple[Any, ...]  # x, weight, bias and output, as the graph names them
     index: int
-    workspace: torch.Tensor
+    size: int  # bytes
+    workspace: torch.Tensor | None = None
+
+    def with_workspace(self, device: torch.device) -> _Plan:
+        """The same with memory of its own to work in."""
+        return replace(self, workspace=torch.empty(self.size, dtype=torch.uint8, device=device))
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         cudnn, handle = importlib.import_module("cudnn"), _handle(x.device)
@@ -80,18 +90,32 @@ def _handle(device: torch.device) -> Any:
         return importlib.import_module("cudnn").create_handle()
 
 
+@functools.lru_cache(REMEMBERED)
 def _fastest(
-    layer: Conv2d, numbers: Numbers, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    layer: Conv2d, numbers: Numbers, shape: tuple[int, ...], device: torch.device
 ) -> _Plan:
+    """The fastest on random images of this shape and random weights."""
+    filters = layer.out_channels, shape[1] // layer.groups, layer.kernel_size, layer.kernel_size
+    x, weight = (
+        torch.randn(size, device=device, dtype=numbers.dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        for size in (shape, filters)
+    )
+    bias = torch.randn(layer.out_channels, device=device, dtype=numbers.dtype)
     graph, ends = _built(layer, numbers, x, weight, bias)
     best: tuple[float, _Plan] | None = None
+    end = time.monotonic() + SEARCH
     for index in range(graph.get_execution_plan_count()):
-        size = max(graph.get_workspace_size_plan_at_index(index), 1)
+        if best is not None and time.monotonic() > end:
+            break
         try:
-            workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-            plan = _Plan(graph, ends, index, workspace)
-            took = _milliseconds(functools.partial(plan, x, weight, bias))
-        except RuntimeError:  # not built, or not for this GPU: another will do
+            graph.build_plan_at_index(index)
+            size = max(graph.get_workspace_size_plan_at_index(index), 1)
+            plan = _Plan(graph, ends, index, size)
+            run = functools.partial(plan.with_workspace(device), x, weight, bias)
+            took = _milliseconds(run)
+        except Exception:  # cuDNN has kinds of its own: not built, or not for this GPU
             continue
         if best is None or took < best[0]:
             best = took, plan
@@ -103,7 +127,7 @@ def _fastest(
 def _built(
     layer: Conv2d, numbers: Numbers, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> tuple[Any, tuple[Any, ...]]:
-    """The graph with all its plans, and the tensors at its ends."""
+    """The graph with all its plans, none built, and the tensors at its ends."""
     cudnn = importlib.import_module("cudnn")
     types = cudnn.data_type
     own = {
@@ -145,7 +169,6 @@ def _built(
         )
     graph.deselect_workspace_greater_than(WORKSPACE)
     graph.check_support()
-    graph.build_plans(cudnn.build_plan_policy.ALL)
     return graph, (image, filters, shift, out)
 
 

@@ -42,9 +42,9 @@ from .timing import CLOCKS, Clock
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
 LOOK = 0.5
-FINALISTS = 5  # and the default
-FINAL_ROUNDS = 25  # at most FINAL seconds of them
-FINAL = 3.0
+FINALISTS = 3  # and the default
+FINAL_ROUNDS = 15  # at most FINAL seconds of them
+FINAL = 2.0
 
 
 class Lab:
@@ -152,8 +152,12 @@ def tune(
     values: Mapping[str, Sequence[str]] | None = None,
     resume: bool = True,
     told: Callable[[Trial], None] = lambda trial: None,
+    hints: Sequence[Config] = (),
 ) -> Outcome:
     """Search the space of one step of a problem, by default its last.
+
+    The search starts from the default or, if one is faster, from one of `hints`: winners of
+    problems like this one, of which those outside this space are passed over.
 
     Ends when the strategy does, after about `seconds` (the final and a candidate under way may
     take a little longer), or after `limit` trials that were not in the cache. With `resume` the
@@ -168,9 +172,13 @@ def tune(
     if seconds is not None:
         search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     assert chosen.config is not None  # space() has refused it
-    start = asdict(chosen.config)
-    follow(STRATEGIES[strategy](tried, start, seed), search.evaluate)
-    return search.outcome(tried, start)
+    default = asdict(chosen.config)
+    starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
+    starts = [start for start in starts if start == default or tried.has(start)]
+    if (times := search.evaluate(starts)) is not None:
+        _, best = min(zip(times, starts, strict=True), key=lambda one: one[0])
+        follow(STRATEGIES[strategy](tried, best, seed), search.evaluate)
+    return search.outcome(tried, default)
 
 
 class _Search:
@@ -195,7 +203,8 @@ class _Search:
 
     def evaluate(self, configs: Sequence[Config]) -> list[float] | None:
         """Their times, from the cache or measured; None once time or trials are up."""
-        known = [self._known(config) for config in configs]
+        seen = {key(trial.config): trial for trial in self.trials}
+        known = [seen.get(key(config)) or self._known(config) for config in configs]
         unknown = (c for c, trial in zip(configs, known, strict=True) if trial is None)
         judgements = self.lab.judge(self.problem, self.step.name, map(self._built, unknown))
         times = []
@@ -207,8 +216,9 @@ class _Search:
                     trial = self._try(config, judgements)
                     self.cache.append(trial)
                     self.fresh += 1
-                self.trials.append(trial)
-                self.told(trial)
+                if key(config) not in seen:
+                    self.trials.append(trial)
+                    self.told(trial)
                 times.append(trial.time)
         finally:
             judgements.close()

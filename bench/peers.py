@@ -31,7 +31,7 @@ KINDS = {
     "fused": "cuDNN's and cuBLAS's fused calls",
     "nchw": "channels first, a straw man",
     "compile": "torch.compile, max-autotune",
-    "frontend": "cuDNN's graph API, every plan timed",
+    "frontend": "cuDNN's graph API, its plans timed",
 }
 """Kinds of peers, as `--peers` names them."""
 

@@ -1,326 +1,128 @@
-"""Everything that half an hour at a GPU should yield, in one command that ends inside its time.
+"""`bench round`: everything that half an hour at a GPU should yield, inside a given time.
 
-Phases in order, each with a share of the time that is left when it begins: the kernels' tests, the
-roofs, the configurations of what has no row in the device's table yet, the order of launches, the
-whole network, its layers, and the report. Whatever a phase finds is on the disk before the next
-begins, and one that fails is a note in the results, so a run cut short leaves what it had. Winners
-go into the package's table at once, since the phases after must run with them, and into the output
-folder, from where they can be kept.
+The work is done phase by phase (`phases.py`) in a process of its own, and watched from here: if it
+crashes, loses its GPU to an error or hangs where no alarm reaches it, it is replaced by one that
+goes on with the phases after. All that there is in the end becomes the report.
 
-On a CPU the same phases run on the digits network in a reduced form, which proves the path and says
-nothing of a GPU.
+A round may go on from an earlier one, on a machine that has the package's table by now but not the
+output folder: its rows stay until they are measured again, and its searches are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from ..engine import EngineError
-from ..engine.load import find, numbers, one_of, resolve
-from ..engine.plan import NUMBERS
-from ..engine.single import Planner
-from ..engine.spec import Network
-from ..kernels import tuning
-from ..kernels.jit import architecture
-from .cache import Cache
-from .endtoend import model_rows
+from ..engine.load import at_least_one, find, numbers, resolve
 from .env import Verbs, environment
 from .goals import verdicts
-from .lab import Lab, device_name, table_shape, tune
-from .layers import INTERPRETED, ROUNDS, Effort, layer_rows
-from .layers import lines as layer_lines
-from .model import lines as model_lines
-from .order import orders, tuned_row
-from .problem import Problem, tuned_planner
-from .records import Results, Row, save, save_csv
+from .layers import INTERPRETED
+from .phases import PHASES, Round, perform, tell
+from .records import Results, load, save
 from .report import page
-from .roofline import measure_roofs
-from .tune import targets
 
-ROOT = Path(__file__).resolve().parents[1]
 RESERVE = 20.0  # seconds kept for the report
+START = 120.0  # seconds until a process must have begun its first phase
+SILENCE = 10.0  # seconds after which a phase that did not hear its alarm is given up
 BATCHES = {"cuda": (256, 1, 1024, 64, 8, 4096), "cpu": (1,)}  # the goals' first
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
-KINDS = {  # torch.compile takes minutes for all layers, so only the whole network meets it
-    "layers": ("torch", "fused", "nchw", "frontend"),
-    "model": ("torch", "fused", "nchw", "compile", "frontend"),
-}
-TUNED = ("conv2d", "linear", "max_pool2d", "avg_pool2d", "stem")  # what a plan asks its table for
-TESTS = {
-    "cuda": ("conv", "gemm", "pool", "lrn", "stem", "softmax", "epilogue", "run", "pipeline"),
-    "cpu": ("memory", "epilogue"),
-}
+UNDER_WAY = "phase.json"  # what the process that works is at, and until when
 
 
-@dataclass(slots=True)
-class Round:
-    """One round as it goes: what was asked for, and the results so far."""
+def begin(
+    out: Path, device: torch.device, earlier: Path | None = None, commit: str | None = None
+) -> None:
+    """Results without a phase, or with all that an earlier round found.
 
-    out: Path
-    device: torch.device
-    network: Network
-    dtype: str
-    batches: Sequence[int]
-    end: float  # on time.monotonic's clock
-    limit: int | None  # new trials of each search
-    results: Results = field(init=False)
-
-    def __post_init__(self) -> None:
-        notes = (INTERPRETED,) if self.device.type == "cpu" else ()
-        self.results = Results(environment(), {}, (), notes=notes)
-
-    @property
-    def left(self) -> float:
-        """Seconds until the report must begin."""
-        return max(0.0, self.end - RESERVE - time.monotonic())
-
-    def effort(self, share: float) -> Effort:
-        """Measuring for a share of what is left."""
-        return Effort(ROUNDS[self.device.type], 2.0, time.monotonic() + share * self.left)
-
-    def note(self, line: str) -> None:
-        """Keep a line with the results, and say it."""
-        tell(line)
-        self.results = replace(self.results, notes=(*self.results.notes, line))
-
-    def keep(self) -> None:
-        """Write the results so far."""
-        save(self.results, self.out / "results.json")
-        save_csv(self.results.rows, self.out / "results.csv")
-
-
-def tell(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
-
-
-# --- phases ----------------------------------------------------------------------------------
-
-
-def tests(run: Round) -> None:
-    """The tests of the kernels and of the engine, on this device."""
-    folder = ROOT / "tests"
-    if not folder.is_dir() or importlib.util.find_spec("pytest") is None:
-        run.note("tests: not run, there is no checkout with pytest here")
-        return
-    parallel = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    files = [str(folder / f"test_{name}.py") for name in TESTS[run.device.type]]
-    there = [file for file in files if Path(file).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", *parallel, *there]
-    log = run.out / "tests.txt"
-    with log.open("w") as file:
-        try:
-            subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=0.5 * run.left
+    `commit` is the code's, for a copy of it without git. Raises RecordError for results that
+    cannot be read, EngineError for those of another GPU.
+    """
+    here = environment()
+    here["commit"] = here["commit"] or commit
+    notes = [INTERPRETED] if device.type == "cpu" else []
+    results = Results(here, {}, (), notes=tuple(notes))
+    if earlier is not None:
+        before = load(earlier / "results.json")
+        then = before.environment
+        if then.get("gpu name") != here["gpu name"]:
+            raise EngineError(
+                f"--earlier {earlier}: wanted a round on {here['gpu name']}, got one on "
+                f"{then.get('gpu name')}"
             )
-        except subprocess.TimeoutExpired:
-            file.write("\ncut short: the time for tests was up\n")
-    *_, last = log.read_text().strip().splitlines() or ["nothing was printed"]
-    run.note(f"tests: {last.strip('= ')}")
+        notes.append(
+            f"what was not measured again is from {then.get('date')}, commit {then.get('commit')}"
+        )
+        results = replace(before, environment=here, notes=tuple(notes))
+        searches = earlier / "searches.jsonl"
+        if searches.exists() and out.resolve() != earlier.resolve():
+            shutil.copy(searches, out / searches.name)
+    save(results, out / "results.json")
 
 
-def roofs(run: Round) -> None:
-    """The rates of this device, measured."""
-    wanted = dict.fromkeys([run.dtype, *(("bf16", "tf32") if run.device.type == "cuda" else ())])
-    run.results = replace(run.results, roofs=measure_roofs(run.device, list(wanted)))
+def watch(command: Sequence[str], out: Path, phases: Sequence[str], end: float) -> None:
+    """Have a process do the phases, and others what one leaves undone; none is left running.
 
-
-def configurations(run: Round) -> None:
-    """Search the steps that the device's table has nothing for, the costliest first."""
-    path = tuning.path_of(device_name(run.device))
-    table = path if run.device.type == "cuda" else run.out / path.name
-    cache = Cache(run.out / "searches.jsonl")
-    end = time.monotonic() + 0.5 * run.left
-    with Lab(run.device, timeout=min(60.0, 0.1 * run.left + 1)) as lab:
-        work = list(_untuned(run, table))
-        tell(f"{len(work)} searches")
-        for turn, (problem, name) in enumerate(work):
-            if (left := end - time.monotonic()) <= 0:
-                run.note(f"configurations: {len(work) - turn} of {len(work)} not reached")
-                break
-            tell(f"{name}, batch {problem.batch}")
-            seconds = min(left, max(2 * left / (len(work) - turn), 5.0))
-            found = tune(problem, lab, cache, step=name, seconds=seconds, limit=run.limit)
-            if row := found.row:
-                _save(table, run, row)
-                tell(f"  {found.ratio or 1:.2f} times the default, {len(found.trials)} tried")
-            searches = tuple(trial.to_dict() for trial in cache.trials)
-            run.results = replace(run.results, searches=searches)
-            run.keep()
-    _reread()
-
-
-def order(run: Round) -> None:
-    """Slices of the first layers and overlapping kernels, for every batch."""
-    path = tuning.path_of(device_name(run.device))
-    table = path if run.device.type == "cuda" else run.out / path.name
-    end = time.monotonic() + 0.2 * run.left
-    for batch in run.batches:
-        if time.monotonic() > end:
-            run.note(f"order: batch {batch} and later ones not reached")
+    The command is completed by the phases and by `end`, when the last of them must be over, on
+    time.monotonic's clock. A process ends with status 0 unless it crashed.
+    """
+    rest = list(phases)
+    while rest and time.monotonic() < end:
+        (out / UNDER_WAY).unlink(missing_ok=True)
+        how = _watched([*command, "--phases", *rest, "--until", str(end)], out / UNDER_WAY, end)
+        if how is None:
             break
-        effort = Effort(ROUNDS[run.device.type], 1.0, end)
-        found = orders(run.network, run.dtype, batch, run.device, effort)
-        run.results = replace(
-            run.results, rows=run.results.rows + tuple(each.row for each in found)
-        )
-        tell("\n".join([f"batch {batch}", *map(str, found)]))
-        if found[0].row.median_us is not None:
-            _save(table, run, tuned_row(found, run.network, run.device))
-    _reread()
+        at, _ = _under_way(out / UNDER_WAY) or ("round", 0.0)
+        results = load(out / "results.json")
+        line = f"{at}: failed, {how}"
+        tell(line)
+        save(replace(results, notes=(*results.notes, line)), out / "results.json")
+        rest = rest[rest.index(at) + 1 :] if at in rest else []  # what cannot begin never will
+    (out / UNDER_WAY).unlink(missing_ok=True)
 
 
-def model(run: Round) -> None:
-    """The whole network beside its peers, then in the other dtypes alone."""
-    effort = run.effort(0.5)
-    for batch in run.batches:
-        rows = tuple(
-            model_rows(
-                *(run.network, run.dtype, batch, run.device),
-                kinds=KINDS["model"],
-                roofs=run.results.roofs,
-                effort=effort,
-            )
-        )
-        _add(run, rows, model_lines(rows))
-    if run.device.type == "cuda":
-        for dtype, batch in product(("bf16", "tf32"), run.batches):
-            rows = tuple(
-                model_rows(
-                    *(run.network, dtype, batch, run.device, ("graph",)),
-                    kinds=("torch",),
-                    roofs=run.results.roofs,
-                    effort=effort,
-                )
-            )
-            _add(run, rows, model_lines(rows))
+def _watched(command: Sequence[str], under_way: Path, end: float) -> str | None:
+    """How a process failed, in words; None if it did not."""
+    first = time.monotonic() + START
+    process = subprocess.Popen(command, process_group=0)
+    try:
+        while process.poll() is None:
+            _, until = _under_way(under_way) or ("", first)
+            if time.monotonic() > min(until, end) + SILENCE:
+                return "no answer, so its process was ended"
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    code = process.returncode
+    if code == 0:
+        return None
+    return "its process died with " + (signal.Signals(-code).name if code < 0 else f"status {code}")
 
 
-def layers(run: Round) -> None:
-    """Every layer beside its peers."""
-    effort = run.effort(1.0)
-    planner = tuned_planner(run.network, NUMBERS[run.dtype], run.device)
-    for batch in run.batches:
-        rows = layer_rows(
-            *(planner, run.dtype, batch, run.device),
-            kinds=KINDS["layers"],
-            roofs=run.results.roofs,
-            effort=effort,
-            clocks=("graph", "cold") if run.device.type == "cuda" else None,
-        )
-        for row in rows:
-            _add(run, (row,), layer_lines([row]))
-
-
-def _untuned(run: Round, table: Path) -> Iterator[tuple[Problem, str]]:
-    """Batches and steps without a row of their own, by batch, the most work first."""
-    have = tuning.load(table).rows if table.exists() else ()
-    known = {(row.problem, row.batch) for row in have}
-    planner = _default_planner(run)
-    for batch in run.batches:
-        found = []
-        for problem, name in targets(planner, run.dtype, batch):
-            step = next(step for step in problem.plan.steps if step.name == name)
-            op, shape = step.kernel.split()[0], tuning.without_batch(table_shape(problem, step))
-            row = tuning.TunedRow(op, shape, run.dtype, batch, {}, 0.0, "", "", "")
-            if op in TUNED and (row.problem, batch) not in known:
-                found.append((step.work.flops, problem, name))
-        found.sort(key=lambda one: -one[0])
-        yield from ((problem, name) for _, problem, name in found)
-
-
-def _default_planner(run: Round) -> Planner:
-    """Plans without a table: a search starts from the defaults."""
-    return Planner(run.network, NUMBERS[run.dtype], architecture(run.device))
-
-
-def _save(table: Path, run: Round, row: tuning.TunedRow) -> None:
-    """Into the table, and a copy of it beside the results."""
-    tuning.save(table, device_name(run.device), [row])
-    copy = run.out / table.name
-    if copy != table:
-        shutil.copy(table, copy)
-
-
-def _reread() -> None:
-    """Tables are read once a process; this one has just changed its own."""
-    tuning.table.cache_clear()
-
-
-def _add(run: Round, rows: Sequence[Row], told: Sequence[str]) -> None:
-    run.results = replace(run.results, rows=run.results.rows + tuple(rows))
-    run.keep()
-    tell("\n".join(told))
-
-
-PHASES: dict[str, Callable[[Round], None]] = {
-    "tests": tests,
-    "roofs": roofs,
-    "tune": configurations,
-    "order": order,
-    "model": model,
-    "layers": layers,
-}
+def _under_way(path: Path) -> tuple[str, float] | None:
+    """The phase that a process is at, and when it is stopped."""
+    try:
+        name, until = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or being written
+        return None
+    return name, until
 
 
 # --- the verb --------------------------------------------------------------------------------
-
-
-class TimeUp(Exception):
-    """The round's time is over, wherever it was."""
-
-
-@contextmanager
-def until(end: float) -> Iterator[None]:
-    """Raise TimeUp here at `end` at the latest, and on a request to terminate."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise TimeUp
-
-    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGALRM, signal.SIGTERM)}
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, end - time.monotonic()))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-def perform(run: Round, phases: Sequence[str]) -> None:
-    """The phases in turn and the report; never raises for what a phase does."""
-    try:
-        with until(run.end - RESERVE):
-            for name in phases:
-                started = time.monotonic()
-                tell(f"--- {name}: {run.left:.0f} s left")
-                try:
-                    PHASES[name](run)
-                except TimeUp:
-                    raise
-                except Exception as error:  # the other phases are worth having
-                    run.note(f"{name}: failed, {type(error).__name__}: {error}")
-                run.note(f"{name}: took {time.monotonic() - started:.0f} s")
-                run.keep()
-    except TimeUp:
-        run.note("the time was up before all phases ended")
-    run.keep()
-    (run.out / "report.html").write_text(page(run.results))
 
 
 def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -328,7 +130,11 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "round",
         help="test, tune, measure and report, all in one and inside a given time",
-        epilog="example: alexnet-triton-bench round --out bench/results/h200 --minutes 25",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  alexnet-triton-bench round --out bench/results/h200 --minutes 25\n"
+        "  alexnet-triton-bench round --out again --earlier bench/results/h200 --minutes 9 "
+        "--phases tune layers",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="results go there as they come")
@@ -338,7 +144,11 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add("--dtype", help="fp16 (default on a GPU), bf16, tf32 or fp32 (default on a CPU)")
     add("--batch", type=int, nargs="+", metavar="N", help="default 256 1 1024 64 8 4096; CPU: 1")
     add("--limit", type=int, metavar="N", help="new trials of each search (CPU: 3)")
+    add("--again", action="store_true", help="search also what has a row in the table")
+    add("--earlier", type=Path, metavar="DIR", help="go on from what an earlier round left there")
+    add("--commit", metavar="HASH", help="of this code, where it is not a git checkout")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--until", type=float, help=argparse.SUPPRESS)  # the process that works is told so
     parser.set_defaults(run=_run)
 
 
@@ -347,18 +157,54 @@ def _run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     dtype, _ = numbers(options.dtype, device, "triton")
     network, _ = find(options.model or MODEL[device.type])
+    batches = options.batch or BATCHES[device.type]
+    for batch in batches:
+        at_least_one("--batch", batch)
     if options.minutes * 60 <= RESERVE:
         raise EngineError(f"--minutes: wanted more than {RESERVE / 60:.2f}, got {options.minutes}")
-    for phase in options.phases:
-        one_of("--phases", phase, PHASES)
-    options.out.mkdir(parents=True, exist_ok=True)
     limit = options.limit or (3 if device.type == "cpu" else None)
-    batches = options.batch or BATCHES[device.type]
-    run = Round(options.out, device, network, dtype, batches, end, limit)
-    perform(run, options.phases)
-    print(f"results: {options.out / 'results.json'}   report: {options.out / 'report.html'}")
-    for verdict in verdicts(run.results.rows, run.results.roofs):
+    out: Path = options.out
+    if options.until is not None:
+        run = Round(out, device, network, dtype, batches, options.until, limit, options.again)
+        perform(run, options.phases, lambda *now: _tell_watcher(out / UNDER_WAY, now))
+        return 0
+
+    out.mkdir(parents=True, exist_ok=True)
+    begin(out, device, options.earlier, options.commit)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        watch(_worker(options, device), out, options.phases, end - RESERVE)
+    except KeyboardInterrupt:
+        tell("interrupted: the report tells what there is")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    results = load(out / "results.json")
+    (out / "report.html").write_text(page(results))
+    print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")
+    for verdict in verdicts(results.rows, results.roofs):
         if verdict.met is not None:
             print(verdict)
-    failed = [note for note in run.results.notes if ": failed," in note]
+    failed = [note for note in results.notes if ": failed," in note]
+    print("\n".join(failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _worker(options: argparse.Namespace, device: torch.device) -> list[str]:
+    """This command again, as the process that works."""
+    room = __name__.rpartition(".")[0]
+    made = [sys.executable, "-m", room, "round", "--out", str(options.out), "--device", str(device)]
+    for name in ("model", "dtype", "limit"):
+        if (value := getattr(options, name)) is not None:
+            made += [f"--{name}", str(value)]
+    made += ["--again"] if options.again else []
+    return [*made, *(["--batch", *map(str, options.batch)] if options.batch else [])]
+
+
+def _tell_watcher(path: Path, now: tuple[str, float]) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(now))
+    os.replace(unfinished, path)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

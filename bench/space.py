@@ -77,12 +77,13 @@ class Space:
         for name, values in self.parameters.items():
             for line in _lines(values, config[name]):
                 moved = ({**config, name: value} for value in line)
-                legal = next((near for near in moved if self._has(near)), None)
+                legal = next((near for near in moved if self.has(near)), None)
                 if legal is not None:
                     found.append(legal)
         return found
 
-    def _has(self, config: Config) -> bool:
+    def has(self, config: Config) -> bool:
+        """Whether it is one of them; its fields are those of the space."""
         inside = all(config[name] in values for name, values in self.parameters.items())
         return inside and self.broken(config) is None
 
@@ -105,7 +106,9 @@ def space(
         made = _conv2d(folded, numbers, arch, columns=(1, 2, 4))
     else:
         made = _compiled(step.shape, numbers, arch)
-    parameters = {name: made.parameters.get(name, (value,)) for name, value in fields.items()}
+    parameters = {
+        name: _with(made.parameters.get(name, (value,)), value) for name, value in fields.items()
+    }
     return replace(made, parameters=parameters)
 
 
@@ -151,6 +154,11 @@ def _lines(values: tuple[Any, ...], here: Any) -> list[list[Any]]:
 
 def _sorted(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(values))
+
+
+def _with(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Values to search and the default's own: a search starts there and must find neighbours."""
+    return values if value in values or len(values) == 1 else _sorted([*values, value])
 
 
 def _value(name: str, text: str, like: Any) -> Any:

@@ -32,6 +32,9 @@ CLOCKS: dict[str, tuple[Clock, ...]] = {"cuda": ("cold", "graph", "host"), "cpu"
 """The clocks of each type of device."""
 
 WARM_UPS = 3
+REPLAY_US = 4e3  # how long a replay by the clock "graph" should last
+MOST_RUNS = 512  # of which one graph is recorded, unless there are more copies than that
+FLUSHED = 8  # times the size of the L2 cache is overwritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +132,17 @@ def copies_to_overflow(nbytes: int, cache: int, limit: int = 64) -> int:
 
 
 def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:
-    """All runs, one after the other, as one CUDA graph; they are warmed up first."""
+    """All runs, one after the other, as one CUDA graph; they are warmed up first.
+
+    The first of them more than once: it stands for the others wherever something compiles, or a
+    library chooses an algorithm for a shape.
+    """
     with torch.cuda.device(device):
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # compiles, and lets libraries choose their algorithms
-            for _ in range(WARM_UPS):
-                for run in dict.fromkeys(runs):
-                    run()
+        with torch.cuda.stream(side):
+            for run in [*[runs[0]] * (WARM_UPS - 1), *dict.fromkeys(runs)]:
+                run()
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
@@ -149,13 +155,15 @@ def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:
 def _cold(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
     graphs = [capture([copy], device) for copy in copies]
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    flush = torch.empty(4 * cache, dtype=torch.uint8, device=device)
+    flush = torch.empty(FLUSHED * cache, dtype=torch.uint8, device=device)
     turn = itertools.cycle(graphs)
+    for graph in graphs:
+        graph.replay()  # the first also uploads it
 
     def once() -> float:
         graph = next(turn)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()  # keeps the GPU busy while the host prepares the rest
+        flush.zero_()  # keeps the GPU busy while the host enqueues the rest
         start.record()
         graph.replay()
         end.record()
@@ -166,13 +174,20 @@ def _cold(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
 
 
 def _graph(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
-    # Long enough that what starting a replay costs does not show: ten milliseconds or so.
-    once = capture(list(copies), device)
-    one = max(_elapsed_us(once, device) for _ in range(3)) / len(copies)
-    rounds = max(1, round(10e3 / max(one, 1.0) / len(copies)))
-    runs = list(copies) * min(rounds, max(1, 1000 // len(copies)))
-    graph = capture(runs, device)
+    graph = capture(copies, device)
+    rounds = passes(min(_elapsed_us(graph, device) for _ in range(3)), len(copies))
+    runs = [*copies] * rounds
+    if rounds > 1:
+        graph = capture(runs, device)
     return lambda: _elapsed_us(graph, device) / len(runs)
+
+
+def passes(us: float, copies: int) -> int:
+    """How often a graph repeats all copies, which take `us` together once.
+
+    Enough to last REPLAY_US, so that the beginning and the end of a replay do not show.
+    """
+    return max(1, min(round(REPLAY_US / max(us, 1.0)), MOST_RUNS // copies))
 
 
 def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
@@ -194,6 +209,7 @@ def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
 def _elapsed_us(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
+    graph.replay()  # keeps the GPU busy, and its clocks up, while the host enqueues the rest
     start.record()
     graph.replay()
     end.record()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.jit import ALONE
 from .bind import Bound
 
 
@@ -31,11 +32,15 @@ class Recording:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        with torch.cuda.device(self._images.device):
+        device = self._images.device
+        # Nobody may wait for the whole device during a recording, as each does before it begins.
+        with ALONE, torch.cuda.device(device):
             self.bound.run(self._images)  # compiles, which a recording must not
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # Another thread may allocate meanwhile: that is not this recording's business.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # torch's own stream for recordings is on whichever device recorded first. Another
+            # thread may allocate meanwhile: that is not this recording's business.
+            stream = torch.cuda.Stream(device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.bound.run(self._images)
         return graph

@@ -212,7 +212,7 @@ def step_costs(
             for launch in launches:
                 launch()
             marks.append(_now(device))
-        torch.cuda.synchronize(device)
+        finish((device,))
         runs.append([a.elapsed_time(b) for a, b in pairwise(marks)])
     return torch.tensor(runs[1:]).median(dim=0).values.tolist()
 

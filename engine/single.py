@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from ..kernels import layout
+from ..kernels.jit import ALONE
 from ..kernels.tuning import Table, dtype_name
 from . import reference
 from .bind import Bound, bind, pack
@@ -233,7 +234,8 @@ def dense_strides(images: torch.Tensor) -> tuple[int, ...]:
 
 
 def finish(devices: tuple[torch.device, ...]) -> None:
-    """Wait for everything queued on these devices."""
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    """Wait for everything queued on these devices, but not while a graph is being recorded."""
+    with ALONE:
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)

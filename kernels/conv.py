@@ -38,7 +38,7 @@ from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 from .overlap import announce, begin, prefetch, wait
-from .parts import parts_of, scratch_size, sum_parts
+from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 # Integers that vary from layer to layer without needing another binary.
 _GEOMETRY = (
@@ -155,6 +155,7 @@ def _conv2d_images_kernel(
     BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,  # 1: a tile of images is never split
+    MEETS: tl.constexpr,  # whether every window meets the image
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -192,7 +193,10 @@ def _conv2d_images_kernel(
     kh = kh_lo
     kw = kw_lo
     c0 = 0
-    for _ in range(taps * C_BLOCKS):
+    steps = taps * C_BLOCKS
+    if MEETS:
+        steps = at_least_one(steps)
+    for _ in range(steps):
         ih = ih0 + kh * dilation_h
         iw = iw0 + kw * dilation_w
         if DESCRIPTORS and GROUPS == 1:
@@ -270,6 +274,7 @@ def _conv2d_pixels_kernel(
     BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    MEETS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -314,7 +319,7 @@ def _conv2d_pixels_kernel(
     kh = tap // KW
     kw = tap % KW
     c0 = (first % C_BLOCKS) * BLOCK_K
-    for _ in range(first, last):
+    for _ in range(at_least_one(last - first)):
         dh = kh * dilation_h
         dw = kw * dilation_w
         ih = ih0 + dh
@@ -465,10 +470,11 @@ def conv2d(
             f"conv2d: SPLIT_K is for the pixels tiling and BLOCK_N2 for images, got {config}"
         )
     check_activation("conv2d", activation)
-    split = config.SPLIT_K > 1
+    parts = filled(config.SPLIT_K, shape.KH * shape.KW * -(-c // config.BLOCK_K))
+    split = parts > 1
     scale, shift = affine or (None, None)
     x_h, x_w, x_n = layout.strides(x)
-    target = parts_of(scratch, config.SPLIT_K, rows, shape.OC, x.device) if split else out
+    target = parts_of(scratch, parts, rows, shape.OC, x.device) if split else out
     y_h, y_w, y_n = layout.strides(target)
     arguments = {
         "x": x,
@@ -506,7 +512,8 @@ def conv2d(
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_N2": config.BLOCK_N2,
         "BLOCK_K": config.BLOCK_K,
-        "SPLIT_K": config.SPLIT_K,
+        "SPLIT_K": parts,
+        "MEETS": _meets(shape),
         "DESCRIPTORS": config.descriptors,
         "ACTIVATION": None if split else activation,
         "PRECISION": precision,
@@ -524,9 +531,15 @@ def conv2d(
         programs *= shape.OH * shape.OW * -(-shape.N // config.BLOCK_M)
     else:
         programs *= -(-rows // config.BLOCK_M)
-    grid = (programs, config.SPLIT_K)
+    grid = (programs, parts)
     product = Launch(kernel, grid, arguments, config.num_warps, config.num_stages)
     return (product, sum_parts(target, bias, out, activation, affine)) if split else (product,)
+
+
+def _meets(shape: Conv2dShape) -> bool:
+    """Whether surely every window holds a tap inside the image."""
+    (top, bottom, left, right), (kh, kw) = shape.padding, (shape.KH, shape.KW)
+    return shape.dilation == (1, 1) and max(top, bottom) < kh and max(left, right) < kw
 
 
 def scratch_numbers(shape: Conv2dShape, config: Conv2dConfig) -> int:

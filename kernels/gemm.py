@@ -26,7 +26,7 @@ from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
 from .overlap import announce, prefetch, wait
-from .parts import parts_of, scratch_size, sum_parts
+from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ def _linear_kernel(
         acc = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
     else:
         acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for i in range(first, last):
+    for turn in range(at_least_one(last - first)):
+        i = first + turn
         p = i // C_BLOCKS
         c0 = (i % C_BLOCKS) * BLOCK_K
         if DESCRIPTORS:
@@ -214,8 +215,9 @@ def linear(
     layout.pitch(out)
     check_activation("linear", activation)
     scale, shift = affine or (None, None)
-    split = config.SPLIT_K > 1
-    parts = parts_of(scratch, config.SPLIT_K, n, oc, x.device) if split else out
+    count = filled(config.SPLIT_K, pixels * -(-c // config.BLOCK_K))
+    split = count > 1
+    parts = parts_of(scratch, count, n, oc, x.device) if split else out
     arguments = {
         "x": x,
         "w": weight,
@@ -231,7 +233,7 @@ def linear(
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
-        "SPLIT_K": config.SPLIT_K,
+        "SPLIT_K": count,
         "TRANSPOSED": config.transposed,
         "DESCRIPTORS": config.descriptors,
         "ACTIVATION": None if split else activation,
@@ -253,7 +255,7 @@ def linear(
         )
     blocks = -(-n // config.BLOCK_M) * -(-oc // config.BLOCK_N)
     product = Launch(
-        _linear_kernel, (blocks, config.SPLIT_K), arguments, config.num_warps, config.num_stages
+        _linear_kernel, (blocks, count), arguments, config.num_warps, config.num_stages
     )
     return (product, sum_parts(parts, bias, out, activation, affine)) if split else (product,)
 

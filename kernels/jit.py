@@ -28,7 +28,8 @@ MAX_TILE = 2**20  # Triton's limit on the elements of one tensor in a kernel
 
 ALONE = threading.RLock()
 """Triton's interpreter patches `triton.language` for the whole process while a kernel runs: whoever
-interprets or compiles holds this lock."""
+interprets or compiles holds this lock, and so does whoever records a CUDA graph, which fails if
+another thread waits for the whole device meanwhile."""
 
 
 @functools.cache

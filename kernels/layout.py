@@ -44,12 +44,9 @@ def pitch(activation: torch.Tensor) -> int:
     """
     _, width, images, channels = activation.shape
     step = aligned(channels)
-    if activation.numel() and activation.stride() != (
-        width * images * step,
-        images * step,
-        step,
-        1,
-    ):
+    wanted = (width * images * step, images * step, step, 1)
+    laid = zip(activation.shape, activation.stride(), wanted, strict=True)
+    if activation.numel() and any(size > 1 and stride != want for size, stride, want in laid):
         raise ValueError(
             f"activation {tuple(activation.shape)} has strides {activation.stride()}, wanted "
             f"images {step} elements apart and dense; make it with layout.empty or layout.pack"

@@ -20,14 +20,29 @@ from .jit import Launch, jit
 from .overlap import begin
 
 
-@jit(do_not_specialize=("M",))
+@jit
+def at_least_one(steps):
+    """`steps`, which is never less than one, so that the compiler knows it too.
+
+    A loop that might not run leaves its sums zero on a way around it. With Triton 3.6 that can be
+    reason enough for ptxas (C7515) to finish every warpgroup product before it starts the next.
+    """
+    return tl.maximum(steps, 1)
+
+
+@jit(do_not_specialize=("M", "W", "N", "y_h", "y_w"))
 def _sum_parts_kernel(
     parts,  # float32 [SPLIT_K, M, OC aligned]
     bias,  # [OC] or None
     scale,  # float32 [OC] or None
     shift,  # float32 [OC] or None
-    y,  # [M, OC aligned]
+    y,  # [H, W, N, OC]: M = H * W * N rows
     M,
+    W,
+    N,
+    y_h,  # strides in units of 8 elements
+    y_w,
+    Y_N: tl.constexpr,  # stride from image to image, in elements
     OC: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,7 +61,16 @@ def _sum_parts_kernel(
         step = M.to(tl.int64) * (part * PITCH)
         acc += tl.load(parts + step + offset, mask=inside, other=0.0)
     acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
-    tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
+    pixel = row // N
+    start = ((pixel // W).to(tl.int64) * y_h + (pixel % W).to(tl.int64) * y_w) * 8
+    start += (row % N).to(tl.int64) * Y_N
+    target = y + start[:, None] + channel[None, :]
+    tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
+
+
+def filled(split: int, steps: int) -> int:
+    """How many parts of a sum of `steps` have any, if it is cut into `split` of equal length."""
+    return -(-steps // -(-steps // split))
 
 
 def scratch_size(split: int, rows: int, channels: int) -> int:
@@ -72,9 +96,12 @@ def sum_parts(
     activation: str | None,
     affine: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> Launch:
-    """Bind the sum of parts [1, SPLIT_K, M, OC] into the dense activation `out` of M pixels."""
+    """Bind the sum of parts [1, SPLIT_K, M, OC] into an activation `out` [H, W, N, OC] of M pixels.
+
+    `out` may be a view that `layout.strides` takes.
+    """
     _, split, rows, channels = parts.shape
-    layout.pitch(out)
+    y_h, y_w, y_n = layout.strides(out)
     scale, shift = affine or (None, None)
     block_m, block_n = min(16, 1 << (rows - 1).bit_length()), 64
     arguments = {
@@ -84,6 +111,11 @@ def sum_parts(
         "shift": shift,
         "y": out,
         "M": rows,
+        "W": out.shape[1],
+        "N": out.shape[2],
+        "y_h": y_h,
+        "y_w": y_w,
+        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
         "OC": channels,
         "SPLIT_K": split,
         "BLOCK_M": block_m,

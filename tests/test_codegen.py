@@ -77,6 +77,9 @@ def check(binary: Binary, dtype: str) -> None:
     multiplies = "conv2d" in binary.kernel or binary.kernel == "_linear_kernel"
     if multiplies and dtype != "fp32":
         assert binary.instructions[MATRIX[binary.arch]], f"{what} misses the tensor cores"
+    if binary.arch == 90 and binary.instructions["HGMMA"]:
+        waits = binary.sass.count("WARPGROUP.DEPBAR")
+        assert waits <= 2, f"{what}: each product waits for the one before it ({waits} waits)"
     if binary.kernel == "_conv2d_images_kernel" and dtype != "fp32" and binary.arch >= 90:
         assert binary.instructions["UTMALDG"], f"{what} does not load through TMA"
 

@@ -233,9 +233,11 @@ def test_a_split_sum_ends_like_a_whole_one(
 
 
 @each_path
+@pytest.mark.parametrize("parts", [1, 3])
 def test_views_of_larger_activations(
     tiling: Tiling,
     descriptors: bool,
+    parts: int,
     device: torch.device,
     generator: torch.Generator,
     assert_close: Close,
@@ -248,7 +250,9 @@ def test_views_of_larger_activations(
     rows = layout.empty_rows(shape.OH, shape.OW + 2, 7, 24, torch.float32, device).fill_(torch.nan)
     out = rows[:, 1:-1, 2:]
     packed = conv.pack_weight(weight.to(device))
-    config = Conv2dConfig(tiling, *TILE, descriptors=descriptors)
+    if parts > 1 and tiling == "images":
+        pytest.skip("a tile of images is never split")
+    config = Conv2dConfig(tiling, *TILE, descriptors=descriptors, SPLIT_K=parts)
     for launch in conv.conv2d(image, packed, bias.to(device), out, shape, config):
         launch()
     scale = magnitude(x, weight, bias, shape)

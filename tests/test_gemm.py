@@ -15,6 +15,7 @@ import torch
 from alexnet_triton.kernels import gemm, layout
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 from alexnet_triton.kernels.jit import MAX_TILE
+from alexnet_triton.kernels.parts import filled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +63,8 @@ def run(
         affine = (scale, shift)
     out = fenced((1, 1, n, len(weight)), x.dtype)
     launches = gemm.linear(image, filters, offsets, out, config, activation, precision, affine)
-    assert len(launches) == (1 if config.SPLIT_K == 1 else 2)
+    steps = height * width * -(-c // config.BLOCK_K)
+    assert len(launches) == (1 if filled(config.SPLIT_K, steps) == 1 else 2)
     for launch in launches:
         launch()
     return out[0, 0].cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
 from alexnet_triton.engine import reference
 from alexnet_triton.engine.bind import allocate, bind, pack
+from alexnet_triton.engine.graph import Recording
 from alexnet_triton.engine.plan import NUMBERS, Options, plan
 from alexnet_triton.engine.single import Planner, Single
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dShape
-from alexnet_triton.kernels.jit import architecture
+from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.kernels.tuning import Table, TunedRow, without_batch
 from alexnet_triton.weights import WeightsError, load
 from alexnet_triton.weights.digits import heldout
@@ -164,7 +166,81 @@ def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("until", ["conv1", "pool1", "pool2"])
+def test_a_recording_is_made_alone_on_a_stream_of_its_device(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """torch's own stream for recordings may be another GPU's: what is launched would not be there.
+
+    Without a GPU, torch's side of it stands in.
+    """
+    seen = []
+
+    class Graph:
+        def replay(self) -> None:
+            seen.append("replay")
+
+    def alone() -> bool:  # whether nobody else could hold the lock now
+        taken = []
+
+        def take() -> None:
+            if ALONE.acquire(blocking=False):
+                ALONE.release()
+                taken.append(True)
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+        return not taken
+
+    @contextmanager
+    def record(graph: Graph, stream: object = None, capture_error_mode: str = "") -> Iterator[None]:
+        seen.append((stream, capture_error_mode, alone()))
+        yield
+
+    def device(index: torch.device) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(alone()))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    state = state_of(DIGITS, "digits")
+    planned = plan(DIGITS, 1, NUMBERS["fp32"], None)
+    bound = bind(planned, pack(DIGITS, state, planned.numbers, "cpu"))
+    images = pixels(generator, 1, 64, 64)
+    recording = Recording(bound, torch.empty_like(images))
+    recording.run(images)
+    recording.run(images)
+    assert seen == [True, ("a stream of cpu", "thread_local", True), "replay", "replay"]
+    logits = bound.outputs["fc8"][0, 0]
+    assert relative(logits, float64(DIGITS, state, images)) < 1e-4
+
+
+@pytest.mark.gpu
+def test_two_engines_record_at_the_same_time(generator: torch.Generator) -> None:
+    """Each from its own thread, shape after shape: neither spoils the other's recording."""
+    engines = [Engine.load("digits", device="cuda") for _ in range(2)]
+    images = pixels(generator, 24, 64, 64).cuda()
+    wanted = [engines[0](images[:n]) for n in range(1, 25)]
+    found: list[list[torch.Tensor]] = [[], []]
+
+    def work(who: int) -> None:
+        for n in range(1, 25):
+            found[who].append(engines[who](images[:n]))
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for outputs in found:
+        assert len(outputs) == len(wanted), "a thread failed"
+        assert all(torch.equal(made, one) for made, one in zip(outputs, wanted, strict=True))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("until", ["conv1", "pool1", "pool2", "fc6"])
 def test_slices_and_pairs_of_columns_give_the_same_answer(
     until: str, generator: torch.Generator
 ) -> None:

@@ -7,6 +7,7 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
+from alexnet_triton.bench.lab import _folded
 from alexnet_triton.bench.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.bench.space import (
     Rule,
@@ -188,3 +189,16 @@ def test_a_user_chooses_values() -> None:
         within(chosen, {"BLOCK_M": ["wide"]})
     with pytest.raises(SpaceError, match="descriptors: wanted true or false, got '1'"):
         within(chosen, {"descriptors": ["1"]})
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64, 256])
+def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
+    """A split in six is in no list of powers of two."""
+    planner = Planner(network("alexnet"), NUMBERS["fp16"], 90)
+    for problem in problems(planner, "fp16", batch):
+        folded = _folded(problem, problem.step)
+        made = space(problem.step, problem.plan.numbers, 90, folded)
+        start = asdict(config_of(problem))
+        near = made.neighbours(start)
+        moved = {name for other in near for name in other if other[name] != start[name]}
+        assert len(moved) > 2 or problem.name.startswith("pool"), (problem.name, start)

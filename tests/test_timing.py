@@ -14,6 +14,7 @@ from alexnet_triton.bench.timing import (
     Times,
     copies_to_overflow,
     measure,
+    passes,
     percentile,
     sampler,
     take_turns,
@@ -42,6 +43,16 @@ def test_times_keep_their_order_and_sum_up_at_the_end() -> None:
 )
 def test_copies_pass_twice_through_a_cache(nbytes: int, cache: int, copies: int) -> None:
     assert copies_to_overflow(nbytes, cache) == copies
+
+
+@pytest.mark.parametrize(
+    ("us", "copies", "wanted"),
+    [(4000, 1, 1), (9000, 3, 1), (1000, 2, 4), (5, 1, 512), (50, 100, 5), (0, 600, 1)],
+)
+def test_a_replay_lasts_long_enough_and_has_not_too_many_runs(
+    us: float, copies: int, wanted: int
+) -> None:
+    assert passes(us, copies) == wanted
 
 
 def test_turns_are_even_and_in_no_fixed_order() -> None:

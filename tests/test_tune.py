@@ -226,6 +226,30 @@ def test_a_search_is_kept_resumed_and_written(
     assert all(name in told for name in ("exhaustive", "random", "local"))
 
 
+@pytest.mark.interpreter
+def test_a_search_starts_from_the_best_of_its_hints() -> None:
+    """Each is tried once, and what is outside the space is passed over."""
+    problem = find("fc7")
+    assert problem.step.config is not None
+    default = asdict(problem.step.config)
+    half, quarter = ({**default, "BLOCK_K": default["BLOCK_K"] // cut} for cut in (2, 4))
+    strange = [{**default, "BLOCK_K": 24}, {"tiling": "images"}]
+    hints = [half, *strange, quarter]
+    tried: list[dict[str, Any]] = []
+    with Lab(torch.device("cpu"), jobs=1) as lab:
+        told = functools.partial(_kept, tried)
+        outcome = tune(problem, lab, Cache(None), limit=4, resume=False, told=told, hints=hints)
+    assert tried[:3] == [default, half, quarter]
+    assert len(tried) == 4
+    best = min(outcome.trials[:3], key=lambda trial: trial.time).config
+    assert len([name for name in best if tried[3][name] != best[name]]) == 1, "its neighbour"
+    assert outcome.default.config == default
+
+
+def _kept(tried: list[dict[str, Any]], trial: Trial) -> None:
+    tried.append(trial.config)
+
+
 def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
     """A tile that is no power of two, and a process that does not answer in time."""
     problem, path = find("fc8"), tmp_path / "cache.jsonl"

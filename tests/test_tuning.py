@@ -44,6 +44,8 @@ def test_a_table_is_found_again(tmp_path: Path) -> None:
     assert table.find("conv2d", SHAPE, "fp16", 64) == {"BLOCK_M": 128}, "the later row replaces"
     assert table.find("conv2d", SHAPE, "bf16", 8) == {"BLOCK_M": 64}
     assert table.find("conv2d", SHAPE, "tf32", 64) is None
+    assert table.find("conv2d", SHAPE, "bf16", 256) == {"BLOCK_M": 64}, "fp16's row serves bf16"
+    assert table.find("conv2d", SHAPE, "fp16", 8) is None, "but not the other way about"
     assert table.find("linear", SHAPE, "fp16", 64) is None
     assert len(path.read_text().splitlines()) == 5, "one row a line"
 
