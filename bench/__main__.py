@@ -13,9 +13,9 @@ from ..engine import EngineError, NetworkError
 from ..kernels.tuning import TuningError
 from ..weights import WeightsError
 from . import compare, env, inspect, layers, model, order, pipeline, race, report, round, tune
-from .candidate import CandidateError
+from .lab.space import SpaceError
 from .records import RecordError
-from .space import SpaceError
+from .rivals.candidate import CandidateError
 
 VERBS = (compare, env, inspect, layers, model, order, pipeline, race, report, round, tune)
 

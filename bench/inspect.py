@@ -20,13 +20,13 @@ from ..engine.load import find
 from ..engine.plan import NUMBERS
 from ..engine.single import Planner
 from ..engine.spec import Network
-from .compiled import Binary, compile_for, refusal
-from .configuration import DEFAULT, parse
 from .env import Verbs
-from .inspection import PLANNED_AS, Report, report
-from .inspection_plot import drawing
-from .inspection_text import code, difference, table
-from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
+from .machine.compiled import Binary, compile_for, refusal
+from .machine.configuration import DEFAULT, parse
+from .machine.inspection import PLANNED_AS, Report, report
+from .machine.inspection_plot import drawing
+from .machine.inspection_text import code, difference, table
+from .machine.limits import GPUS, Arch, arch_name, find_arch, find_gpu
 from .problem import configured, problems
 
 __all__ = ["Binary", "compile_for", "refusal"]

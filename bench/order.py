@@ -26,10 +26,10 @@ from ..engine.single import Planner, Run
 from ..engine.spec import Network
 from ..kernels import tuning
 from . import whole
-from .cache import source_hash
 from .contest import admit, timed
 from .env import Verbs
-from .lab import device_name
+from .lab.cache import source_hash
+from .lab.lab import device_name
 from .layers import ROUNDS, Effort
 from .peers import Peer, Prepared
 from .problem import Match, Problem, Tensors, match, ready, tensors

@@ -37,9 +37,9 @@ from ..engine.single import Planner
 from ..engine.spec import Network
 from ..kernels import tuning
 from ..kernels.jit import architecture
-from .cache import Cache
 from .endtoend import model_rows
-from .lab import Lab, device_name, table_shape, tune
+from .lab.cache import Cache
+from .lab.lab import Lab, device_name, table_shape, tune
 from .layers import ROUNDS, Effort, default_names, layer_rows
 from .layers import lines as layer_lines
 from .model import lines as model_lines

@@ -23,15 +23,15 @@ from ..engine.load import EngineError, at_least_one, numbers, one_of, resolve
 from ..engine.plan import NUMBERS
 from ..kernels.jit import interpreter_problem
 from . import timing
-from .candidate import CandidateError, Refused, locate, pose, shipped
 from .contest import admit, reason
-from .entrant import Entrant, Entry, after_a_change, copies, find_problem
 from .env import Verbs
-from .league import League, Outcome, Verdict
 from .peers import KINDS, Peer, Prepared, libraries, peers
 from .problem import Problem, Tensors, expected, match, ready
-from .proof import Disqualified
 from .records import OURS, Row
+from .rivals.candidate import CandidateError, Refused, locate, pose, shipped
+from .rivals.entrant import Entrant, Entry, after_a_change, copies, find_problem
+from .rivals.league import League, Outcome, Verdict
+from .rivals.proof import Disqualified
 from .timing import CLOCKS, Clock
 
 ROUNDS = {"cuda": 25, "cpu": 5}

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from . import landscape, panels, speed_panels, story, tuning_panel, units
+from . import units
+from .drawing import landscape, panels, speed_panels, story, tuning_panel
+from .drawing.page import document, paragraph
+from .drawing.svg import standalone
+from .drawing.table import rewrite
 from .env import Verbs
 from .goals import verdicts
-from .page import document, paragraph
 from .records import RecordError, Results, best_peer, load, times_best_peer
-from .svg import standalone
-from .table import rewrite
 
 LONGEST = 300_000  # bytes of a page
 ROOMS = (1, 0.6, 0.3, 0)  # shares of what its packed views may take, until it fits

@@ -19,14 +19,15 @@ from ..engine.load import find, numbers, resolve
 from ..engine.plan import NUMBERS
 from ..engine.single import Planner
 from ..kernels import tuning
-from . import report, simulate
-from .cache import Cache, Trial
+from . import report
 from .env import Verbs, environment
-from .lab import Lab, tune
-from .outcome import Outcome, short, table
+from .lab import simulate
+from .lab.cache import Cache, Trial
+from .lab.lab import Lab, tune
+from .lab.outcome import Outcome, short, table
+from .lab.search import STRATEGIES
+from .lab.space import SpaceError
 from .problem import Problem, problems
-from .search import STRATEGIES
-from .space import SpaceError
 from .timing import CLOCKS
 
 CACHE = Path("searches.jsonl")

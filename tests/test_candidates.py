@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from alexnet_triton.bench import proof
-from alexnet_triton.bench.candidate import (
+from alexnet_triton.bench.candidates import _implicit_gemm
+from alexnet_triton.bench.machine.compiled import compile_for
+from alexnet_triton.bench.problem import Match, Problem, problems, tensors
+from alexnet_triton.bench.rivals import proof
+from alexnet_triton.bench.rivals.candidate import (
     Candidate,
     Conv2dProblem,
     LinearProblem,
@@ -17,9 +20,6 @@ from alexnet_triton.bench.candidate import (
     pose,
     shipped,
 )
-from alexnet_triton.bench.candidates import _implicit_gemm
-from alexnet_triton.bench.compiled import compile_for
-from alexnet_triton.bench.problem import Match, Problem, problems, tensors
 from alexnet_triton.engine.plan import NUMBERS
 from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network

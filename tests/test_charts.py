@@ -9,9 +9,18 @@ from itertools import combinations, pairwise
 
 import pytest
 from alexnet_triton.bench import units
-from alexnet_triton.bench.blocks import Block, blocks, steps
-from alexnet_triton.bench.charts import Bar, Curve, Errors, Point, bars, curves, errors, roofline
-from alexnet_triton.bench.svg import (
+from alexnet_triton.bench.drawing.blocks import Block, blocks, steps
+from alexnet_triton.bench.drawing.charts import (
+    Bar,
+    Curve,
+    Errors,
+    Point,
+    bars,
+    curves,
+    errors,
+    roofline,
+)
+from alexnet_triton.bench.drawing.svg import (
     RAMP,
     Scale,
     beside,

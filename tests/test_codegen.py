@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from alexnet_triton.bench.inspect import Binary, compile_for
-from alexnet_triton.bench.machine_code import main_loop, opcodes
+from alexnet_triton.bench.machine.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options, plan
 from alexnet_triton.engine.zoo import network

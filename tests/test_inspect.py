@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from alexnet_triton.bench import inspect
-from alexnet_triton.bench.compiled import compile_for, refusal
-from alexnet_triton.bench.configuration import parse
-from alexnet_triton.bench.limits import LIMITS, compilable
-from alexnet_triton.bench.machine_code import KINDS, kind, main_loop, opcodes
+from alexnet_triton.bench.machine.compiled import compile_for, refusal
+from alexnet_triton.bench.machine.configuration import parse
+from alexnet_triton.bench.machine.limits import LIMITS, compilable
+from alexnet_triton.bench.machine.machine_code import KINDS, kind, main_loop, opcodes
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.plan import NUMBERS
 from alexnet_triton.engine.single import Planner

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench import proof
-from alexnet_triton.bench.candidate import (
+from alexnet_triton.bench.problem import Match, Problem, problems
+from alexnet_triton.bench.rivals import proof
+from alexnet_triton.bench.rivals.candidate import (
     CandidateError,
     Conv2dProblem,
     LinearProblem,
@@ -18,8 +19,7 @@ from alexnet_triton.bench.candidate import (
     pose,
     shipped,
 )
-from alexnet_triton.bench.problem import Match, Problem, problems
-from alexnet_triton.bench.proof import Disqualified
+from alexnet_triton.bench.rivals.proof import Disqualified
 from alexnet_triton.engine.plan import NUMBERS
 from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network

@@ -173,7 +173,7 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
 
     Without a GPU, torch's side of it stands in.
     """
-    seen = []
+    seen: list[object] = []
 
     class Graph:
         def replay(self) -> None:

@@ -7,9 +7,8 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
-from alexnet_triton.bench.lab import _folded
-from alexnet_triton.bench.problem import Problem, configured, problems, ready, tensors
-from alexnet_triton.bench.space import (
+from alexnet_triton.bench.lab.lab import _folded
+from alexnet_triton.bench.lab.space import (
     Rule,
     Space,
     SpaceError,
@@ -19,6 +18,7 @@ from alexnet_triton.bench.space import (
     space,
     within,
 )
+from alexnet_triton.bench.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.engine.plan import NUMBERS, KernelConfig
 from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.attempt import Judgement, Runner, ToJudge, ToRun, judges, launches
-from alexnet_triton.bench.cache import Cache, Subject, Trial
-from alexnet_triton.bench.child import Child, Lost
-from alexnet_triton.bench.lab import Lab, tune
-from alexnet_triton.bench.outcome import reasons, table
+from alexnet_triton.bench.lab.attempt import Judgement, Runner, ToJudge, ToRun, judges, launches
+from alexnet_triton.bench.lab.cache import Cache, Subject, Trial
+from alexnet_triton.bench.lab.child import Child, Lost
+from alexnet_triton.bench.lab.lab import Lab, tune
+from alexnet_triton.bench.lab.outcome import reasons, table
 from alexnet_triton.bench.problem import Problem, problems, ready, tensors
 from alexnet_triton.bench.tune import targets
 from alexnet_triton.engine import NetworkError
@@ -130,7 +130,7 @@ def _tune_without_rules(
     problem: Problem, lab: Lab, cache: Cache, values: dict[str, list[str]]
 ) -> tuple[Trial, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_triton.bench.space._matrix_rules", lambda *_: ())
+        patch.setattr("alexnet_triton.bench.lab.space._matrix_rules", lambda *_: ())
         return tune(problem, lab, cache, strategy="exhaustive", values=values).trials
 
 

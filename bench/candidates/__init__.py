@@ -1,5 +1,5 @@
 """Candidates that ship: other ways to compute a layer, to race against the engine's own kernel.
 
-Each file keeps to the contract of `bench/candidate.py` and can be copied as a start. What begins
-with an underscore is shared by several and is none itself.
+Each file keeps to the contract of `bench/rivals/candidate.py` and can be copied as a start. What
+begins with an underscore is shared by several and is none itself.
 """

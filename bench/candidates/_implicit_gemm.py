@@ -9,7 +9,7 @@ import torch
 
 from ...kernels import conv
 from ...kernels.jit import power_of_two
-from ..candidate import Config, Conv2dProblem
+from ..rivals.candidate import Config, Conv2dProblem
 
 
 def shape(problem: Conv2dProblem) -> conv.Conv2dShape:

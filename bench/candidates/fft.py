@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 
 from ...kernels.epilogue import activated
-from ..candidate import Config, Conv2dProblem, Refused
+from ..rivals.candidate import Config, Conv2dProblem, Refused
 from ..units import si
 
 OPERATION = "conv2d"

@@ -20,7 +20,7 @@ import torch
 import triton.language as tl
 
 from ...kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ..candidate import Config, Conv2dProblem
+from ..rivals.candidate import Config, Conv2dProblem
 from ..units import si
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch

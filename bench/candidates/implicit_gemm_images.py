@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ...kernels import conv
-from ..candidate import Config, Conv2dProblem, Refused
+from ..rivals.candidate import Config, Conv2dProblem, Refused
 from . import _implicit_gemm
 
 OPERATION = "conv2d"

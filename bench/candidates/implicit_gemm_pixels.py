@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ...kernels import conv
-from ..candidate import Config, Conv2dProblem
+from ..rivals.candidate import Config, Conv2dProblem
 from . import _implicit_gemm
 
 OPERATION = "conv2d"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ...kernels import gemm, layout
-from ..candidate import Config, LinearProblem, Refused
+from ..rivals.candidate import Config, LinearProblem, Refused
 
 OPERATION = "linear"
 

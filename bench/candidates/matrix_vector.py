@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ...kernels.epilogue import finish
 from ...kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ..candidate import Config, LinearProblem, Refused
+from ..rivals.candidate import Config, LinearProblem, Refused
 
 OPERATION = "linear"
 

@@ -28,7 +28,7 @@ import triton.language as tl
 
 from ...kernels.epilogue import finish
 from ...kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ..candidate import Config, Conv2dProblem, Refused
+from ..rivals.candidate import Config, Conv2dProblem, Refused
 from ..units import si
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch

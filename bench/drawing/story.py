@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import summary, units
-from .goals import NETWORK
-from .records import OURS, Results, Row, best_peer, times_best_peer
+from .. import summary, units
+from ..goals import NETWORK
+from ..records import OURS, Results, Row, best_peer, times_best_peer
 
 DTYPES = ("fp16", "bf16", "tf32", "fp32")
 CLOCKS = ("graph", "cold", "host")

@@ -24,21 +24,21 @@ from typing import Any
 import torch
 import triton
 
-from ..engine import EngineError
-from ..engine.plan import KernelConfig, Step
-from ..kernels.conv import Conv2dConfig, Conv2dShape
-from ..kernels.jit import architecture
-from ..kernels.stem import StemShape
+from ...engine import EngineError
+from ...engine.plan import KernelConfig, Step
+from ...kernels.conv import Conv2dConfig, Conv2dShape
+from ...kernels.jit import architecture
+from ...kernels.stem import StemShape
+from ..env import environment
+from ..problem import Problem, configured, ready, tensors
+from ..timing import CLOCKS, Clock
 from . import attempt
 from .attempt import Judgement, Ran, Runner, ToJudge, ToRun
 from .cache import Cache, Subject, Trial, source_hash
 from .child import Child, Lost
-from .env import environment
 from .outcome import Outcome
-from .problem import Problem, configured, ready, tensors
 from .search import STRATEGIES, follow
 from .space import Config, Space, built, key, space, within
-from .timing import CLOCKS, Clock
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
 LOOK = 0.5

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..kernels import tuning
+from ...kernels import tuning
 from .cache import STATUSES, Subject, Trial
 from .space import Config
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import landscape, units
+from .. import units
+from . import landscape
 from .page import details, figure, missing, paragraph, section, switch, table
 
 TUNING = 80_000

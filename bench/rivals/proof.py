@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..kernels import layout
+from ...kernels import layout
+from ..problem import Match, Problem, Tensors, checked, expected, match, tensors
 from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem
-from .problem import Match, Problem, Tensors, checked, expected, match, tensors
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import charts, story, units
+from .. import units
+from ..records import OURS, Results, Row, best_peer, times_best_peer
+from . import charts, story
 from .blocks import Block, blocks, steps
 from .page import (
     details,
@@ -18,7 +20,6 @@ from .page import (
     switch,
     table,
 )
-from .records import OURS, Results, Row, best_peer, times_best_peer
 from .story import View, right
 
 # Bytes that the packed views of a panel may take in a page with all its room.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import units
+from .. import units
 from .svg import (
     CHARACTER,
     TYPE,

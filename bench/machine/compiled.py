@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from ..kernels.jit import ALONE, Launch
+from ...kernels.jit import ALONE, Launch
 from .limits import LIMITS, Arch, Limits, arch_name, tool
 from .machine_code import is_matrix, opcodes
 from .occupancy import blocks_by_registers

@@ -7,8 +7,8 @@ import typing
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from ..engine import EngineError
-from ..engine.plan import KernelConfig, Step
+from ...engine import EngineError
+from ...engine.plan import KernelConfig, Step
 
 DEFAULT = "default"
 

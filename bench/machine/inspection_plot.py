@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..drawing.svg import CHARACTER, element, picture, standalone, text, titled
 from .inspection import KernelReport, Report
 from .limits import arch_name
 from .machine_code import KINDS
-from .svg import CHARACTER, element, picture, standalone, text, titled
 
 ROW, TYPE = 26, 13  # pixels: a row, and the size of the type in charts.css
 

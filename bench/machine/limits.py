@@ -19,7 +19,7 @@ from pathlib import Path
 import triton
 from triton.backends import backends
 
-from ..engine import EngineError
+from ...engine import EngineError
 
 KIB = 1024
 

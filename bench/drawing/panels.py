@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from . import charts, story, units
+from .. import units
+from ..records import Results, Row
+from . import charts, story
 from .page import (
     details,
     either,
@@ -24,7 +26,6 @@ from .page import (
     switch,
     table,
 )
-from .records import Results, Row
 
 # Bytes that what is packed of a panel may take in a page with all its room.
 ERRORS, RAW = 10_000, 60_000

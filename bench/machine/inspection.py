@@ -15,13 +15,13 @@ from typing import Any
 
 import triton
 
-from ..engine.cards import CARDS
-from ..kernels.jit import Launch, Work
+from ...engine.cards import CARDS
+from ...kernels.jit import Launch, Work
+from ..problem import Problem, ready, tensors
 from .compiled import Binary, compile_for, refusal, unlaunchable
 from .limits import GPUS, Arch, arch_name
 from .machine_code import Loop, is_matrix, main_loop
 from .occupancy import Occupancy, Waves, occupancy, waves
-from .problem import Problem, ready, tensors
 
 PLANNED_AS = 80
 """AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""

@@ -19,17 +19,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..engine.plan import KernelConfig, Numbers, Step
-from ..kernels import stem
-from ..kernels.conv import Conv2dShape, images_tiling_fits
-from ..kernels.gemm import LinearShape
-from ..kernels.jit import MAX_TILE, power_of_two
-from ..kernels.layout import CHANNEL_ALIGNMENT, aligned
-from ..kernels.lrn import LRNShape
-from ..kernels.pool import PoolShape
-from ..kernels.softmax import SoftmaxShape
-from ..kernels.stem import StemShape
-from .limits import LIMITS
+from ...engine.plan import KernelConfig, Numbers, Step
+from ...kernels import stem
+from ...kernels.conv import Conv2dShape, images_tiling_fits
+from ...kernels.gemm import LinearShape
+from ...kernels.jit import MAX_TILE, power_of_two
+from ...kernels.layout import CHANNEL_ALIGNMENT, aligned
+from ...kernels.lrn import LRNShape
+from ...kernels.pool import PoolShape
+from ...kernels.softmax import SoftmaxShape
+from ...kernels.stem import StemShape
+from ..machine.limits import LIMITS
 
 Config = dict[str, Any]  # a configuration's fields by name, as JSON has them
 Values = Mapping[str, tuple[Any, ...]]

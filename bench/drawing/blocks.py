@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from . import units
+from .. import units
 from .svg import (
     BOLD,
     CHARACTER,

@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import story, units
-from .records import RecordError, Results, Row, best_peer, load, times_best_peer
+from .. import units
+from ..records import RecordError, Results, Row, best_peer, load, times_best_peer
+from . import story
 
 MARKED = re.compile(
     r"(?P<begin><!-- results:begin (?P<file>\S+) -->\n)(?P<table>.*?)(?P<end><!-- results:end -->)",

@@ -19,8 +19,8 @@ from typing import BinaryIO, Literal
 
 from triton.runtime.jit import JITFunction
 
-from ..kernels.jit import Launch
-from .records import RecordError
+from ...kernels.jit import Launch
+from ..records import RecordError
 from .space import Config, key
 
 Status = Literal["ok", "refused", "wrong", "failed", "timeout"]

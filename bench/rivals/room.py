@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from triton.compiler.errors import CompilationError
 
-from . import timing
+from .. import timing
+from ..problem import Match, Tensors, expected, match, tensors
 from .candidate import Candidate, CandidateError, Config, Refused, load, pose
 from .entrant import Entry, after_a_change, copies, find_problem
-from .problem import Match, Tensors, expected, match, tensors
 from .proof import Disqualified, Trial, arrange, check_answer, confirm, examine, trial
 
 

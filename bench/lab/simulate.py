@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..records import RecordError
 from .cache import Cache, Subject, Trial
-from .records import RecordError
 from .search import STRATEGIES, follow
 from .space import Config, key, listed
 

@@ -46,14 +46,14 @@ from typing import Any, Literal
 
 import torch
 
-from ..engine.spec import Conv2d, Linear
-from .problem import Problem
+from ...engine.spec import Conv2d, Linear
+from ..problem import Problem
 
 Config = Mapping[str, Any]
 Layout = Literal["NHWC", "HWNC"]
 
 ARGUMENTS = ("problem", "x", "weight", "bias", "out", "config")
-SHIPPED = Path(__file__).parent / "candidates"
+SHIPPED = Path(__file__).parents[1] / "candidates"
 
 
 class CandidateError(ValueError):
@@ -204,7 +204,9 @@ def load(path: Path) -> Candidate:
 
 def _execute(path: Path) -> ModuleType:
     stem = path.stem.replace(".", "_")
-    spec = importlib.util.spec_from_file_location(f"{__package__}.candidates.{stem}", path)
+    spec = importlib.util.spec_from_file_location(
+        f"{__package__.rpartition('.')[0]}.candidates.{stem}", path
+    )
     if spec is None or spec.loader is None:
         raise CandidateError(f"{path.name}: wanted a Python file, NAME.py")
     module = importlib.util.module_from_spec(spec)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from . import units
-from .records import RecordError
+from .. import units
+from ..records import RecordError
 from .svg import (
     CHARACTER,
     TYPE,

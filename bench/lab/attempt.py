@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..engine.plan import KernelConfig
-from ..kernels.jit import Launch
-from . import timing
+from ...engine.plan import KernelConfig
+from ...kernels.jit import Launch
+from .. import timing
+from ..machine.compiled import compile_for, refusal
+from ..problem import Problem, Ready, Tensors, configured, expected, match, ready, tensors
+from ..timing import Clock, Times
 from .cache import Status
-from .compiled import compile_for, refusal
-from .problem import Problem, Ready, Tensors, configured, expected, match, ready, tensors
-from .timing import Clock, Times
 
 SEED = 0  # every candidate of a problem, also in a new process, sees the same tensors
 

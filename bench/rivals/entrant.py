@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from ..engine.load import find
-from ..engine.plan import NUMBERS
+from ...engine.load import find
+from ...engine.plan import NUMBERS
+from ..problem import Problem, Tensors, problems, tensors, tuned_planner
+from ..timing import Clock, copies_to_overflow
 from .candidate import Refused
-from .problem import Problem, Tensors, problems, tensors, tuned_planner
 from .proof import Disqualified
-from .timing import Clock, copies_to_overflow
 
 START = 120.0  # seconds that a process may take to import torch and to find the GPU
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from . import units
+from .. import units
+from ..env import environment
+from ..records import OURS, Results, Row, best_peer
 from .entrant import Entry
-from .env import environment
-from .records import OURS, Results, Row, best_peer
 
 Outcome = Literal["raced", "refused", "disqualified"]
 

@@ -1,0 +1,1 @@
+"""Results as pages and pictures: inline SVG, HTML, and README's table."""

@@ -1,0 +1,1 @@
+"""The search for configurations: spaces, strategies, and the processes that try them."""

@@ -1,0 +1,1 @@
+"""Somebody else's kernel, proved and raced in a process of its own."""
