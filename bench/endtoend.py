@@ -20,7 +20,7 @@ from ..engine.load import load_state
 from ..engine.spec import Network
 from . import whole
 from .contest import Entry, admit, reason, timed
-from .layers import ROUNDS, Effort
+from .measuring import ROUNDS, Effort
 from .peers import libraries
 from .problem import Match, Problem, Tensors, match
 from .records import OURS, Row

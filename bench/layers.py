@@ -12,21 +12,18 @@ import argparse
 import gc
 import json
 import math
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import get_args
 
 import torch
 
-from ..engine.load import at_least_one, find, numbers, one_of, resolve
+from ..engine.load import find, numbers, resolve
 from ..engine.single import Planner
 from .contest import NO_MATCH, Entry, matched, reason, timed
-from .env import Verbs, environment
-from .peers import KINDS, Peer, Prepared, libraries, peers
+from .env import Verbs
+from .measuring import ROUNDS, Effort, add_options, asked, begun, keep, tell, title
+from .peers import Peer, Prepared, libraries, peers
 from .problem import (
     Problem,
     Tensors,
@@ -37,39 +34,11 @@ from .problem import (
     tensors,
     tuned_planner,
 )
-from .records import OURS, Results, Row, save, save_csv, times_best_peer
-from .roofline import COPY, measure_roofs, roof_us
+from .records import OURS, Row, times_best_peer
+from .roofline import roof_us
 from .timing import CLOCKS, Clock, copies_to_overflow
 
-BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
-ROUNDS = {"cuda": 25, "cpu": 3}
 MOST_COPIES = 1024
-INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How long to measure: rounds of turns, and no new round after so many seconds.
-
-    `deadline` is on `time.monotonic`'s clock: no problem is begun after it, and no round but the
-    first three.
-    """
-
-    rounds: int = 25
-    seconds: float | None = None
-    deadline: float | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def left(self) -> float | None:
-        """Seconds that one clock may take from now on, None for as many as it wants."""
-        if self.deadline is None:
-            return self.seconds
-        remaining = max(0.0, self.deadline - time.monotonic())
-        return remaining if self.seconds is None else min(self.seconds, remaining)
 
 
 def default_names(planner: Planner) -> list[str]:
@@ -254,29 +223,12 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  alexnet-triton-bench layers conv4 conv5+pool5 --batch 1 256 --dtype fp16\n"
-        "  alexnet-triton-bench layers --peers torch fused --json layers.json --csv layers.csv\n"
-        "peers:\n" + "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items()),
+        "  alexnet-triton-bench layers --peers torch fused --json layers.json --csv layers.csv\n",
     )
     parser.add_argument("layers", nargs="*", metavar="LAYER", help="default: all, and conv+pool")
     parser.add_argument("--model", default="alexnet", help="a network's name (default: alexnet)")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="images at once")
     parser.add_argument("--dtype", help="fp32, tf32, fp16 or bf16 (default: fp16, on a CPU fp32)")
-    parser.add_argument(
-        "--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)"
-    )
-    parser.add_argument(
-        "--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
-    parser.add_argument(
-        "--seconds", type=float, help="no new turns after these, for a problem and clock"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random tensors")
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them"
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
+    add_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -285,35 +237,18 @@ def _run(options: argparse.Namespace) -> int:
     dtype, meaning = numbers(options.dtype, device, "triton")
     network, _ = find(options.model)
     planner = tuned_planner(network, meaning, device)
-    batches = options.batch or BATCHES[device.type]
-    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
-    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
-    at_least_one("--rounds", rounds)
-    for batch in batches:
-        at_least_one("--batch", batch)
-    for clock in clocks:
-        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
-    for kind in options.peers or ():
-        one_of("--peers", kind, KINDS)
+    batches, clocks, effort = asked(options, device)
     names = options.layers or default_names(planner)
     problems(planner, dtype, batches[0], names)  # refuses what is no layer before it measures
 
     printed = options.json != "-"
-    _tell(f"measuring the roofs of {device}")
-    results = Results(
-        environment(),
-        measure_roofs(device, [dtype]),
-        (),
-        notes=(INTERPRETED,) if device.type == "cpu" else (),
-    )
-    _keep(results, options)  # a file that cannot be written is refused before it measures
+    results = begun(options, device, [dtype])
     if printed:
-        print(_title(network.name, dtype, device, results))
+        print(title(f"{network.name}, {dtype},", device, results))
         print(HEAD)
-    effort = Effort(rounds, options.seconds)
     for batch in batches:
         for name in names:
-            _tell(f"{name}, batch {batch}")
+            tell(f"{name}, batch {batch}")
             rows = tuple(
                 layer_rows(
                     *(planner, dtype, batch, device, [name], clocks),
@@ -326,28 +261,7 @@ def _run(options: argparse.Namespace) -> int:
             results = replace(results, rows=results.rows + rows)
             if printed:
                 print("\n".join(lines(rows)), flush=True)
-            _keep(results, options)
+            keep(results, options)
     if not printed:
         print(json.dumps(results.to_dict(), indent=1))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
-
-
-def _keep(results: Results, options: argparse.Namespace) -> None:
-    """Whatever there is so far, so that a run cut short leaves it."""
-    if options.json not in (None, "-"):
-        save(results, Path(options.json))
-    if options.csv is not None:
-        save_csv(results.rows, options.csv)
-
-
-def _title(network: str, dtype: str, device: torch.device, results: Results) -> str:
-    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
-    rates = (
-        f"measured roofs: {results.roofs[dtype] / 1e12:.3g} TFLOP/s {dtype}, "
-        f"{results.roofs[COPY] / 1e9:,.0f} GB/s copied"
-    )
-    return "\n".join([f"{network}, {dtype}, on {where}", rates, *results.notes])
-
-
-def _tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
+from typing import Any
 
 from ..engine.cards import CARDS
-from ..engine.load import at_least_one, find, numbers, one_of, resolve
-from ..engine.spec import Network
+from ..engine.load import find, numbers, resolve
 from . import units, whole
 from .endtoend import model_rows
-from .env import Verbs, environment
+from .env import Verbs
 from .goals import verdicts
-from .layers import BATCHES, INTERPRETED, ROUNDS, Effort
-from .peers import KINDS
+from .measuring import BATCHES, add_options, asked, begun, keep, tell, title
 from .predict import predict
-from .records import OURS, Results, Row, save, save_csv, times_best_peer
-from .roofline import COPY, measure_roofs
+from .records import OURS, Results, Row, times_best_peer
 from .summary import summaries, warnings
-from .timing import CLOCKS, Clock
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
@@ -70,13 +63,11 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog="examples:\n"
         "  alexnet-triton-bench model alexnet --batch 1 64 256 --dtype fp16 --json model.json\n"
         "  alexnet-triton-bench model --batch 1 --clock graph --peers fused compile\n"
-        "  alexnet-triton-bench model --predict h200 --batch 1 256\n"
-        "peers:\n" + "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items()),
+        "  alexnet-triton-bench model --predict h200 --batch 1 256\n",
     )
     parser.add_argument(
         "model", nargs="?", help="a network's name (default: alexnet, on a CPU digits)"
     )
-    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="images at once")
     parser.add_argument(
         "--dtype", nargs="+", help="fp32, tf32, fp16, bf16 (default: fp16, on a CPU fp32)"
     )
@@ -88,22 +79,9 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="normalised images, or pixels that peers must normalise (default: float)",
     )
     parser.add_argument(
-        "--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)"
-    )
-    parser.add_argument(
-        "--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
-    parser.add_argument("--seconds", type=float, help="no new turns after these, for each race")
-    parser.add_argument("--seed", type=int, default=0, help="of the random images")
-    parser.add_argument(
         "--predict", choices=CARDS, help="predict from FLOPs and bytes instead; needs no GPU"
     )
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them"
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
+    add_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -134,26 +112,16 @@ def _measured(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     network, _ = find(options.model or MODEL[device.type])
     dtypes = [numbers(name, device, "triton")[0] for name in options.dtype or [None]]
-    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
-    effort = Effort(
-        ROUNDS[device.type] if options.rounds is None else options.rounds, options.seconds
-    )
-    _refuse(options, clocks, device, effort)
-    _tell(f"measuring the roofs of {device}")
-    results = Results(
-        environment(),
-        measure_roofs(device, dtypes),
-        (),
-        notes=(INTERPRETED,) if device.type == "cpu" else (),
-    )
+    batches, clocks, effort = asked(options, device)
+    results = begun(options, device, dtypes)
     printed = options.json != "-"
     if printed:
-        print(_title(network, device, results))
+        print(title(network.name, device, results))
         print(HEAD)
-    for batch in options.batch or BATCHES[device.type]:
+    for batch in batches:
         for dtype in dtypes:
             for entry in options.input:
-                _tell(f"{network.name}, batch {batch}, {dtype}, {entry}")
+                tell(f"{network.name}, batch {batch}, {dtype}, {entry}")
                 rows = tuple(
                     model_rows(
                         *(network, dtype, batch, device, clocks),
@@ -167,22 +135,9 @@ def _measured(options: argparse.Namespace) -> int:
                 results = replace(results, rows=results.rows + rows)
                 if printed:
                     print("\n".join(lines(rows)), flush=True)
-                _keep(results, options)
+                keep(results, options)
     _conclude(results, printed)
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
-
-
-def _refuse(
-    options: argparse.Namespace, clocks: Sequence[str], device: torch.device, effort: Effort
-) -> None:
-    """Raises EngineError for what cannot be measured, before anything is."""
-    at_least_one("--rounds", effort.rounds)
-    for batch in options.batch or ():
-        at_least_one("--batch", batch)
-    for clock in clocks:
-        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
-    for kind in options.peers or ():
-        one_of("--peers", kind, KINDS)
 
 
 def _conclude(results: Results, printed: bool) -> None:
@@ -204,24 +159,3 @@ def _judged(results: Results) -> dict[str, Any]:
         "verdicts": [verdict.to_dict() for verdict in verdicts(rows, roofs)],
         "warnings": list(warnings(rows)),
     }
-
-
-def _keep(results: Results, options: argparse.Namespace) -> None:
-    """Whatever there is so far, so that a run cut short leaves it."""
-    if options.json not in (None, "-"):
-        save(results, Path(options.json))
-    if options.csv is not None:
-        save_csv(results.rows, options.csv)
-
-
-def _title(network: Network, device: torch.device, results: Results) -> str:
-    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
-    rates = ", ".join(
-        f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
-        for name, rate in results.roofs.items()
-    )
-    return "\n".join([f"{network.name} on {where}", f"measured roofs: {rates}", *results.notes])
-
-
-def _tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)

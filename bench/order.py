@@ -30,7 +30,7 @@ from .contest import admit, timed
 from .env import Verbs
 from .lab.cache import source_hash
 from .lab.lab import device_name
-from .layers import ROUNDS, Effort
+from .measuring import ROUNDS, Effort
 from .peers import Peer, Prepared
 from .problem import Match, Problem, Tensors, match, ready, tensors
 from .records import Row

@@ -40,8 +40,9 @@ from ..kernels.jit import architecture
 from .endtoend import model_rows
 from .lab.cache import Cache
 from .lab.lab import Lab, device_name, table_shape, tune
-from .layers import ROUNDS, Effort, default_names, layer_rows
+from .layers import default_names, layer_rows
 from .layers import lines as layer_lines
+from .measuring import ROUNDS, Effort
 from .model import lines as model_lines
 from .order import orders, tuned_row
 from .problem import Problem, tuned_planner

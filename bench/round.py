@@ -29,7 +29,7 @@ from ..engine import EngineError
 from ..engine.load import at_least_one, find, numbers, resolve
 from .env import Verbs, environment
 from .goals import verdicts
-from .layers import INTERPRETED
+from .measuring import INTERPRETED
 from .phases import PHASES, Round, perform, tell
 from .records import Results, load, save
 from .report import page

@@ -12,7 +12,8 @@ import pytest
 import torch
 from alexnet_triton.bench import layers
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.layers import Effort, default_names, layer_rows
+from alexnet_triton.bench.layers import default_names, layer_rows
+from alexnet_triton.bench.measuring import Effort
 from alexnet_triton.bench.peers import Peer, Prepared, peers
 from alexnet_triton.bench.problem import Problem, Tensors, ready
 from alexnet_triton.bench.records import OURS, Row, load

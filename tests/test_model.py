@@ -14,7 +14,7 @@ import torch
 from alexnet_triton.bench import whole
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.endtoend import model_rows
-from alexnet_triton.bench.layers import Effort
+from alexnet_triton.bench.measuring import Effort
 from alexnet_triton.bench.peers import Peer, Prepared, peers
 from alexnet_triton.bench.problem import Problem, Tensors, match
 from alexnet_triton.bench.records import OURS, Row, load

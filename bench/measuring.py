@@ -1,0 +1,117 @@
+"""What the verbs `layers` and `model` share: what a user says, and what is kept and told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from ..engine.load import at_least_one, one_of
+from .env import environment
+from .peers import KINDS
+from .records import Results, save, save_csv
+from .roofline import COPY, measure_roofs
+from .timing import CLOCKS, Clock
+
+BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
+ROUNDS = {"cuda": 25, "cpu": 3}
+INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure: rounds of turns, and no new round after so many seconds.
+
+    `deadline` is on `time.monotonic`'s clock: no problem is begun after it, and no round but the
+    first three.
+    """
+
+    rounds: int = 25
+    seconds: float | None = None
+    deadline: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def left(self) -> float | None:
+        """Seconds that one clock may take from now on, None for as many as it wants."""
+        if self.deadline is None:
+            return self.seconds
+        remaining = max(0.0, self.deadline - time.monotonic())
+        return remaining if self.seconds is None else min(self.seconds, remaining)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What both verbs take; the kinds of peers go to the parser's epilog."""
+    kinds = "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items())
+    parser.epilog = f"{parser.epilog}peers:\n{kinds}"
+    add = parser.add_argument
+    add("--batch", nargs="+", type=int, metavar="N", help="images at once")
+    add("--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)")
+    add("--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
+    add("--seconds", type=float, help="no new turns after these, for each race")
+    add("--seed", type=int, default=0, help="of the random tensors")
+    add("--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them")
+    add("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
+
+
+def asked(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[Sequence[int], Sequence[Clock], Effort]:
+    """Batches, clocks and effort. Raises EngineError for what cannot be measured."""
+    batches: Sequence[int] = options.batch or BATCHES[device.type]
+    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    at_least_one("--rounds", rounds)
+    for batch in batches:
+        at_least_one("--batch", batch)
+    for clock in clocks:
+        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
+    for kind in options.peers or ():
+        one_of("--peers", kind, KINDS)
+    return batches, clocks, Effort(rounds, options.seconds)
+
+
+def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[str]) -> Results:
+    """Results without rows yet: where they are made, and the roofs, measured now.
+
+    They are kept at once, so that a file that cannot be written is refused before the rest.
+    """
+    tell(f"measuring the roofs of {device}")
+    notes = (INTERPRETED,) if device.type == "cpu" else ()
+    results = Results(environment(), measure_roofs(device, dtypes), (), notes=notes)
+    keep(results, options)
+    return results
+
+
+def keep(results: Results, options: argparse.Namespace) -> None:
+    """Whatever there is so far, so that a run cut short leaves it."""
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    if options.csv is not None:
+        save_csv(results.rows, options.csv)
+
+
+def title(network: str, device: torch.device, results: Results) -> str:
+    """What is measured where, and the roofs."""
+    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+    rates = ", ".join(
+        f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
+        for name, rate in results.roofs.items()
+    )
+    return "\n".join([f"{network} on {where}", f"measured roofs: {rates}", *results.notes])
+
+
+def tell(what: str) -> None:
+    """Progress, on standard error."""
+    print(what, file=sys.stderr, flush=True)
