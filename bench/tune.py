@@ -106,7 +106,7 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action=argparse.BooleanOptionalAction,
         help="write the table (default on a GPU, and where --table is given)",
     )
-    add("--plot", type=Path, metavar="FILE", help="draw all trials as a page")
+    add("--plot", type=Path, metavar="FILE", help="draw all trials as a page, or the first search as an .svg")
     add(
         "--axes",
         nargs=2,
@@ -242,7 +242,8 @@ def _plot(options: argparse.Namespace, trials: Sequence[Trial]) -> None:
     if options.plot is None:
         return
     x, y = options.axes
-    page = report.search_page([trial.to_dict() for trial in trials], x, y)
+    draw = report.search_svg if options.plot.suffix == ".svg" else report.search_page
+    page = draw([trial.to_dict() for trial in trials], x, y)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     options.plot.write_text(page)
 
