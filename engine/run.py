@@ -92,6 +92,8 @@ class Engine:
         self.max_batch = max_batch
         self.class_names = class_names(self.network)
         self._runner = runner
+        # Kept, since walking the network at every call would cost more than launching it.
+        self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
         entrance = runner.devices[0]
         self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
         self._turn = threading.Lock()
@@ -175,7 +177,7 @@ class Engine:
         images: anything `images.to_batch` takes. Raises ImageError for an image that is none.
         """
         batch = to_batch(images, self.network.preprocess)
-        shape = (len(batch), *self.network.output_shape())
+        shape = (len(batch), *self._output)
         if out is None:
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
         elif out.shape != shape or out.dtype != torch.float32 or out.device != self.device:
@@ -183,10 +185,10 @@ class Engine:
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
                 f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} on {out.device}"
             )
-        last = self._runner.planner(1, tuple(batch.shape[1:])).steps[-1].name
-        for start, outputs in self._pieces(batch, (last,)):
+        for start, outputs in self._pieces(batch, (self._last,)):
             with torch.inference_mode():
-                out[start : start + len(outputs[last])].copy_(outputs[last])
+                logits = outputs[self._last]
+                out[start : start + len(logits)].copy_(logits)
         return out
 
     def features(

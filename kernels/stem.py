@@ -151,7 +151,7 @@ def _stem_kernel(
     c = k % C
     top = tl.where(there, i * S - PAD_H, H)
     left = j * S - PAD_W
-    ih = top[:, None] + tl.where(k < S * S * C, a, H)[None, :]
+    ih = top[:, None] + tl.where(k < S * S * C, a, H + PAD_H)[None, :]
     iw = left[:, None] + b[None, :]
     inside = (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
     of_row = n * stride_n + top.to(tl.int64) * stride_h + left.to(tl.int64) * stride_w

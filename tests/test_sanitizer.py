@@ -236,6 +236,8 @@ def others() -> dict[str, list[Launch]]:
         "grey": torch.zeros(2, 1, 9, 7, dtype=torch.uint8).expand(2, 3, 9, 7),
     }.items():
         made[f"stem, {name}"] = entry(images)
+    deep = replace(STEM, S=1, OH=11, OW=10, padding=(2, 2))  # more border than pixels folded
+    made["stem, deep border"] = entry(torch.zeros(2, 3, 9, 7), shape=deep)
     return made
 
 
