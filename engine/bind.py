@@ -166,6 +166,10 @@ class Bound:
             assert images is not None
             head.stem(images)()
             _run(head.launches)
+        self.run_after_stem()
+
+    def run_after_stem(self) -> None:
+        """The rest of an unsliced plan whose stem has run."""
         _run(self.launches)
 
 

@@ -2,7 +2,9 @@
 
 Launching a Triton kernel from Python takes the host some ten microseconds and AlexNet has a dozen
 kernels, so at small batch the GPU would wait for the host. A graph is enqueued at once. It reads
-the images from a place of its own, into which each batch is copied first.
+the images from a place of its own, into which each batch is copied first. For many images that copy
+would cost the GPU more than a launch costs the host: then the stem is launched as it is, on the
+caller's images, and the graph is what follows.
 """
 
 from __future__ import annotations
@@ -11,36 +13,54 @@ import torch
 
 from ..kernels.jit import ALONE
 from .bind import Bound
+from .plan import Plan
+
+COPIED = 8 * 2**20  # bytes of images: as many are copied in the time of two launches
+
+
+def waiting(planned: Plan, size: int) -> int:
+    """Bytes that a recording wants for a batch of images of `size` bytes to wait in."""
+    return size if planned.sliced or size <= COPIED else 0
 
 
 class Recording:
     """One bound plan, run by replaying its graph; recorded on the first run.
 
-    `images` [N, C, H, W] is where the graph finds its batch: it belongs to the recording.
+    `images` [N, C, H, W] is where the graph finds its batch: it belongs to the recording. None: the
+    stem is no part of the graph and reads the caller's.
     """
 
-    def __init__(self, bound: Bound, images: torch.Tensor) -> None:
+    def __init__(self, bound: Bound, images: torch.Tensor | None) -> None:
         self.bound = bound
         self._images = images
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, images: torch.Tensor) -> None:
         """Fill the outputs from images [N, C, H, W] on the same device."""
-        self._images.copy_(images, non_blocking=True)
+        if self._images is None:
+            self.bound.stem(images)()
+        else:
+            self._images.copy_(images, non_blocking=True)
         if self._graph is None:
-            self._graph = self._record()
+            self._graph = self._record(images.device)
         self._graph.replay()
 
-    def _record(self) -> torch.cuda.CUDAGraph:
-        device = self._images.device
+    def _launch(self) -> None:
+        """What the graph holds."""
+        if self._images is None:
+            self.bound.run_after_stem()
+        else:
+            self.bound.run(self._images)
+
+    def _record(self, device: torch.device) -> torch.cuda.CUDAGraph:
         # Nobody may wait for the whole device during a recording, as each does before it begins.
         with ALONE, torch.cuda.device(device):
-            self.bound.run(self._images)  # compiles, which a recording must not
+            self._launch()  # compiles, which a recording must not
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             # torch's own stream for recordings is on whichever device recorded first. Another
             # thread may allocate meanwhile: that is not this recording's business.
             stream = torch.cuda.Stream(device)
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                self.bound.run(self._images)
+                self._launch()
         return graph

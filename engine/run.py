@@ -22,6 +22,7 @@ import torch
 from ..kernels import tuning
 from ..kernels.jit import architecture
 from ..weights import Source
+from .graph import waiting
 from .images import ImageError, Views, class_names, load_each, to_batch
 from .load import (
     Backend,
@@ -53,7 +54,7 @@ class Memory:
 
     weights: int
     workspace: int  # activations and split sums, shared by all sizes of batches
-    images: int  # where a batch waits, on a GPU
+    images: int  # where a batch waits, on a GPU, unless it is large and read where it lies
 
     @property
     def total(self) -> int:
@@ -257,7 +258,7 @@ class Engine:
         planned = self.plan
         shapes = self.network.parameter_shapes().values()
         numbers = sum(torch.Size(shape).numel() for shape in shapes)
-        pixels = planned.batch * torch.Size(planned.image_shape).numel()
+        pixels = waiting(planned, planned.batch * torch.Size(planned.image_shape).numel())
         return Memory(
             weights=numbers * planned.numbers.dtype.itemsize,
             workspace=planned.workspace,

@@ -24,7 +24,7 @@ from ..kernels.jit import ALONE
 from ..kernels.tuning import Table, dtype_name
 from . import reference
 from .bind import Bound, bind, pack
-from .graph import Recording
+from .graph import Recording, waiting
 from .plan import PLAIN, Numbers, Options, Plan, Step, plan
 from .spec import Network, Shape
 
@@ -155,21 +155,20 @@ class Single:
     ) -> Bound | Recording:
         shape = tuple(images.shape[1:])
         planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
-        on_gpu = images.is_cuda
-        waiting = images.numel() * images.element_size() if on_gpu else 0
-        if planned.workspace + waiting > len(self._memory):
+        extra = waiting(planned, images.nbytes) if images.is_cuda else 0
+        if planned.workspace + extra > len(self._memory):
             self._forget()
-            self._memory = torch.empty(
-                planned.workspace + waiting, dtype=torch.uint8, device=self.devices[0]
-            )
+            self._memory = self._memory.new_empty(planned.workspace + extra)
         elif len(self._bound) >= BATCH_SHAPES:
             finish(self.devices)  # a graph may still run
             self._bound.popitem(last=False)
         bound = bind(planned, self._packed, memory=self._memory[: planned.workspace])
         made: Bound | Recording = bound
-        if on_gpu:
-            flat = self._memory[planned.workspace :][:waiting].view(images.dtype)
+        if extra:
+            flat = self._memory[planned.workspace :][:extra].view(images.dtype)
             made = Recording(bound, flat.as_strided(images.shape, dense_strides(images)))
+        elif images.is_cuda:
+            made = Recording(bound, None)
         self._bound[key] = made
         return made
 

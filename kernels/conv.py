@@ -37,7 +37,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
-from .overlap import announce, begin, prefetch, wait
+from .overlap import announce, begin, first_steps, prefetch, wait
 from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 # Integers that vary from layer to layer without needing another binary.
@@ -311,7 +311,8 @@ def _conv2d_pixels_kernel(
         PITCH: tl.constexpr = (C + 7) // 8 * 8
         filters = group * OC + tl.minimum(oc0 + tl.arange(0, BLOCK_N), OC - 1)
         rows_of_w = w_memory + filters * PITCH
-        for i in range(first, last):
+        ahead = first_steps(BLOCK_N, BLOCK_K, w_memory)
+        for i in range(first, tl.minimum(first + ahead, last)):
             tap = (i // C_BLOCKS).to(tl.int64)
             prefetch(rows_of_w + tap * (GROUPS * OC * PITCH) + (i % C_BLOCKS) * BLOCK_K, BLOCK_K)
     wait(PDL)

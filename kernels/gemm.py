@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
-from .overlap import announce, prefetch, wait
+from .overlap import announce, first_steps, prefetch, wait
 from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 
@@ -83,7 +83,8 @@ def _linear_kernel(
     last = tl.minimum(first + per_part, steps)
     if PDL:
         rows = w_memory + tl.minimum(channel, OC - 1).to(tl.int64) * PITCH
-        for i in range(first, last):
+        ahead = first_steps(BLOCK_N, BLOCK_K, w_memory)
+        for i in range(first, tl.minimum(first + ahead, last)):
             step = (i // C_BLOCKS).to(tl.int64) * (OC * PITCH) + (i % C_BLOCKS) * BLOCK_K
             prefetch(rows + step, BLOCK_K)
     wait(PDL)

@@ -8,8 +8,10 @@ and waits next, before any access to memory, so results pass from kernel to kern
 also over several: a kernel finishes only after its own predecessor has. CUDA C++ Programming
 Guide, "Programmatic Dependent Launch"; compute capability 9.0 and later.
 
-Weights do not depend on the predecessor, so kernels that stream them ask for them before they wait
-(`prefetch`): memory is idle at that time, and they are in the L2 cache when they are wanted.
+Weights do not depend on the predecessor, so kernels that stream them ask for the first of them
+before they wait (`prefetch`): memory is idle at that time, and they are in the L2 cache when they
+are wanted. Only the first, since a launch takes a few microseconds and the cache holds less than a
+large layer has.
 """
 
 from __future__ import annotations
@@ -40,6 +42,13 @@ def begin(PDL: tl.constexpr):
     """The first line of a kernel that has nothing to do before it may read."""
     announce(PDL)
     wait(PDL)
+
+
+@jit
+def first_steps(BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, weights):
+    """How many steps of K a program asks for ahead: 32 KB of the weights it will read."""
+    BITS: tl.constexpr = BLOCK_N * BLOCK_K * weights.dtype.element_ty.primitive_bitwidth
+    return 8 * 32768 // BITS
 
 
 @jit

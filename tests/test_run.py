@@ -14,7 +14,7 @@ import torch
 from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
 from alexnet_triton.engine import reference
 from alexnet_triton.engine.bind import allocate, bind, pack
-from alexnet_triton.engine.graph import Recording
+from alexnet_triton.engine.graph import Recording, waiting
 from alexnet_triton.engine.plan import NUMBERS, Options, plan
 from alexnet_triton.engine.single import Planner, Single
 from alexnet_triton.engine.spec import Network
@@ -166,12 +166,14 @@ def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("copied", [True, False])
 def test_a_recording_is_made_alone_on_a_stream_of_its_device(
-    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+    copied: bool, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     """torch's own stream for recordings may be another GPU's: what is launched would not be there.
 
-    Without a GPU, torch's side of it stands in.
+    Without a GPU, torch's side of it stands in. Images that are not copied are read by a stem that
+    is no part of the graph.
     """
     seen: list[object] = []
 
@@ -209,7 +211,7 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
     planned = plan(DIGITS, 1, NUMBERS["fp32"], None)
     bound = bind(planned, pack(DIGITS, state, planned.numbers, "cpu"))
     images = pixels(generator, 1, 64, 64)
-    recording = Recording(bound, torch.empty_like(images))
+    recording = Recording(bound, torch.empty_like(images) if copied else None)
     recording.run(images)
     recording.run(images)
     assert seen == [True, ("a stream of cpu", "thread_local", True), "replay", "replay"]
@@ -297,6 +299,14 @@ def test_options_change_nothing_but_time(pdl: bool, generator: torch.Generator) 
     few = runner.run(images[:2], ("fc8",), 2)["fc8"]
     for _ in range(200):
         assert torch.equal(runner.run(images[:2], ("fc8",), 2)["fc8"], few)
+
+
+def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
+    whole = plan(ALEXNET, 64, NUMBERS["fp16"], 90)
+    assert waiting(whole, 8 * 2**20) == 8 * 2**20
+    assert waiting(whole, 8 * 2**20 + 1) == 0
+    cut = plan(ALEXNET, 64, NUMBERS["fp16"], 90, options=Options(32, "pool1"))
+    assert waiting(cut, 2**30) == 2**30, "every slice has a stem, so all are in the graph"
 
 
 def test_memory_is_told(digits: Engine) -> None:
