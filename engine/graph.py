@@ -37,12 +37,12 @@ class Recording:
 
     def run(self, images: torch.Tensor) -> None:
         """Fill the outputs from images [N, C, H, W] on the same device."""
+        if self._graph is None:  # first, since it runs everything once, over what the stem writes
+            self._graph = self._record(images.device)
         if self._images is None:
             self.bound.stem(images)()
         else:
             self._images.copy_(images, non_blocking=True)
-        if self._graph is None:
-            self._graph = self._record(images.device)
         self._graph.replay()
 
     def _launch(self) -> None:

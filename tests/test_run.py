@@ -180,6 +180,7 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
     class Graph:
         def replay(self) -> None:
             seen.append("replay")
+            recording._launch()
 
     def alone() -> bool:  # whether nobody else could hold the lock now
         taken = []
