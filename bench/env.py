@@ -23,7 +23,7 @@ def environment() -> dict[str, str | None]:
     found: dict[str, str | None] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "system": platform.platform(),
+        "system": _system(),
         "python": platform.python_version(),
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
@@ -50,6 +50,13 @@ def _commit() -> str | None:
     commit = _ask("git", "-C", root, "rev-parse", "--short=12", "HEAD")
     changed = _ask("git", "-C", root, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+" if commit and changed else commit
+
+
+def _system() -> str:
+    """System, version of its kernel, architecture and C library; no name that somebody gave."""
+    kernel = platform.release().split("-")[0]
+    library = "-".join(platform.libc_ver())
+    return " ".join([platform.system(), kernel, platform.machine(), library]).strip("- ")
 
 
 def _cpu() -> str | None:

@@ -106,7 +106,7 @@ def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action=argparse.BooleanOptionalAction,
         help="write the table (default on a GPU, and where --table is given)",
     )
-    add("--plot", type=Path, metavar="FILE", help="draw all trials: a page, or an .svg of the first")
+    add("--plot", type=Path, metavar="FILE", help="draw all trials: a page, or .svg of the first")
     add(
         "--axes",
         nargs=2,
