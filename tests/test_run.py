@@ -314,7 +314,7 @@ def test_memory_is_told(digits: Engine) -> None:
     told = digits.memory
     assert told.weights == 4 * 899_378
     assert told.workspace == digits.plan.workspace > 0
-    assert told.total == told.weights + told.workspace
+    assert told.total == told.weights + told.workspace + told.images
     assert str(told).startswith(f"{told.total / 1e6:.1f} MB: weights 3.6")
 
 

@@ -1,0 +1,52 @@
+"""The order of launches: which are tried, that each is proved, that the engine follows the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from alexnet_triton.bench.measuring import Effort
+from alexnet_triton.bench.order import candidates, orders, told, tuned_row
+from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
+from alexnet_triton.engine.single import Planner
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.kernels.tuning import Table
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def test_slices_are_smaller_than_the_batch_and_end_at_a_pool() -> None:
+    planner = Planner(ALEXNET, NUMBERS["fp16"], 80)
+    assert candidates(planner, 1, CUDA) == [PLAIN]
+    tried = candidates(planner, 100, CUDA)
+    assert tried == [PLAIN, *(Options(n, p) for n in (32, 64) for p in ("pool1", "pool2"))]
+    assert told(tried[1]) == "32 images at a time to pool1"
+
+
+def test_kernels_overlap_where_they_can() -> None:
+    hopper = candidates(Planner(ALEXNET, NUMBERS["fp16"], 90), 1, CUDA)
+    assert hopper == [PLAIN, Options(pdl=True)]
+    assert told(hopper[1]) == "all images at once, overlapping"
+
+
+@pytest.mark.interpreter
+def test_every_order_is_proved_and_the_fastest_is_what_the_engine_follows() -> None:
+    found = orders(DIGITS, "fp32", 2, CPU, Effort(3))
+    assert {told(order.options) for order in found} == {
+        "all images at once",
+        "1 images at a time to pool1",
+        "1 images at a time to pool2",
+    }
+    assert all(order.row.matched for order in found)
+    times = [order.row.median_us or 0.0 for order in found]
+    assert times == sorted(times)
+    assert min(times) > 0
+
+    row = tuned_row(found, DIGITS, CPU)
+    assert (row.op, row.dtype, row.batch) == ("run", "fp32", 2)
+    planner = Planner(DIGITS, NUMBERS["fp32"], None, tuned=Table("cpu", (row,)), options=None)
+    assert planner.options_for(2) == found[0].options
+    assert planner(2).options == found[0].options
+    assert planner.options_for(5) == PLAIN, "too far from where it was measured"
+    assert replace(planner, options=PLAIN)(2).options == PLAIN
