@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"alexnet-triton-bench: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:  # nothing that the user named
+            raise
+        print(f"alexnet-triton-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return status
 
 

@@ -24,7 +24,7 @@ from ..engine.bind import Bound, bind, pack
 from ..engine.plan import KernelConfig, Numbers, Plan, Step, part, reconfigured
 from ..engine.single import Planner, outside
 from ..engine.spec import Flatten, Layer, Network, NetworkError
-from ..engine.verify import reduction, tolerance
+from ..engine.verify import errors, reduction, tolerance, within
 from ..kernels import layout, tuning
 from ..kernels.jit import Launch, Work, architecture
 
@@ -104,7 +104,7 @@ class Match:
     @property
     def passed(self) -> bool:
         """Whether both are within the tolerance; NaN never is."""
-        return self.max_error <= self.tolerance and self.rms_error <= self.tolerance / 4
+        return within(self.max_error, self.rms_error, self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +271,7 @@ def match(problem: Problem, made: torch.Tensor, wanted: torch.Tensor) -> Match:
     sample = made[checked(problem).to(made.device)].double()
     if sample.numel() != wanted.numel():
         return Match(float("inf"), float("inf"), problem.tolerance)
-    error = sample.reshape(wanted.shape) - wanted
-    largest = error.abs().max() / wanted.abs().max()
-    rms = error.square().mean().sqrt() / wanted.square().mean().sqrt()
-    return Match(largest.item(), rms.item(), problem.tolerance)
+    return Match(*errors(sample.reshape(wanted.shape), wanted), problem.tolerance)
 
 
 def _layers(network: Network, fused: Sequence[str]) -> tuple[tuple[str, Layer], ...]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..engine.verify import within
 from .timing import Times
 
 OURS = "alexnet-triton"
@@ -62,12 +63,9 @@ class Row:
     @property
     def matched(self) -> bool:
         """Whether it was compared with float64 and found right."""
-        return (
-            self.max_error is not None
-            and self.tolerance is not None
-            and self.max_error <= self.tolerance
-            and (self.rms_error is None or self.rms_error <= self.tolerance / 4)
-        )
+        if self.max_error is None or self.tolerance is None:
+            return False
+        return within(self.max_error, self.rms_error or 0.0, self.tolerance)
 
     @property
     def tflops(self) -> float | None:

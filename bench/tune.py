@@ -28,6 +28,7 @@ from .lab.outcome import Outcome, short, table
 from .lab.search import STRATEGIES
 from .lab.space import SpaceError
 from .problem import Problem, problems
+from .records import RecordError
 from .timing import CLOCKS
 
 CACHE = Path("searches.jsonl")
@@ -250,6 +251,8 @@ def _plot(options: argparse.Namespace, trials: Sequence[Trial]) -> None:
 
 def _simulate(options: argparse.Namespace) -> int:
     strategies = [options.strategy] if options.strategy else list(STRATEGIES)
+    if not options.simulate.exists():
+        raise RecordError(f"{options.simulate}: No such file or directory")
     stored = simulate.by_subject(Cache(options.simulate), options.layer)
     if options.cache and (len(strategies) > 1 or len(stored) > 1):
         raise SpaceError("--simulate with --cache: wanted one --strategy and one search")

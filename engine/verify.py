@@ -22,6 +22,19 @@ from .plan import NUMBERS, Numbers, Step, plan
 from .spec import Network
 
 
+def errors(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
+    """Largest and RMS error of float64 tensors of one shape, relative to those of `wanted`."""
+    error = made - wanted
+    largest = error.abs().max() / wanted.abs().max()
+    rms = error.square().mean().sqrt() / wanted.square().mean().sqrt()
+    return largest.item(), rms.item()
+
+
+def within(max_error: float, rms_error: float, tolerance: float) -> bool:
+    """Whether the largest error is in the tolerance and the RMS in a quarter; NaN never is."""
+    return max_error <= tolerance and rms_error <= tolerance / 4
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One step's error against float64, relative to the largest number and to the RMS of it."""
@@ -35,7 +48,7 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether both errors are within the tolerance; NaN never is."""
-        return self.max_error <= self.tolerance and self.rms_error <= self.tolerance / 4
+        return within(self.max_error, self.rms_error, self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +166,4 @@ def reduction(step: Step) -> int:
 
 
 def _check(name: str, kernel: str, made: torch.Tensor, wanted: torch.Tensor, limit: float) -> Check:
-    error = made - wanted
-    largest = error.abs().max() / wanted.abs().max()
-    rms = error.square().mean().sqrt() / wanted.square().mean().sqrt()
-    return Check(name, kernel, largest.item(), rms.item(), limit)
+    return Check(name, kernel, *errors(made, wanted), limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,3 +49,21 @@ def test_a_way_that_does_not_match_is_not_timed(
 def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pipeline", "lenet"]) == 1
     assert "error: unknown network 'lenet'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model", "--predict", "h200", "--batch", "1", "--json"],
+        ["report"],
+        ["tune", "--simulate"],
+        ["compare", "b.json"],
+    ],
+)
+def test_a_file_that_is_not_there_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "no folder" / "a.json")
+    assert main([*arguments, missing]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no such file" in line.lower()
