@@ -292,7 +292,7 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
         (["conv5", "--set", "BLOCK_M"], "--set: wanted NAME=VALUE,VALUE, got 'BLOCK_M'"),
         (["conv5", "--set", "BLOCK_Q=1"], "no parameter 'BLOCK_Q'"),
         (["conv5", "--device", "cpu", "--clock", "graph"], "clock: wanted host on cpu"),
-        (["--simulate", "nowhere.jsonl"], "nowhere.jsonl: wanted a search, got nothing"),
+        (["--simulate", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
     ],
 )
 def test_refusals_are_one_line(
