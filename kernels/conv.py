@@ -411,7 +411,7 @@ def default_config(
     if not images and not batch_invariant:  # enough programs for every multiprocessor, if need be
         tiles = -(-shape.OH * shape.OW * shape.N // 64) * -(-oc // block_n) * shape.groups
         steps = shape.KH * shape.KW * -(-c // block_k)
-        split = max(1, min(256 // tiles, steps // 4, 8))
+        split = max(1, min(256 // max(1, tiles), steps // 4, 8))  # no images: no tiles
     warps = 8 if arch >= 100 and split > 1 else 4  # four spill there
     return Conv2dConfig(tiling, 64, block_n, block_k, warps, 4, tma, SPLIT_K=split)
 
@@ -572,6 +572,8 @@ def _image_descriptor(
     if shape.groups == 1:
         sizes, steps = [shape.H, shape.W, shape.N, c], [x_h, x_w, x_n, 1]
     else:
+        # Groups before images, against the order of strides: with a side of 1 next to the channels
+        # Triton moves the tile through registers on its way to the matrix instruction.
         sizes, steps = [shape.H, shape.W, shape.groups, shape.N, c], [x_h, x_w, c, x_n, 1]
     return TensorDescriptor(x, sizes, steps, [1] * (len(sizes) - 2) + box)
 

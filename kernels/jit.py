@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import triton
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .product import reproducible
 
 MAX_TILE = 2**20  # Triton's limit on the elements of one tensor in a kernel
 
@@ -38,6 +41,21 @@ def _blas() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+@contextmanager
+def _without_idle_checks() -> Iterator[None]:
+    """While it lasts, integer sums are not looked over: half of the interpreter's time.
+
+    It works out for every one whether it overflows, and does nothing with the answer unless Triton
+    is being debugged.
+    """
+    options = interpreter_builder.options
+    interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
+    try:
+        yield
+    finally:
+        interpreter_builder.options = options
 
 
 class Kernel(JITFunction):  # type: ignore[misc]
@@ -61,7 +79,8 @@ class Kernel(JITFunction):  # type: ignore[misc]
         # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
         # when another process wants the cores. Infinities and NaNs are results, as on a GPU.
         quiet = np.errstate(all="ignore")
-        with ALONE, _blas().limit(limits=1, user_api="blas"), quiet:
+        alone = _blas().limit(limits=1, user_api="blas")
+        with ALONE, alone, quiet, _without_idle_checks(), reproducible():
             self._interpreted[grid](**arguments)
 
 
@@ -78,11 +97,23 @@ def jit(
     return Kernel(fn)
 
 
+OLDEST = 80
+"""The first compute capability that the kernels are made for: older tensor cores spill them."""
+
+
 def architecture(device: torch.device) -> int | None:
-    """Compute capability as a number, 90 for 9.0; None for a CPU, which interprets kernels."""
+    """Compute capability as a number, 90 for 9.0; None for a CPU, which interprets kernels.
+
+    Raises RuntimeError for a GPU that is too old.
+    """
     if device.type == "cpu":
         return None
     major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < OLDEST:
+        raise RuntimeError(
+            f"{torch.cuda.get_device_name(device)}: the kernels want compute capability "
+            f"{OLDEST // 10}.{OLDEST % 10} or newer, got {major}.{minor}"
+        )
     return 10 * major + minor
 
 
@@ -117,8 +148,9 @@ class Work:
 class Launch:
     """One kernel bound to its grid, arguments and options: calling it runs it.
 
-    Calling is asynchronous on a GPU (on the current stream) and immediate on a CPU. The same
-    object can be compiled for a GPU that is not there, since it knows everything a binary needs.
+    Calling is asynchronous on a GPU (on the current stream) and immediate on a CPU, where nothing
+    overlaps: a launch with `pdl` is then interpreted as one without. The same object can be
+    compiled for a GPU that is not there, since it knows everything a binary needs.
     """
 
     kernel: Kernel
@@ -146,7 +178,8 @@ class Launch:
     def __call__(self) -> None:
         device = self.device
         if device.type == "cpu":
-            self.kernel.interpret(self.grid, **self.arguments)
+            alone = {"PDL": False} if self.pdl else {}  # the interpreter knows no such instructions
+            self.kernel.interpret(self.grid, **self.arguments | alone)
             return
         # Triton launches on the current device, whatever device the tensors are on, and a first
         # launch compiles.

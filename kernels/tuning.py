@@ -25,10 +25,12 @@ from typing import Any
 
 import torch
 
+from ..errors import Error
+
 TUNED = Path(__file__).parent / "tuned"
 
 
-class TuningError(ValueError):
+class TuningError(Error, ValueError):
     """A table that cannot be read, in one line."""
 
 

@@ -1,7 +1,7 @@
 """What the engine would run on a GPU, compiled for GPUs that are not here and read as machine code.
 
-For every kernel of the plan: nothing spilled, shared memory that exists, products on the tensor
-cores; on Hopper the many-image convolution reads through TMA into warpgroup instructions.
+For every kernel of the plan: nothing that the driver refuses, nothing spilled, products on the
+tensor cores; on Hopper the many-image convolution reads through TMA into warpgroup instructions.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+import triton
 from alexnet_triton.bench.inspect import Binary, compile_for
 from alexnet_triton.bench.machine.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options, plan
 from alexnet_triton.engine.zoo import ALEXNET, network
-from alexnet_triton.kernels import layout, pool
+from alexnet_triton.kernels import conv, layout, pool
+from alexnet_triton.kernels.driver import refusals, tensor_maps
 from alexnet_triton.kernels.jit import Launch
 from alexnet_triton.kernels.tuning import TUNED, Table, TunedRow, load, without_batch
 
@@ -70,29 +73,29 @@ def launches(
     ]
 
 
-def check(binary: Binary, dtype: str) -> None:
-    assert isinstance(binary.arch, int)
-    what = f"{binary.kernel} on sm_{binary.arch}"
+def check(launch: Launch, arch: int, dtype: str) -> Binary:
+    """The launch compiled, if nothing is wrong with it."""
+    binary = compile_for(launch, arch)
+    what = f"{binary.kernel} on sm_{arch}"
+    assert not refusals(launch, arch, binary.shared, binary.registers)
     assert binary.spills == 0, f"{what} spills: {binary.spills} local memory accesses"
     assert binary.stack == 0, f"{what} has a stack of {binary.stack} bytes"
-    assert binary.fits, f"{what} wants {binary.shared} bytes of shared memory"
     multiplies = "conv2d" in binary.kernel or binary.kernel == "_linear_kernel"
     if multiplies and dtype != "fp32":
-        assert binary.instructions[MATRIX[binary.arch]], f"{what} misses the tensor cores"
-    if binary.arch == 90 and binary.instructions["HGMMA"]:
+        assert binary.instructions[MATRIX[arch]], f"{what} misses the tensor cores"
+    if arch == 90 and binary.instructions["HGMMA"]:
         waits = binary.sass.count("WARPGROUP.DEPBAR")
         assert waits <= 2, f"{what}: each product waits for the one before it ({waits} waits)"
-    if binary.kernel == "_conv2d_images_kernel" and dtype != "fp32" and binary.arch >= 90:
+    if binary.kernel == "_conv2d_images_kernel" and dtype != "fp32" and arch >= 90:
         assert binary.instructions["UTMALDG"], f"{what} does not load through TMA"
+    return binary
 
 
 @pytest.mark.parametrize(("arch", "dtype", "batch"), RUNS)
 def test_alexnet_as_the_engine_would_run_it(arch: int, dtype: str, batch: int) -> None:
     kernels = set()
     for _, launch in launches("alexnet", arch, dtype, batch):
-        binary = compile_for(launch, arch)
-        check(binary, dtype)
-        kernels.add(binary.kernel)
+        kernels.add(check(launch, arch, dtype).kernel)
     many = "_conv2d_images_kernel" in kernels
     assert many == (batch >= 64), f"batch {batch} ran {sorted(kernels)}"
 
@@ -100,7 +103,7 @@ def test_alexnet_as_the_engine_would_run_it(arch: int, dtype: str, batch: int) -
 @pytest.mark.parametrize(("name", "arch", "dtype", "batch"), OTHERS)
 def test_the_other_networks(name: str, arch: int, dtype: str, batch: int) -> None:
     for _, launch in launches(name, arch, dtype, batch):
-        check(compile_for(launch, arch), dtype)
+        check(launch, arch, dtype)
 
 
 @pytest.mark.parametrize("pixels", [torch.float32, torch.float16], ids=str)
@@ -109,7 +112,7 @@ def test_float_images_and_the_adaptive_pool(pixels: torch.dtype) -> None:
     assert "avgpool" in dict(steps)
     for name, launch in steps:
         if name in ("input", "avgpool"):
-            check(compile_for(launch, 90), "fp16")
+            check(launch, 90, "fp16")
 
 
 @pytest.mark.parametrize("kernel", [3, 7, 20])
@@ -119,8 +122,8 @@ def test_pools_of_any_size_keep_to_their_registers(kernel: int) -> None:
     out = layout.empty(shape.OH, shape.OW, 8, 64, torch.float32, "meta")
     for arch in (80, 90, 100):
         config = pool.default_config(shape, arch)
-        check(compile_for(pool.max_pool2d(x, out, shape, config), arch), "fp32")
-        check(compile_for(pool.avg_pool2d(x, out, shape, config), arch), "fp32")
+        check(pool.max_pool2d(x, out, shape, config), arch, "fp32")
+        check(pool.avg_pool2d(x, out, shape, config), arch, "fp32")
 
 
 def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:
@@ -133,12 +136,53 @@ def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:
         assert operand_copy not in loop.opcodes, f"{operand_copy}: operands pass through registers"
 
 
+def boxes(launch: Launch, arch: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Box, swizzle and size of a number of each tensor map, as Triton tells its driver."""
+    told: list[dict[str, Any]] = []
+    compiler = triton.compile
+
+    def listening(*args: Any, **options: Any) -> Any:
+        compiled = compiler(*args, **options)
+        told.extend(compiled.metadata.tensordesc_meta)
+        return compiled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "compile", listening)
+        compile_for(launch, arch)
+    spans = (0, 32, 64, 128)  # CUtensorMapSwizzle
+    return [
+        (tuple(reversed(one["block_size"])), spans[one["swizzle"]], one["elem_size"])
+        for one in told
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arch", "images", "block_m", "block_k"),
+    [
+        *(("fp16", 90, 1, 4, 64), ("fp16", 90, 512, 512, 16)),
+        *(("tf32", 100, 64, 64, 16), ("fp32", 120, 64, 64, 64)),
+    ],
+)
+def test_triton_makes_the_boxes_that_the_driver_is_told(
+    dtype: str, arch: int, images: int, block_m: int, block_k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = NUMBERS[dtype]
+    shape = conv.Conv2dShape(images, 256, 4, 4, 16, 3, 3)
+    config = conv.Conv2dConfig("images", block_m, 16, block_k, num_stages=1)
+    x, weight, out = (
+        layout.empty(*size, numbers.dtype, "meta")
+        for size in ((4, 4, images, 256), (1, 9, 16, 256), (2, 2, images, 16))
+    )
+    (launch,) = conv.conv2d(x, weight[0], None, out, shape, config, precision=numbers.precision)
+    expected = [(tensor.box, tensor.swizzle, tensor.itemsize) for tensor in tensor_maps(launch)]
+    assert boxes(launch, arch, monkeypatch) == expected
+
+
 def test_overlapping_kernels_wait_before_they_read_and_prefetch_before_they_wait() -> None:
     """On sm_90, in the order of the machine code: the next may start, weights, wait, the rest."""
     loads = ("LDG", "LDGSTS", "UTMALDG")
     for name, launch in launches("alexnet", 90, "fp16", 1, options=Options(pdl=True))[1:]:
-        binary = compile_for(launch, 90)
-        check(binary, "fp16")
+        binary = check(launch, 90, "fp16")
         order = opcodes(binary.sass)
         waits = order.index("ACQBULK")
         assert order.index("PREEXIT") < waits, name
@@ -160,7 +204,7 @@ def check_table(table: Table, dtype: str, batch: int, steps: Collection[str] | N
     (arch,) = {arch for card, arch in ARCHITECTURES.items() if table.device.startswith(card)}
     for name, launch in launches("alexnet", arch, dtype, batch, tuned=table):
         if steps is None or name in steps:
-            check(compile_for(launch, arch), dtype)
+            check(launch, arch, dtype)
 
 
 NONE_YET = pytest.mark.skip(reason="no table ships yet: no GPU has measured one")

@@ -129,7 +129,7 @@ def _h5py(origin: str) -> Any:
     except ImportError:
         raise WeightsError(
             f"{origin}: reading it needs h5py, which cannot be imported; "
-            "cure: pip install 'alexnet-triton[keras]'"
+            "cure: pip install '.[keras]'"
         ) from None
     return h5py
 

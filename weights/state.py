@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..errors import Error
+
 State = dict[str, torch.Tensor]
 
 _WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
 _SHOWN = 4  # names listed in an error before "and N more"
 
 
-class WeightsError(ValueError):
+class WeightsError(Error, ValueError):
     """Weights that cannot be used: one line naming the source, the tensor, wanted, got, cure."""
 
     def __init__(self, message: str) -> None:

@@ -1,7 +1,8 @@
 """What one multiprocessor of each architecture has, and how many of them a card has.
 
 The limits come from this table and never from a device, so that a kernel can be judged for a GPU
-that is not there. NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute
+that is not there. What a block may have of NVIDIA's is in `kernels/driver.py`, which launches are
+held against. NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute
 Capability"; how registers and shared memory are rounded: the CUDA Occupancy Calculator; columns of
 tensor memory: PTX ISA, "Tensor Memory". AMD: LLVM's "User Guide for AMDGPU Backend" and the CDNA3
 instruction set guide; a compute unit stands for the multiprocessor, a wave for the warp, LDS for
@@ -20,8 +21,8 @@ import triton
 from triton.backends import backends
 
 from ...engine import EngineError
-
-KIB = 1024
+from ...kernels.driver import KIB, REGISTERS, SHARED_MEMORY, THREADS
+from ..choices import GPUS as GPUS
 
 Arch = int | str
 """As Triton names a target: NVIDIA's compute capability as a number, 90, or AMD's "gfx942"."""
@@ -43,7 +44,7 @@ class Limits:
     shared_unit: int  # a block's shared memory is rounded up to a multiple of this
     tensor_memory: int = 0  # columns, where accumulators have a memory of their own
     threads_per_warp: int = 32
-    threads_per_block: int = 1024
+    threads_per_block: int = THREADS
 
     @property
     def warps_per_block(self) -> int:
@@ -51,33 +52,35 @@ class Limits:
         return self.threads_per_block // self.threads_per_warp
 
 
-def _nvidia(warps: int, blocks: int, shared: int, tensor_memory: int = 0) -> Limits:
-    """What all since 8.0 share, with shared memory in KiB."""
+def _nvidia(
+    warps: int, blocks: int, shared_per_block: int, *, reserved: int = KIB, tensor_memory: int = 0
+) -> Limits:
+    """What all of NVIDIA's share; a multiprocessor has room for one block and what is reserved."""
     return Limits(
-        registers=65_536,
+        registers=REGISTERS,
         registers_per_thread=255,
         register_unit=256,
         partitions=4,
         warps=warps,
         blocks=blocks,
-        shared=shared * KIB,
-        shared_per_block=(shared - 1) * KIB,
-        shared_reserved=KIB,
+        shared=shared_per_block + reserved,
+        shared_per_block=shared_per_block,
+        shared_reserved=reserved,
         shared_unit=128,
         tensor_memory=tensor_memory,
     )
 
 
 LIMITS: dict[Arch, Limits] = {
-    75: replace(_nvidia(32, 16, 64), shared_per_block=64 * KIB, shared_reserved=0, shared_unit=256),
-    80: _nvidia(64, 32, 164),
-    86: _nvidia(48, 16, 100),
-    87: _nvidia(48, 16, 164),
-    89: _nvidia(48, 24, 100),
-    90: _nvidia(64, 32, 228),
-    100: _nvidia(64, 32, 228, tensor_memory=512),
-    103: _nvidia(64, 32, 228, tensor_memory=512),
-    120: _nvidia(48, 24, 100),
+    75: replace(_nvidia(32, 16, 64 * KIB, reserved=0), shared_unit=256),
+    80: _nvidia(64, 32, SHARED_MEMORY[80]),
+    86: _nvidia(48, 16, SHARED_MEMORY[86]),
+    87: _nvidia(48, 16, SHARED_MEMORY[87]),
+    89: _nvidia(48, 24, SHARED_MEMORY[89]),
+    90: _nvidia(64, 32, SHARED_MEMORY[90]),
+    100: _nvidia(64, 32, SHARED_MEMORY[100], tensor_memory=512),
+    103: _nvidia(64, 32, SHARED_MEMORY[103], tensor_memory=512),
+    120: _nvidia(48, 24, SHARED_MEMORY[120]),
     # 512 registers a lane in each of 4 SIMDs, accumulation registers included, handed out by 8.
     "gfx942": Limits(
         registers=4 * 512 * 64,
@@ -92,30 +95,6 @@ LIMITS: dict[Arch, Limits] = {
         shared_unit=512,
         threads_per_warp=64,
     ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A card by its name, its architecture and how many multiprocessors it runs."""
-
-    name: str
-    arch: Arch
-    multiprocessors: int
-
-
-# From the whitepapers of the architectures: NVIDIA Turing, Ampere GA100 and GA102, Hopper, Ada,
-# Blackwell (B200: as its driver reports), AMD CDNA3. Of one architecture, the first is assumed.
-GPUS = {
-    "t4": Gpu("T4", 75, 40),
-    "a100": Gpu("A100", 80, 108),
-    "h200": Gpu("H200", 90, 132),
-    "h100": Gpu("H100 SXM", 90, 132),
-    "b200": Gpu("B200", 100, 148),
-    "rtx3090": Gpu("GeForce RTX 3090", 86, 82),
-    "rtx4090": Gpu("GeForce RTX 4090", 89, 128),
-    "rtx5090": Gpu("GeForce RTX 5090", 120, 170),
-    "mi300x": Gpu("Instinct MI300X", "gfx942", 304),
 }
 
 

@@ -1,0 +1,450 @@
+"""Every launch of every network keeps the driver's rules, and every rule is seen to refuse one.
+
+To plan and bind each network at each batch for each dtype and card would take an hour. A kernel's
+launch follows from its layer, the number of images, its configuration and the size of a number, so
+here each layer of all networks is bound alone, by the engine's own `bind`, and only once for all
+networks, dtypes and cards that want it alike. Whole plans of a few batches must be made of the same
+launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from alexnet_triton.engine.bind import Packed, bind, pack, sliced, view
+from alexnet_triton.engine.memory import ALIGNMENT
+from alexnet_triton.engine.plan import (
+    NUMBERS,
+    GatherShape,
+    Numbers,
+    Options,
+    Plan,
+    Step,
+    first_steps,
+    plan,
+)
+from alexnet_triton.engine.spec import Network, NetworkError
+from alexnet_triton.engine.towers import half
+from alexnet_triton.engine.zoo import NETWORKS
+from alexnet_triton.kernels import conv, driver, gemm, layout, lrn, pool, softmax, stem
+from alexnet_triton.kernels.driver import (
+    RULES,
+    Asked,
+    TensorMap,
+    departures,
+    refusals,
+    tensor_maps,
+)
+from alexnet_triton.kernels.jit import Launch
+from alexnet_triton.kernels.overlap import overlapping
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+ARCHS = (80, 86, 89, 90, 100, 120)
+BATCHES = (*range(1, 261), 1000, *(n + i for n in (512, 1024, 2048, 4096) for i in (-1, 0, 1)))
+
+# So many images, configured for so many: the last, smaller piece of a long batch is configured as
+# the pieces before it.
+SIZES = (
+    *((n, n) for n in BATCHES),
+    *((n, whole) for whole in (64, 128, 1024) for n in (1, 2, 31, 63)),
+)
+
+
+@cache
+def networks() -> dict[str, Network]:
+    """The zoo, and the half of each network that two towers can share."""
+    found = dict(NETWORKS)
+    for name, network in NETWORKS.items():
+        try:
+            found[f"half of {name}"] = half(network)
+        except NetworkError:
+            continue
+    return found
+
+
+@cache
+def weights(name: str, numbers: Numbers) -> Packed:
+    network = networks()[name]
+    shapes = network.parameter_shapes().items()
+    return pack(network, {k: torch.empty(s, device="meta") for k, s in shapes}, numbers, "meta")
+
+
+def images_of(network: Network, batch: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    return torch.empty(batch, *network.input_shape, dtype=dtype, device="meta")
+
+
+def whole(
+    name: str, batch: int, dtype: str, arch: int, **wanted: Any
+) -> tuple[Plan, list[tuple[str, Launch]]]:
+    """A plan, and all its launches by step name, stems first."""
+    network, numbers = networks()[name], NUMBERS[dtype]
+    planned = plan(network, batch, numbers, arch, **wanted)
+    bound = bind(planned, weights(name, numbers))
+    images = images_of(network, batch)
+    stems = [("input", head.stem(images)) for head in bound.heads]
+    rest = [*(pair for head in bound.heads for pair in head.launches), *bound.launches]
+    return planned, [*stems, *((step, launch) for step, several in rest for launch in several)]
+
+
+# --- a layer alone ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A step of a network, and the step before it, for so many images."""
+
+    name: str  # the network's
+    before: Step
+    step: Step
+    numbers: Numbers
+    source: Layer | None  # the layer before it, if that is the first, which may write in rows
+    images: int = 1
+
+    @property
+    def first(self) -> bool:
+        return isinstance(self.before.shape, stem.StemShape)
+
+    @property
+    def product(self) -> bool:
+        return isinstance(self.step.shape, conv.Conv2dShape | gemm.LinearShape)
+
+    @property
+    def problem(self) -> object:
+        """All that sets a layer apart: names, activations and which network change no rule."""
+        step, reads = self.step, self.source and self.source.step.shape
+        return step.shape, step.kernel, step.dtype.itemsize, self.first, reads
+
+    def of(self, images: int) -> Layer:
+        """The same layer for another number of images."""
+        before, step = sliced(self.before, images), sliced(self.step, images)
+        source = self.source and self.source.of(images)
+        return Layer(self.name, before, step, self.numbers, source, images)
+
+    def configured(self, arch: int) -> tuple[Any, ...]:
+        """The configurations that a plan chooses: its own, and its source's."""
+        of_source = self.source.configured(arch) if self.source else ()
+        numbers = self.numbers.dtype, self.numbers.precision
+        found: Any
+        match self.step.shape:
+            case conv.Conv2dShape() as shape:
+                found = conv.default_config(shape, *numbers, arch)
+                if self.first and found.tiling == "images" and found.descriptors:
+                    columns = stem.columns(shape, self.numbers.dtype.itemsize)
+                    found = conv.default_config(stem.wide(shape, columns), *numbers, arch)
+                    found = replace(found, columns=columns)
+            case gemm.LinearShape() as shape:
+                found = gemm.default_config(shape, *numbers, arch)
+            case pool.PoolShape() as shape:
+                found = pool.default_config(shape, arch)
+            case lrn.LRNShape() as shape:
+                found = lrn.default_config(shape, arch)
+            case softmax.SoftmaxShape() as shape:
+                found = softmax.default_config(shape, arch)
+        return found, *of_source
+
+    def steps(self, chosen: tuple[Any, ...], arch: int) -> tuple[Step, Step]:
+        """Both steps with these configurations."""
+        before, scratch = self.before, 0
+        if self.source:
+            _, before = self.source.steps(chosen[1:], arch)
+        match self.step.shape, chosen[0]:
+            case conv.Conv2dShape() as shape, conv.Conv2dConfig() as config if self.first:
+                block, fold = self.step.block, before.shape
+                assert block is not None
+                assert isinstance(fold, stem.StemShape)
+                # The unfolded convolution tells its work only, and counting that takes a while.
+                unfolded = conv.Conv2dShape(1, 1, 1, 1, 1, 1, 1)
+                dtypes = torch.uint8, before.dtype
+                return first_steps(block, unfolded, fold, shape, config, arch, *dtypes)
+            case conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
+                scratch = conv.scratch_numbers(shape, config)
+            case gemm.LinearShape() as shape, gemm.LinearConfig() as config:
+                scratch = gemm.scratch_numbers(shape, config)
+        return before, replace(self.step, config=chosen[0], scratch=scratch)
+
+    def launches(
+        self, chosen: tuple[Any, ...], arch: int, pixels: torch.dtype = torch.uint8
+    ) -> Iterator[Launch]:
+        """Its launches as `bind` makes them; before those of a first layer, its stem."""
+        before, step = self.steps(chosen, arch)
+        network, packed = networks()[self.name], weights(self.name, self.numbers)
+
+        def planned(one: Step) -> Plan:
+            room, shape = max(one.size, 4 * one.scratch), network.input_shape
+            return Plan(network, self.images, shape, self.numbers, arch, (one,), room)
+
+        if self.first:
+            yield bind(planned(before), packed).stem(images_of(network, self.images, pixels))
+        x = view(before, torch.empty(before.size, dtype=torch.uint8, device="meta"))
+        ((_, several),) = bind(planned(step), packed, x).launches
+        yield from several
+
+
+def layers(name: str, numbers: Numbers) -> list[Layer]:
+    """All layers of a network that are kernels, for one image, each in memory of its own."""
+    found: list[Layer] = []
+    planned = plan(networks()[name], 1, numbers, 80)
+    steps = [replace(step, offset=0, scratch_offset=0) for step in planned.steps]
+    for before, step in pairwise(steps):
+        if not isinstance(step.shape, GatherShape):
+            source = found[0] if before is steps[1] else None
+            found.append(Layer(name, before, step, numbers, source))
+    return found
+
+
+def distinct(numbers: Numbers) -> list[Layer]:
+    """The layers of all networks, each problem once."""
+    found = [layer for name in networks() for layer in layers(name, numbers)]
+    return list({layer.problem: layer for layer in found}.values())
+
+
+def broken(layer: Layer, seen: set[object]) -> list[str]:
+    """What any card would refuse of a layer at any number of images, if not seen before."""
+    found = []
+    for images, configured_for in SIZES:
+        here = layer.of(images)
+        like = here if configured_for == images else layer.of(configured_for)
+        for arch in ARCHS:
+            chosen = like.configured(arch)
+            # Beyond its configuration a launch differs by descriptors, and those are a product's.
+            key = images, chosen, layer.product and arch >= driver.HOPPER
+            if key in seen:
+                continue
+            seen.add(key)
+            pixels = layer.numbers.dtype if images % 2 else torch.uint8
+            where = f"{layer.name} {layer.step.name}, {images} images, sm_{arch}"
+            for launch in here.launches(chosen, arch, pixels):
+                found += [f"{where}: {line}" for line in refusals(launch, arch)]
+    return found
+
+
+SHARES = 4  # of the products, so that several processes can take them
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize("dtypes", [("fp32",), ("tf32",), ("fp16", "bf16")], ids="+".join)
+def test_every_product_of_every_network_at_every_batch(dtypes: tuple[str, ...], share: int) -> None:
+    seen: dict[object, set[object]] = {}  # by problem: two bytes are two bytes to the driver
+    for dtype in dtypes:
+        products = [layer for layer in distinct(NUMBERS[dtype]) if layer.product]
+        for layer in products[share::SHARES]:
+            assert not broken(layer, seen.setdefault(layer.problem, set()))
+
+
+def test_every_other_kernel_of_every_network_at_every_batch() -> None:
+    """Pooling, normalisation and softmax, which count alike in every dtype."""
+    for layer in distinct(NUMBERS["fp16"]):
+        if not layer.product:
+            assert not broken(layer, set())
+
+
+# --- whole plans -----------------------------------------------------------------------------
+
+
+def told(launch: Launch) -> object:
+    """All that the driver learns of a launch, but for where in memory its tensors lie."""
+
+    def short(value: Any) -> object:
+        match value:
+            case torch.Tensor():
+                return value.shape, value.stride(), value.dtype
+            case TensorDescriptor():
+                described = value.shape, value.strides, value.block_shape
+                return value.base.dtype, *map(tuple, described)
+        return value
+
+    arguments = {name: short(value) for name, value in launch.arguments.items()}
+    return launch.kernel.__name__, launch.grid, launch.options, arguments
+
+
+@pytest.mark.parametrize("name", networks())
+def test_plans_are_made_of_the_launches_that_layers_make_alone(name: str) -> None:
+    for dtype, arch, batch in (("fp16", 90, 1), ("bf16", 100, 259), ("tf32", 120, 128)):
+        numbers = NUMBERS[dtype]
+        alone: list[object] = []
+        for one in layers(name, numbers):
+            layer = one.of(batch)
+            alone += map(told, layer.launches(layer.configured(arch), arch))
+        _, launches = whole(name, batch, dtype, arch)
+        assert [told(launch) for _, launch in launches] == alone, (dtype, arch, batch)
+
+
+def variants(name: str, arch: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Batches, and what else a plan may be asked for."""
+    yield 5, {"batch_invariant": True}
+    yield 130, {"batch_invariant": True}
+    yield 129, {"configured_for": 512}
+    yield 300, {"options": Options(pointers=True)}
+    pools = [step for step, layer in networks()[name].layers if "pool" in step][:2]
+    for until in pools:
+        yield 77, {"options": Options(32, until)}  # the last slice is a smaller one
+    if arch >= driver.HOPPER:
+        yield 1, {"options": Options(pdl=True)}
+        yield 200, {"options": Options(64, pools[-1], pdl=True)}
+
+
+@pytest.mark.parametrize("name", networks())
+def test_plans_in_every_order_of_launches(name: str) -> None:
+    for arch in ARCHS:
+        for turn, (batch, wanted) in enumerate(variants(name, arch)):
+            dtype = [*NUMBERS][turn % len(NUMBERS)]
+            planned, launches = whole(name, batch, dtype, arch, **wanted)
+            starts = [at for s in planned.steps for at in (s.offset, s.scratch_offset)]
+            assert not any(at % ALIGNMENT for at in starts)
+            found = [line for _, launch in launches for line in refusals(launch, arch)]
+            assert not found, (batch, dtype, arch, wanted)
+
+
+def test_what_the_documentation_does_not_describe_is_known() -> None:
+    """Two kinds of descriptor only, and no other: whoever adds one must look it up first."""
+    for name in networks():
+        for dtype in ("fp16", "tf32", "fp32"):
+            planned, launches = whole(name, 256, dtype, 90)
+            steps = {step.name: step for step in planned.steps}
+            for step_name, launch in launches:
+                step, wanted = steps[step_name], {}
+                match step.shape, step.config:
+                    case _, conv.Conv2dConfig(columns=2):
+                        wanted = {"x": "overlap"}
+                    case conv.Conv2dShape(groups=2), conv.Conv2dConfig(tiling="images"):
+                        wanted = {"x": "order"}
+                assert departures(launch, 90) == wanted, (name, dtype, step_name)
+                assert departures(launch, 80) == {}
+
+
+# --- each rule refuses -----------------------------------------------------------------------
+
+
+def launch_of(step: str, batch: int, dtype: str, arch: int) -> Launch:
+    _, launches = whole("alexnet", batch, dtype, arch)
+    return next(launch for name, launch in launches if name == step)
+
+
+def changed(launch: Launch, **arguments: Any) -> Launch:
+    return replace(launch, arguments={**launch.arguments, **arguments})
+
+
+def described(launch: Launch, **fields: Any) -> Launch:
+    """The launch with another descriptor of its images, which Triton's own checks have not seen."""
+    descriptor = copy(launch.arguments["x"])
+    for name, value in fields.items():
+        setattr(descriptor, name, value)
+    return changed(launch, x=descriptor)
+
+
+def large(descriptors: bool) -> Launch:
+    """A convolution whose filters take more than 2^31 numbers."""
+    shape = conv.Conv2dShape(1, 46_344, 1, 1, 46_344, 1, 1)
+    x, out = (layout.empty(1, 1, 1, 46_344, torch.float16, "meta") for _ in range(2))
+    weight = torch.empty(1, 46_344, 46_344, dtype=torch.float16, device="meta")
+    config = conv.Conv2dConfig("pixels", 64, 64, 64, descriptors=descriptors)
+    (launch,) = conv.conv2d(x, weight, None, out, shape, config)
+    return launch
+
+
+GOOD = cache(lambda: launch_of("conv4", 256, "fp16", 90))  # x [13, 13, 256, 384], boxes [128, 64]
+
+# By rule: a tensor map that breaks it, and what is said.
+MAPS = [
+    ("tensorRank", {"sizes": (8,) * 6, "strides": (16,) * 5}, "6 dimensions, wanted 1 to 5"),
+    ("globalAddress", {"address": 520}, "starts 8 bytes after a multiple of 16"),
+    ("globalDim", {"sizes": (384, 0, 13, 13)}, "a size of 0, wanted 1 to 2^32"),
+    ("globalStrides", {"strides": (776, 196_608, 2_555_904)}, "776 bytes, wanted a multiple of 16"),
+    ("globalStrides", {"strides": (768, 0, 2**40), "room": 2**44}, "wanted less than 2^40"),
+    ("boxDim", {"box": (64, 512, 1, 1)}, "a box with a side of 512, wanted 1 to 256"),
+    ("boxDim[0]", {"box": (4, 128, 1, 1)}, "rows of 8 bytes, wanted a multiple of 16"),
+    ("swizzle", {"box": (128, 64, 1, 1)}, "rows of 256 bytes, over the swizzle's 128"),
+    ("allocation", {"room": 33_226_750}, "ends 2 bytes behind its allocation"),
+]
+
+# By rule: an architecture, a launch that it refuses, and what is said.
+LAUNCHES: list[tuple[str, int, Callable[[], Launch], str]] = [
+    ("globalAddress", 90, lambda: described(GOOD(), base=view_of(1)), "starts 2 bytes after"),
+    ("globalStrides", 90, lambda: described(GOOD(), strides=[1, 1, 388, 1]), "776 bytes"),
+    ("boxDim[0]", 90, lambda: described(GOOD(), block_shape=[1, 1, 128, 4]), "rows of 8 bytes"),
+    ("descriptor sizes", 90, lambda: described(GOOD(), shape=[2**31, 13, 256, 384]), "in 32 bits"),
+    ("grid", 80, lambda: replace(GOOD(), grid=(2**31, 1)), "2147483648 programs along x"),
+    ("grid", 80, lambda: replace(GOOD(), grid=(1, 70_000)), "70000 programs along y"),
+    ("grid", 80, lambda: replace(GOOD(), grid=(1, 1, 70_000)), "70000 programs along z"),
+    ("grid", 80, lambda: replace(GOOD(), grid=(0, 1)), "0 programs along x, wanted 1 to"),
+    ("threads", 80, lambda: replace(GOOD(), num_warps=64), "64 warps a block, wanted at most 32"),
+    ("num_warps", 80, lambda: replace(GOOD(), num_warps=6), "6 warps a block, wanted a power"),
+    ("num_warps", 80, lambda: replace(GOOD(), num_warps=0), "0 warps a block, wanted a power"),
+    ("dependent launch", 89, lambda: replace(GOOD(), pdl=True), "which sm_89 cannot"),
+    ("integers", 80, lambda: changed(GOOD(), H=2**31), "H is 2147483648"),
+    ("rows", 80, lambda: changed(GOOD(), N=12_707_004), "counts to 2147483675"),
+    ("rows", 80, lambda: changed(launch_of("pool1", 1, "fp16", 80), R=2**31 - 8), "counts to"),
+    ("rows", 80, lambda: changed(launch_of("fc6", 1, "fp16", 80), N=2**31 - 8), "counts to"),
+    ("filters", 80, lambda: large(False), "2147766336 numbers in the filters"),
+    ("filters", 90, lambda: overlapping(large(True)), "2147766336 numbers in the filters"),
+]
+
+
+def view_of(offset: int) -> torch.Tensor:
+    return torch.empty(2**26, dtype=torch.float16, device="meta")[offset:]
+
+
+@pytest.mark.parametrize(("rule", "changes", "words"), MAPS)
+def test_a_tensor_map_is_refused(rule: str, changes: dict[str, Any], words: str) -> None:
+    good = next(tensor for tensor in tensor_maps(GOOD()) if tensor.name == "x")
+
+    def told(tensor: TensorMap) -> list[tuple[str, str]]:
+        asked = Asked(GOOD(), 90, (tensor,), None, None)
+        return [(rule.name, line) for rule in RULES for line in rule.breaches(asked)]
+
+    assert told(good) == []
+    ((name, line),) = told(replace(good, **changes))
+    assert name == rule
+    assert line.startswith("x: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(("rule", "arch", "made", "words"), LAUNCHES)
+def test_a_launch_is_refused(rule: str, arch: int, made: Callable[[], Launch], words: str) -> None:
+    launch = made()
+    said = [line for line in refusals(launch, arch) if line.startswith(f"{rule}: ")]
+    assert any(words in line for line in said), refusals(launch, arch)
+    assert f": {launch.kernel.__name__}: " in said[0]
+
+
+def test_what_was_compiled_is_refused_if_too_large() -> None:
+    for arch, kib in ((80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)):
+        assert refusals(GOOD(), arch, shared=kib * 1024, registers=255) == []
+        (line,) = refusals(GOOD(), arch, shared=kib * 1024 + 1)
+        assert line.startswith(f"shared memory: _conv2d_images_kernel: {kib * 1024 + 1} bytes")
+    (line,) = refusals(replace(GOOD(), num_warps=16), 90, registers=136)
+    assert line.startswith("registers: _conv2d_images_kernel: 69632 registers a block")
+
+
+def test_every_rule_is_seen_to_refuse_and_names_its_source() -> None:
+    seen = {"shared memory", "registers", *(name for name, *_ in MAPS + LAUNCHES)}
+    assert seen == {rule.name for rule in RULES}
+    assert all(rule.source for rule in RULES)
+
+
+def test_before_hopper_a_descriptor_is_pointers() -> None:
+    odd = described(GOOD(), strides=[1, 1, 388, 1])
+    assert refusals(odd, 89) == []
+    assert refusals(odd, 120)
+
+
+def test_a_block_of_512_is_loaded_in_boxes_of_256() -> None:
+    wide = described(GOOD(), block_shape=[1, 1, 512, 64])
+    assert refusals(wide, 90) == []
+    assert {t.name: t.box for t in tensor_maps(wide)}["x"] == (64, 256, 1, 1)
+
+
+def test_large_filters_are_read_through_descriptors() -> None:
+    assert refusals(large(True), 90) == []
+
+
+def test_distances_of_more_than_32_bits_are_no_refusal() -> None:
+    """They take another binary, which multiplies them in 64 bits as this one does."""
+    assert refusals(changed(launch_of("input", 1, "fp16", 90), stride_n=2**33), 90) == []
