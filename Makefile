@@ -1,5 +1,6 @@
 # make demo     sets up .venv if needed, then classifies the held-out digits with the Triton kernels
-# make test     sets up .venv if needed, then lint and the whole suite; ARGS="-k conv2d" selects
+# make test     adds the tests' tools to it if needed, then lint and the whole suite;
+#               ARGS="-k conv2d" selects
 # make lint     ruff and mypy alone
 # make gate     the machine code's tests on another Triton: make gate TRITON=3.6.0
 # make format   lets ruff rewrite what it can
@@ -22,7 +23,7 @@ test: lint
 	else $(PY) -m pytest $(ARGS); fi
 
 # The repository root is the package, and mypy finds a package by its folder's name: hence the link.
-lint: .venv/.ok
+lint: .venv/.test-ok
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/alexnet_triton
 	@if $(PY) -c 'import mypy, ruff' 2>/dev/null || test "$$(cat .venv/.torch)" != system; then \
 	$(PY) -m ruff check && $(PY) -m ruff format --check && \
@@ -30,12 +31,12 @@ lint: .venv/.ok
 	else echo "lint skipped: TORCH=system, and ruff and mypy are not installed there"; fi
 
 TRITON ?= 3.6.0
-gate: .venv/.ok
+gate: .venv/.test-ok
 	@test -d build/triton-$(TRITON) || \
-	$(PY) -m pip install -qq --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+	$(PY) -m pip install --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
 	@PYTHONPATH=build/triton-$(TRITON) $(PY) -m pytest tests/test_codegen.py tests/test_inspect.py $(ARGS)
 
-format: .venv/.ok
+format: .venv/.test-ok
 	@$(PY) -m ruff check --fix && $(PY) -m ruff format
 
 clean:
@@ -49,4 +50,8 @@ endif
 
 .venv/.ok: pyproject.toml requirements/cpu.txt tools/setup.sh
 	@sh tools/setup.sh
+	@touch $@
+
+.venv/.test-ok: .venv/.ok
+	@sh tools/setup.sh test
 	@touch $@

@@ -5,6 +5,22 @@ engine = Engine.load("alexnet")
 logits = engine(images)
 """
 
-from .engine import Engine, EngineError, ImageError, NetworkError, Prediction
+from typing import TYPE_CHECKING
 
-__all__ = ["Engine", "EngineError", "ImageError", "NetworkError", "Prediction"]
+from .errors import Error
+
+__all__ = ["Engine", "EngineError", "Error", "ImageError", "NetworkError", "Prediction"]
+
+if TYPE_CHECKING:
+    from .engine import Engine, EngineError, ImageError, NetworkError, Prediction
+else:
+
+    def __getattr__(name: str) -> object:
+        """The engine's names and the rooms, imported when they are first asked for."""
+        from importlib import import_module
+
+        if name in __all__:
+            return getattr(import_module(".engine", __name__), name)
+        if name in ("engine", "kernels", "weights"):
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """Measures, inspects, tunes, races and reports; stands on the engine and nothing stands on it.
 
-A verb of the shell stands in the module of its name (`layers`, `model`, `tune`, `race`, ...). All
-of them stand on `problem` (layers cut out of a network, with random tensors and the right answer),
-`timing` (three clocks), `records` (rows with their match and their origin) and `peers` (who else
-can compute it). What is more than a file has a room:
+What a user can say stands in `__main__` and `choices`, what a verb does is `run` in the module of
+its name (`layers`, `model`, `tune`, `race`, ...). All of these stand on `problem` (layers cut out
+of a network, with random tensors and the right answer), `timing` (three clocks), `records` (rows
+with their match and their origin) and `peers` (who else can compute it). What is more than a file
+has a room:
 
     machine     what a kernel becomes on a GPU that is not here
     lab         the search for configurations

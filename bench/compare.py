@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from .env import Verbs
 from .records import OURS, Results, Row, load
 
 SAME_MACHINE = (
@@ -193,33 +191,8 @@ def _line(pair: Pair) -> str:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `compare` to the verbs."""
-    parser = verbs.add_parser(
-        "compare",
-        help="hold two results files against each other, and fail on what became slower",
-        epilog="example: alexnet-triton-bench compare old.json new.json --fail-slower 5%",
-    )
-    parser.add_argument("old", type=Path, metavar="OLD", help="results, as --json FILE keeps them")
-    parser.add_argument("new", type=Path, metavar="NEW", help="results to hold against them")
-    parser.add_argument(
-        "--fail-slower",
-        type=_percentage,
-        metavar="PERCENT",
-        help="exit status 1 if a row of ours is slower by more; losing a match always fails",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _percentage(text: str) -> float:
-    try:
-        return fraction(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wanted a percentage like 5%, got {text!r}") from None
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print what changed; 1 if a row of ours became slower or lost its match."""
     found = compare(load(options.old), load(options.new), options.fail_slower)
     print(json.dumps(found.to_dict(), indent=1) if options.json else found)
     return 1 if found.failures else 0

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-Verbs = argparse._SubParsersAction  # what `command` of every verb's module adds its parser to
-
 PACKAGES = ("alexnet-triton", "torch", "triton", "numpy", "pillow", "safetensors")
 
 
@@ -86,18 +84,8 @@ def _ask(*command: str) -> str | None:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `env` to the verbs."""
-    parser = verbs.add_parser(
-        "env",
-        help="tell machine, GPU and versions, for results and bug reports",
-        epilog="example: alexnet-triton-bench env --json",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print the environment."""
     found = environment()
     if options.json:
         print(json.dumps(found, indent=2))

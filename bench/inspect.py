@@ -20,7 +20,7 @@ from ..engine.load import find
 from ..engine.plan import NUMBERS
 from ..engine.single import Planner
 from ..engine.spec import Network
-from .env import Verbs
+from .choices import ARCHS, FORMS
 from .machine.compiled import Binary, compile_for, refusal
 from .machine.configuration import DEFAULT, parse
 from .machine.inspection import PLANNED_AS, Report, report
@@ -30,11 +30,6 @@ from .machine.limits import GPUS, Arch, arch_name, find_arch, find_gpu
 from .problem import configured, problems
 
 __all__ = ["Binary", "compile_for", "refusal"]
-
-ARCHS = "sm_80,sm_90,sm_100"
-
-FORMS = {"sass": "the machine code", "ptx": "the PTX", "ttgir": "Triton's GPU IR"}
-"""Forms of a kernel's code that can be written out, as attributes of Binary."""
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
@@ -71,41 +66,8 @@ def _card(arch: Arch, wanted: str | None) -> str | None:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `inspect` to the verbs."""
-    parser = verbs.add_parser(
-        "inspect",
-        help="compile kernels for GPUs that are not here: resources, occupancy, machine code",
-        epilog="example: alexnet-triton-bench inspect conv4 --arch sm_90 "
-        "--config default --config BLOCK_N=128,num_stages=4",
-    )
-    parser.add_argument("layers", nargs="*", metavar="LAYER", help="default: all of the model")
-    parser.add_argument("--model", default="alexnet")
-    parser.add_argument("--arch", help=f"comma-separated (default: the card's, or {ARCHS})")
-    parser.add_argument("--card", help=f"for waves and roofs: {', '.join(GPUS)}")
-    parser.add_argument("--batch", type=int, default=1024, help="images (default 1024)")
-    parser.add_argument("--dtype", choices=NUMBERS, default="fp16")
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="KEY=VALUE,...",
-        help="change the default configuration; several give several reports",
-    )
-    parser.add_argument(
-        "--diff",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two layers, or two configurations of one LAYER, side by side",
-    )
-    for form, what in FORMS.items():
-        parser.add_argument(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw occupancy and mix")
-    parser.add_argument("--check", action="store_true", help="fail if a kernel is refused")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print or write what kernels become; 1 if `--check` is given and one is not clean."""
     network, _ = find(options.model)
     if options.batch < 1:
         raise EngineError(f"--batch: wanted at least 1 image, got {options.batch}")

@@ -18,11 +18,12 @@ from itertools import pairwise
 
 import torch
 
-from ..engine.load import find, numbers, resolve
+from ..engine import foretell
+from ..engine.load import aim, find, numbers, resolve
 from ..engine.single import Planner
 from .contest import NO_MATCH, Entry, matched, reason, timed
-from .env import Verbs
-from .measuring import ROUNDS, Effort, add_options, asked, begun, keep, tell, title
+from .env import environment
+from .measuring import ROUNDS, Effort, asked, begun, keep, tell, title
 from .peers import Peer, Prepared, libraries, peers
 from .problem import (
     Problem,
@@ -34,7 +35,7 @@ from .problem import (
     tensors,
     tuned_planner,
 )
-from .records import OURS, Row, times_best_peer
+from .records import OURS, Results, Row, times_best_peer
 from .roofline import roof_us
 from .timing import CLOCKS, Clock, copies_to_overflow
 
@@ -86,6 +87,29 @@ def layer_rows(
         rows = _rows(problem, device, clocks, kinds, effort, seed, blank)
         _free(device)
         yield from rows
+
+
+def match_rows(
+    planner: Planner, dtype: str, batch: int, card: str, names: Sequence[str], seed: int = 0
+) -> Iterator[Row]:
+    """Rows of ours alone, from the plan of a `card` in the interpreter: matches and no times.
+
+    Arguments and errors as of `layer_rows`.
+    """
+    cpu = torch.device("cpu")
+    for problem in problems(planner, dtype, batch, names):
+        (given,) = _copies(problem, cpu, seed)
+        made = ready(problem, given)
+        launches = (launch for _, several in made.launches for launch in several)
+        foretell.say(foretell.seconds(launches), f"{problem.name}, {batch} images")
+        made.poison()
+        made()
+        row = Row(
+            *("layers", problem.name, problem.network.name, batch, dtype, OURS, "-"),
+            *(problem.work.flops, problem.work.bytes),
+            note=f"{card} interpreted: no time",
+        )
+        yield matched(row, match(problem, made.output(), expected(problem, given)))
 
 
 # --- one problem -----------------------------------------------------------------------------
@@ -215,41 +239,33 @@ def _short(value: float | None) -> str:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `layers` to the verbs."""
-    parser = verbs.add_parser(
-        "layers",
-        help="time every layer beside cuDNN and cuBLAS, each proved right first",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  alexnet-triton-bench layers conv4 conv5+pool5 --batch 1 256 --dtype fp16\n"
-        "  alexnet-triton-bench layers --peers torch fused --json layers.json --csv layers.csv\n",
-    )
-    parser.add_argument("layers", nargs="*", metavar="LAYER", help="default: all, and conv+pool")
-    parser.add_argument("--model", default="alexnet", help="a network's name (default: alexnet)")
-    parser.add_argument("--dtype", help="fp32, tf32, fp16 or bf16 (default: fp16, on a CPU fp32)")
-    add_options(parser)
-    parser.set_defaults(run=_run)
+def run(options: argparse.Namespace) -> int:
+    """Measure layer by layer, telling rows as they come; 1 if one of ours was not timed.
 
-
-def _run(options: argparse.Namespace) -> int:
-    device = resolve(options.device)
-    dtype, meaning = numbers(options.dtype, device, "triton")
+    With a target, nothing is timed: 1 if one of ours does not match.
+    """
+    device = torch.device("cpu") if options.target else resolve(options.device)
+    card = aim(options.target, device).name
+    dtype, meaning = numbers(options.dtype, device, "triton", options.target)
     network, _ = find(options.model)
-    planner = tuned_planner(network, meaning, device)
+    planner = tuned_planner(network, meaning, device, options.target)
     batches, clocks, effort = asked(options, device)
     names = options.layers or default_names(planner)
     problems(planner, dtype, batches[0], names)  # refuses what is no layer before it measures
 
     printed = options.json != "-"
-    results = begun(options, device, [dtype])
+    if card is None:
+        results = begun(options, device, [dtype])
+    else:
+        notes = (f"The plan of {card} in Triton's interpreter: matches, no times.",)
+        results = Results(environment(), {}, (), notes=notes)
     if printed:
         print(title(f"{network.name}, {dtype},", device, results))
         print(HEAD)
     for batch in batches:
         for name in names:
             tell(f"{name}, batch {batch}")
-            rows = tuple(
+            made = (
                 layer_rows(
                     *(planner, dtype, batch, device, [name], clocks),
                     kinds=options.peers,
@@ -257,11 +273,15 @@ def _run(options: argparse.Namespace) -> int:
                     effort=effort,
                     seed=options.seed,
                 )
+                if card is None
+                else match_rows(planner, dtype, batch, card, [name], options.seed)
             )
+            rows = tuple(made)
             results = replace(results, rows=results.rows + rows)
             if printed:
                 print("\n".join(lines(rows)), flush=True)
             keep(results, options)
     if not printed:
         print(json.dumps(results.to_dict(), indent=1))
-    return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
+    ours = [row for row in results.rows if row.contestant == OURS]
+    return 0 if all(row.matched if card else row.median_us for row in ours) else 1

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -47,22 +46,6 @@ class Effort:
             return self.seconds
         remaining = max(0.0, self.deadline - time.monotonic())
         return remaining if self.seconds is None else min(self.seconds, remaining)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What both verbs take; the kinds of peers go to the parser's epilog."""
-    kinds = "\n".join(f"  {kind:<9} {what}" for kind, what in KINDS.items())
-    parser.epilog = f"{parser.epilog}peers:\n{kinds}"
-    add = parser.add_argument
-    add("--batch", nargs="+", type=int, metavar="N", help="images at once")
-    add("--peers", nargs="*", metavar="KIND", help="kinds of peers, see below (default: all)")
-    add("--clock", nargs="+", choices=get_args(Clock), help="default: all that the device has")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
-    add("--seconds", type=float, help="no new turns after these, for each race")
-    add("--seed", type=int, default=0, help="of the random tensors")
-    add("--json", nargs="?", const="-", metavar="FILE", help="keep results; no FILE: print them")
-    add("--csv", type=Path, metavar="FILE", help="keep rows for a spreadsheet")
 
 
 def asked(
@@ -109,7 +92,8 @@ def title(network: str, device: torch.device, results: Results) -> str:
         f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
         for name, rate in results.roofs.items()
     )
-    return "\n".join([f"{network} on {where}", f"measured roofs: {rates}", *results.notes])
+    roofs = [f"measured roofs: {rates}"] if rates else []
+    return "\n".join([f"{network} on {where}", *roofs, *results.notes])
 
 
 def tell(what: str) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 from ..engine.cards import CARDS
 from ..engine.load import find, numbers, resolve
-from . import units, whole
+from . import units
 from .endtoend import model_rows
-from .env import Verbs
 from .goals import verdicts
-from .measuring import BATCHES, add_options, asked, begun, keep, tell, title
+from .measuring import BATCHES, asked, begun, keep, tell, title
 from .predict import predict
 from .records import OURS, Results, Row, times_best_peer
 from .summary import summaries, warnings
@@ -54,38 +53,8 @@ def _line(row: Row, rows: Sequence[Row]) -> str:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `model` to the verbs."""
-    parser = verbs.add_parser(
-        "model",
-        help="time the whole network beside torch and cuDNN, or predict its time on a card",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  alexnet-triton-bench model alexnet --batch 1 64 256 --dtype fp16 --json model.json\n"
-        "  alexnet-triton-bench model --batch 1 --clock graph --peers fused compile\n"
-        "  alexnet-triton-bench model --predict h200 --batch 1 256\n",
-    )
-    parser.add_argument(
-        "model", nargs="?", help="a network's name (default: alexnet, on a CPU digits)"
-    )
-    parser.add_argument(
-        "--dtype", nargs="+", help="fp32, tf32, fp16, bf16 (default: fp16, on a CPU fp32)"
-    )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        choices=whole.INPUTS,
-        default=["float"],
-        help="normalised images, or pixels that peers must normalise (default: float)",
-    )
-    parser.add_argument(
-        "--predict", choices=CARDS, help="predict from FLOPs and bytes instead; needs no GPU"
-    )
-    add_options(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Measure the whole network, or predict its time; 1 if a row of ours was not timed."""
     return _predicted(options) if options.predict else _measured(options)
 
 

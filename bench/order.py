@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import torch
 import triton
@@ -27,7 +26,6 @@ from ..engine.spec import Network
 from ..kernels import tuning
 from . import whole
 from .contest import admit, timed
-from .env import Verbs
 from .lab.cache import source_hash
 from .lab.lab import device_name
 from .measuring import ROUNDS, Effort
@@ -147,29 +145,8 @@ def tuned_row(found: Sequence[Order], network: Network, device: torch.device) ->
 HEAD = f"{'order':<40} {'error':>8} {'median us':>11} {'p20':>10} {'p80':>10}"
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `order` to the verbs."""
-    parser = verbs.add_parser(
-        "order",
-        help="time slices of the first layers and overlapping kernels on a whole network",
-        epilog="example: alexnet-triton-bench order alexnet --batch 1 64 1024 --table mine.json",
-    )
-    parser.add_argument("model", nargs="?", default="alexnet", help="default alexnet")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N")
-    parser.add_argument("--dtype", help="fp32, tf32, fp16 or bf16 (default: fp16, on a CPU fp32)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--rounds", type=int, help="turns of each (default: 25, on a CPU 3)")
-    parser.add_argument(
-        "--table",
-        type=Path,
-        metavar="FILE",
-        help="where the fastest goes (default on a GPU: the package's table of the device)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Measure orders of launches; the fastest goes into the table. 1 if none was timed."""
     device = resolve(options.device)
     dtype, _ = numbers(options.dtype, device, "triton")
     network, _ = find(options.model)

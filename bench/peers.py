@@ -24,16 +24,8 @@ from ..engine.load import one_of
 from ..engine.plan import Numbers
 from ..engine.spec import Conv2d, Layer, Linear, ReLU, Sigmoid
 from . import cudnn_graph
+from .choices import KINDS as KINDS
 from .problem import Problem, Tensors
-
-KINDS = {
-    "torch": "torch's own calls, channels last",
-    "fused": "cuDNN's and cuBLAS's fused calls",
-    "nchw": "channels first, a straw man",
-    "compile": "torch.compile, max-autotune",
-    "frontend": "cuDNN's graph API, its plans timed",
-}
-"""Kinds of peers, as `--peers` names them."""
 
 ON_A_CPU = ("torch", "nchw")
 

@@ -37,6 +37,7 @@ from ..engine.single import Planner
 from ..engine.spec import Network
 from ..kernels import tuning
 from ..kernels.jit import architecture
+from . import choices
 from .endtoend import model_rows
 from .lab.cache import Cache
 from .lab.lab import Lab, device_name, table_shape, tune
@@ -250,15 +251,16 @@ class Phase:
     part: float
 
 
-PHASES = {
-    "tests": Phase(tests, 2.0),
-    "roofs": Phase(roofs, 0.3),
-    "tune": Phase(configurations, 5.0),
-    "order": Phase(order, 1.5),
-    "model": Phase(model, 2.0),
-    "layers": Phase(layers, 4.0),
-    "compile": Phase(compiled, 2.5),
-}
+_PHASES = (
+    Phase(tests, 2.0),
+    Phase(roofs, 0.3),
+    Phase(configurations, 5.0),
+    Phase(order, 1.5),
+    Phase(model, 2.0),
+    Phase(layers, 4.0),
+    Phase(compiled, 2.5),
+)
+PHASES = dict(zip(choices.PHASES, _PHASES, strict=True))
 
 
 # --- searches --------------------------------------------------------------------------------
@@ -363,8 +365,8 @@ def until(end: float) -> Iterator[None]:
         raise TimeUp
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(0.01, end - time.monotonic()), 1.0)
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, end - time.monotonic()), 1.0)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -19,10 +19,9 @@ import torch
 
 from ..engine.load import find, load_state
 from ..engine.pipeline import Pipeline
-from ..engine.plan import NUMBERS
 from ..engine.run import Engine
 from ..engine.spec import NetworkError
-from .env import Verbs, environment
+from .env import environment
 
 MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference from the single device, relative to its largest output, that is a match."""
@@ -162,28 +161,8 @@ def _synchronize(devices: tuple[str, str]) -> None:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `pipeline` to the verbs."""
-    parser = verbs.add_parser(
-        "pipeline",
-        help="time two devices as pipeline, as towers and side by side, against one",
-        epilog="example: alexnet-triton-bench pipeline alexnet --devices cuda:0 cuda:1 --batch 512",
-    )
-    parser.add_argument("model", nargs="?", default="alexnet")
-    parser.add_argument("--weights", default="random:0", help="default random:0")
-    parser.add_argument(
-        "--devices", nargs=2, default=("cuda:0", "cuda:0"), metavar=("FIRST", "SECOND")
-    )
-    parser.add_argument("--batch", type=int, default=256, help="images a call (default 256)")
-    parser.add_argument("--micro-batch", type=int, default=64, help="default 64")
-    parser.add_argument("--at", default="auto", help="first step of the second stage")
-    parser.add_argument("--dtype", choices=NUMBERS, help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (default 9)")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Measure two devices; 1 if a way does not match the single device."""
     dtype = options.dtype or ("fp32" if options.devices[0] == "cpu" else "fp16")
     found = compare(
         options.model,

@@ -21,12 +21,13 @@ import torch
 
 from ..engine import reference
 from ..engine.bind import Bound, bind, pack
+from ..engine.load import aim
 from ..engine.plan import KernelConfig, Numbers, Plan, Step, part, reconfigured
 from ..engine.single import Planner, outside
 from ..engine.spec import Flatten, Layer, Network, NetworkError
 from ..engine.verify import errors, reduction, tolerance, within
-from ..kernels import layout, tuning
-from ..kernels.jit import Launch, Work, architecture
+from ..kernels import layout
+from ..kernels.jit import Launch, Work
 
 CHECKED_IMAGES = 32
 
@@ -139,12 +140,15 @@ class Ready:
         return outside(step, self.bound.outputs[step.name])
 
 
-def tuned_planner(network: Network, meaning: Numbers, device: torch.device) -> Planner:
-    """Plans as the engine makes them on this device, tuned, but all images at once.
+def tuned_planner(
+    network: Network, meaning: Numbers, device: torch.device, target: str | None = None
+) -> Planner:
+    """Plans as the engine makes them on this device or for a target, but all images at once.
 
-    Raises TuningError for a table that cannot be read.
+    Raises TuningError for a table that cannot be read, EngineError for a GPU that is too old.
     """
-    return Planner(network, meaning, architecture(device), tuned=tuning.table_of(device))
+    aimed = aim(target, device)
+    return Planner(network, meaning, aimed.arch, tuned=aimed.tuned)
 
 
 def problems(

@@ -20,15 +20,14 @@ from functools import partial
 import torch
 
 from ..engine.load import EngineError, at_least_one, numbers, one_of, resolve
-from ..engine.plan import NUMBERS
 from ..kernels.jit import interpreter_problem
 from . import timing
+from .candidates import shipped
 from .contest import admit, reason
-from .env import Verbs
-from .peers import KINDS, Peer, Prepared, libraries, peers
+from .peers import Peer, Prepared, libraries, peers
 from .problem import Problem, Tensors, expected, match, ready
 from .records import OURS, Row
-from .rivals.candidate import CandidateError, Refused, locate, pose, shipped
+from .rivals.candidate import CandidateError, Refused, locate, pose
 from .rivals.entrant import Entrant, Entry, after_a_change, copies, find_problem
 from .rivals.league import League, Outcome, Verdict
 from .rivals.proof import Disqualified
@@ -164,53 +163,9 @@ def _residents(
 
 # --- the verb --------------------------------------------------------------------------------
 
-EPILOG = """example:
-  alexnet-triton-bench race conv3 --candidate my_conv.py --candidate winograd
 
-A candidate is a Python file with a function run(problem, x, weight, bias, out, config), or the name
-of one that ships: {shipped}.
-The exit status is 0 if a candidate was raced and none was disqualified. To refuse a layer that its
-algorithm does not solve disqualifies nobody.
-"""
-
-
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `race` to the verbs."""
-    parser = verbs.add_parser(
-        "race",
-        help="prove your own kernels right, and time them beside the engine's and the best peer",
-        epilog=EPILOG.format(shipped=", ".join(shipped())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("layer", help="a convolution or a linear layer, such as conv3 or fc7")
-    parser.add_argument(
-        "--candidate", action="append", default=[], metavar="FILE", help="may be repeated"
-    )
-    parser.add_argument("--all-shipped", action="store_true", help="with all candidates that ship")
-    parser.add_argument("--model", default="alexnet", help="default alexnet")
-    parser.add_argument("--batch", type=int, help="images (default: 256, on a CPU 1)")
-    parser.add_argument("--dtype", choices=NUMBERS, help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", help="default: the GPU if there is one, else the CPU")
-    parser.add_argument("--clock", help="cold, graph or host (default: cold, on a CPU host)")
-    parser.add_argument(
-        "--peers", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (default: not compile)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        help="for a candidate to be proved right, or to take one time (default 120)",
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of timing, for all together (default 20)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Race candidates; 1 if none was raced or one was disqualified."""
     device = resolve(options.device)
     gpu = device.type == "cuda"
     dtype, _ = numbers(options.dtype, device, "triton")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..engine.verify import within
+from ..errors import Error
 from .timing import Times
 
 OURS = "alexnet-triton"
@@ -24,7 +25,7 @@ OURS = "alexnet-triton"
 SCHEMA = 1
 
 
-class RecordError(ValueError):
+class RecordError(Error, ValueError):
     """A results file that cannot be read, in one line."""
 
 

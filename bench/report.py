@@ -18,7 +18,6 @@ from .drawing import landscape, panels, speed_panels, story, tuning_panel
 from .drawing.page import document, paragraph
 from .drawing.svg import standalone
 from .drawing.table import rewrite
-from .env import Verbs
 from .goals import verdicts
 from .records import RecordError, Results, best_peer, load, times_best_peer
 
@@ -161,33 +160,8 @@ def summary(results: Results) -> dict[str, object]:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `report` to the verbs."""
-    parser = verbs.add_parser(
-        "report",
-        help="turn stored results into a page, a terminal summary or README's table",
-        epilog="example: alexnet-triton-bench report results.json -o report.html",
-    )
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="what a run stored")
-    parser.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        metavar="FILE",
-        help="where the page goes (default: report.html, unless another form is asked for)",
-    )
-    parser.add_argument("--text", action="store_true", help="print the verdict and the layers")
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        metavar="README.md",
-        help="rewrite the table between `<!-- results:begin RESULTS.json -->` (the path as seen "
-        "from the file's folder) and `<!-- results:end -->`",
-    )
-    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Write or print what results say."""
     results = load(options.results)
     if options.readme:
         rewrite(options.readme, options.results)

@@ -27,10 +27,10 @@ import torch
 
 from ..engine import EngineError
 from ..engine.load import at_least_one, find, numbers, resolve
-from .env import Verbs, environment
+from .env import environment
 from .goals import verdicts
 from .measuring import INTERPRETED
-from .phases import PHASES, Round, perform, tell
+from .phases import Round, perform, tell
 from .records import Results, load, save
 from .report import page
 
@@ -90,6 +90,10 @@ def watch(command: Sequence[str], out: Path, phases: Sequence[str], end: float) 
         tell(line)
         save(replace(results, notes=(*results.notes, line)), out / "results.json")
         rest = rest[rest.index(at) + 1 :] if at in rest else []  # what cannot begin never will
+    else:
+        results = load(out / "results.json")
+        lines = (f"{name}: not reached" for name in rest)
+        save(replace(results, notes=(*results.notes, *lines)), out / "results.json")
     (out / UNDER_WAY).unlink(missing_ok=True)
 
 
@@ -125,34 +129,8 @@ def _under_way(path: Path) -> tuple[str, float] | None:
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `round` to the verbs."""
-    parser = verbs.add_parser(
-        "round",
-        help="test, tune, measure and report, all in one and inside a given time",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  alexnet-triton-bench round --out bench/results/h200 --minutes 25\n"
-        "  alexnet-triton-bench round --out again --earlier bench/results/h200 --minutes 9 "
-        "--phases tune layers",
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="results go there as they come")
-    add("--minutes", type=float, default=25.0, help="after these it has ended (default 25)")
-    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="default: all, in order")
-    add("--model", help="default alexnet, on a CPU digits")
-    add("--dtype", help="fp16 (default on a GPU), bf16, tf32 or fp32 (default on a CPU)")
-    add("--batch", type=int, nargs="+", metavar="N", help="default 256 1 1024 64 8 4096; CPU: 1")
-    add("--limit", type=int, metavar="N", help="new trials of each search (CPU: 3)")
-    add("--again", action="store_true", help="search also what has a row in the table")
-    add("--earlier", type=Path, metavar="DIR", help="go on from what an earlier round left there")
-    add("--commit", metavar="HASH", help="of this code, where it is not a git checkout")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--until", type=float, help=argparse.SUPPRESS)  # the process that works is told so
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Do all phases in the time given, and report; 1 if a phase failed."""
     end = time.monotonic() + 60 * options.minutes
     device = resolve(options.device)
     dtype, _ = numbers(options.dtype, device, "triton")
@@ -165,8 +143,8 @@ def _run(options: argparse.Namespace) -> int:
     limit = options.limit or (3 if device.type == "cpu" else None)
     out: Path = options.out
     if options.until is not None:
-        run = Round(out, device, network, dtype, batches, options.until, limit, options.again)
-        perform(run, options.phases, lambda *now: _tell_watcher(out / UNDER_WAY, now))
+        work = Round(out, device, network, dtype, batches, options.until, limit, options.again)
+        perform(work, options.phases, lambda *now: _tell_watcher(out / UNDER_WAY, now))
         return 0
 
     out.mkdir(parents=True, exist_ok=True)

@@ -21,15 +21,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Clock = Literal["cold", "graph", "host"]
-Run = Callable[[], object]
+from .choices import CLOCKS as CLOCKS
+from .choices import Clock as Clock
 
-CLOCKS: dict[str, tuple[Clock, ...]] = {"cuda": ("cold", "graph", "host"), "cpu": ("host",)}
-"""The clocks of each type of device."""
+Run = Callable[[], object]
 
 WARM_UPS = 3
 REPLAY_US = 4e3  # how long a replay by the clock "graph" should last

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from ..engine import NetworkError
 from ..engine.load import find, numbers, resolve
-from ..engine.plan import NUMBERS
 from ..engine.single import Planner
 from ..kernels import tuning
 from . import report
-from .env import Verbs, environment
+from .choices import CACHE
+from .env import environment
 from .lab import simulate
 from .lab.cache import Cache, Trial
 from .lab.lab import Lab, tune
@@ -29,9 +29,6 @@ from .lab.search import STRATEGIES
 from .lab.space import SpaceError
 from .problem import Problem, problems
 from .records import RecordError
-from .timing import CLOCKS
-
-CACHE = Path("searches.jsonl")
 
 
 def targets(
@@ -57,78 +54,8 @@ def targets(
 # --- the verb --------------------------------------------------------------------------------
 
 
-def command(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Add `tune` to the verbs."""
-    parser = verbs.add_parser(
-        "tune",
-        help="search the configurations of layers on this device and keep the fastest right ones",
-        description="Each configuration is compiled and judged, compared with float64, and only "
-        "then timed; each is a line in the cache at once, so a search can be interrupted, and goes "
-        "on where it was. The winners go into the table that the engine reads.",
-        epilog="examples: alexnet-triton-bench tune conv4 fc6 --batch 1 256 --budget 300   "
-        "alexnet-triton-bench tune --simulate searches.jsonl",
-    )
-    add = parser.add_argument
-    add("layer", nargs="*", help="steps of the plan: conv4, pool1, fc6; input is the stem")
-    add("--all", action="store_true", help="every step")
-    add("--model", default="alexnet", help="a network's name or .onnx file (default alexnet)")
-    add("--batch", type=_count, nargs="+", default=[1], metavar="N", help="images (default 1)")
-    add("--dtype", choices=NUMBERS, help="default: fp16 on a GPU, fp32 on a CPU")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--strategy", choices=STRATEGIES, help="default local; with --simulate each")
-    add("--seed", type=int, default=0, help="of random and local (default 0)")
-    add("--budget", type=float, metavar="SECONDS", help="for all searches together (default: none)")
-    add("--limit", type=_count, metavar="N", help="new trials of each search (default: no limit)")
-    add(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=V,V",
-        help="other values of parameters: BLOCK_M=64,128 num_warps=4",
-    )
-    add("--cache", type=Path, metavar="FILE", help=f"JSON lines of all trials (default {CACHE})")
-    add(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take what the cache has (default), or try it all anew",
-    )
-    add("--clock", choices=sorted(set().union(*CLOCKS.values())), help="default graph; CPU: host")
-    add("--jobs", type=_count, help="processes that compile ahead (default: cores but one)")
-    add("--timeout", type=float, default=60.0, help="seconds for one candidate (default 60)")
-    add(
-        "--table",
-        type=Path,
-        metavar="FILE",
-        help="where the winners go (default on a GPU: the package's table of the device)",
-    )
-    add(
-        "--write",
-        action=argparse.BooleanOptionalAction,
-        help="write the table (default on a GPU, and where --table is given)",
-    )
-    add("--plot", type=Path, metavar="FILE", help="draw all trials: a page, or .svg of the first")
-    add(
-        "--axes",
-        nargs=2,
-        default=(None, None),
-        metavar=("X", "Y"),
-        help="parameters of the page's heat map (default: the most telling)",
-    )
-    add("--simulate", type=Path, metavar="CACHE", help="replay a stored search, without a GPU")
-    add("--repeats", type=_count, default=20, help="seeds of a simulation (default 20)")
-    add("--json", action="store_true", help="print JSON and nothing else")
-    parser.set_defaults(run=_run)
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"wanted 1 or more, got {text}")
-    return count
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Search, or replay a search; 1 if a step got no configuration, 130 if interrupted."""
     try:
         return _simulate(options) if options.simulate else _tune(options)
     except KeyboardInterrupt:

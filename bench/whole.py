@@ -26,8 +26,6 @@ from .problem import Problem, Tensors, checked, tuned_planner
 from .records import OURS
 from .timing import Clock, capture
 
-INPUTS = ("float", "uint8")
-
 State = Mapping[str, torch.Tensor]
 
 

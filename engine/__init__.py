@@ -6,9 +6,23 @@ for prediction in engine.classify("cat.jpg")[0]:
     print(prediction.label, prediction.score)
 """
 
-from .images import ImageError
-from .load import EngineError
-from .run import Engine, Prediction
-from .spec import Network, NetworkError
+from typing import TYPE_CHECKING
 
 __all__ = ["Engine", "EngineError", "ImageError", "Network", "NetworkError", "Prediction"]
+
+if TYPE_CHECKING:
+    from .images import ImageError
+    from .load import EngineError
+    from .run import Engine, Prediction
+    from .spec import Network, NetworkError
+else:
+    _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec"}
+    _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
+
+    def __getattr__(name: str) -> object:
+        """The public names, imported when they are first asked for: torch takes seconds."""
+        from importlib import import_module
+
+        if name in _HOMES:
+            return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

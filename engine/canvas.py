@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import Error
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
-class PictureError(ValueError):
+class PictureError(Error, ValueError):
     """A picture that cannot be drawn: what was wanted, what came, what to do."""
 
 
@@ -37,8 +39,7 @@ def check(path: str | os.PathLike[str]) -> Path:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise PictureError(
-            "pictures are drawn by matplotlib, which is not installed: "
-            "pip install 'alexnet-triton[plot]'"
+            "pictures are drawn by matplotlib, which is not installed: pip install '.[plot]'"
         ) from None
     return path
 

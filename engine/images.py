@@ -31,6 +31,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..errors import Error
 from .spec import Network, Preprocess
 
 SUFFIXES = (
@@ -46,7 +47,7 @@ _ARRAY_DTYPES = ("uint8", "float16", "float32", "float64")
 _TENSOR_DTYPES = (*_ARRAY_DTYPES, "bfloat16")
 
 
-class ImageError(ValueError):
+class ImageError(Error, ValueError):
     """One item that is no image for us: `item` names it, `reason` says what was wanted and got."""
 
     def __init__(self, item: str, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import Error
 from .spec import Shape
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _OLDEST = 7  # before this opset Dropout, Gemm and BatchNormalization meant some
 _DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operators
 
 
-class OnnxError(ValueError):
+class OnnxError(Error, ValueError):
     """An ONNX file that cannot be used: one line with the file, the node, wanted, got, cure."""
 
     def __init__(self, message: str) -> None:
@@ -97,7 +98,7 @@ def _model(path: Path) -> onnx.ModelProto:
         from onnx import checker, external_data_helper, load
     except ImportError as error:
         raise OnnxError(
-            f"ONNX wants the onnx package, got: {error}; cure: pip install 'alexnet-triton[onnx]'"
+            f"ONNX wants the onnx package, got: {error}; cure: pip install '.[onnx]'"
         ) from None
     if path.is_dir():
         raise OnnxError("wanted a file, got a folder; cure: name the file in it")

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from ..errors import Error
 from .images import ImageError, Source
 from .run import Prediction
 
@@ -32,7 +33,7 @@ Existing = Literal["refuse", "resume", "overwrite"]
 _GROUP = 8 << 20  # bytes of JSON lines that become one row group: flat memory, some 20,000 rows
 
 
-class OutputError(Exception):
+class OutputError(Error):
     """Rows that cannot be kept: one line that names the file, the cause and the cure."""
 
 
@@ -124,7 +125,7 @@ def _pyarrow() -> Any:
     except ImportError:
         raise OutputError(
             "Parquet needs pyarrow, which is not installed; "
-            "`pip install 'alexnet-triton[parquet]'`, or name a .jsonl file"
+            "`pip install '.[parquet]'`, or name a .jsonl file"
         ) from None
     return pyarrow
 

@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import Error
+
 Shape = tuple[int, ...]
 
 
-class NetworkError(ValueError):
+class NetworkError(Error, ValueError):
     """A network that cannot be built on this input: names the layer, what it wanted, what came."""
 
 

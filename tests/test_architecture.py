@@ -17,10 +17,10 @@ import pytest
 PACKAGE = "alexnet_triton"
 ROOT = Path(__file__).parents[1]
 
-# Two ground floors that do not know each other, then one floor on the other.
-FLOORS = {"kernels": 0, "weights": 0, "engine": 1, "bench": 2}
+# Two ground floors that do not know each other, then one floor on the other; all on `errors.py`.
+FLOORS = {"errors": -1, "kernels": 0, "weights": 0, "engine": 1, "bench": 2}
 
-MODULES = [ROOT / "__init__.py", *sorted(p for room in FLOORS for p in (ROOT / room).rglob("*.py"))]
+MODULES = [*sorted(ROOT.glob("*.py")), *sorted(p for r in FLOORS for p in (ROOT / r).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -87,6 +87,8 @@ def test_imports_are_relative_and_go_down_only(path: Path) -> None:
         ("engine.run", "engine.plan", True),
         ("bench.tune", "engine", True),
         ("bench.tune", "weights", True),
+        ("kernels.tuning", "errors.Error", True),
+        ("errors", "kernels.tuning", False),
         ("kernels.conv", "weights", False),
         ("weights", "kernels.layout", False),
         ("weights.digits.train", "engine.zoo", False),
@@ -113,6 +115,20 @@ def test_tests_import_by_absolute_name(path: Path) -> None:
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     assert path.stem not in ("util", "utils"), "name the file after its idea"
     assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"
+
+
+@each_module
+def test_every_refusal_is_an_error_of_the_package(path: Path) -> None:
+    """Whoever catches `alexnet_triton.Error`, as the shell does, catches all of them."""
+    found = [
+        f"{path.name}:{node.lineno}: {node.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and node.name.endswith("Error")
+        and "Error" not in map(ast.unparse, node.bases)
+        and path != ROOT / "errors.py"
+    ]
+    assert not found
 
 
 def decorators(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from alexnet_triton.bench.candidates import _implicit_gemm
+from alexnet_triton.bench.candidates import _implicit_gemm, shipped
 from alexnet_triton.bench.machine.compiled import compile_for
 from alexnet_triton.bench.problem import Match, Problem, problems, tensors
 from alexnet_triton.bench.rivals import proof
@@ -18,7 +18,6 @@ from alexnet_triton.bench.rivals.candidate import (
     load,
     locate,
     pose,
-    shipped,
 )
 from alexnet_triton.engine.plan import NUMBERS
 from alexnet_triton.engine.single import Planner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from alexnet_triton.bench import inspect
+from alexnet_triton.bench.__main__ import parser
 from alexnet_triton.bench.machine.compiled import compile_for, refusal
 from alexnet_triton.bench.machine.configuration import parse
 from alexnet_triton.bench.machine.limits import LIMITS, compilable
@@ -197,11 +197,7 @@ def test_kinds_of_instructions(opcode: str, wanted: str) -> None:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    inspect.command(parser.add_subparsers())
-    options = parser.parse_args(["inspect", *arguments])
-    status: int = options.run(options)
-    return status
+    return inspect.run(parser().parse_args(["inspect", *arguments]))
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:

@@ -660,7 +660,7 @@ def test_parquet_without_pyarrow_names_the_cure(
     status, _, err = run(capsys, "x.png", "--output", tmp_path / "rows.parquet")
     assert status == 1
     assert err.count("\n") == 1
-    assert "pip install 'alexnet-triton[parquet]'" in err
+    assert "pip install '.[parquet]'" in err
 
 
 def test_overwriting_replaces_the_rows_with_the_first_new_one(output: Path) -> None:

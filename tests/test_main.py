@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import alexnet_triton
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main as bench
-from alexnet_triton.engine.__main__ import main
+from alexnet_triton.bench.__main__ import parser as bench_parser
+from alexnet_triton.engine import verbs
+from alexnet_triton.engine.__main__ import main, parser
 from alexnet_triton.weights.digits import heldout
 
 Capture = pytest.CaptureFixture[str]
@@ -128,6 +133,7 @@ def hostile(path: Path, marker: Path) -> None:
         (["classify", "x.png", "--device", "cuda:99"], "cuda:99"),
         (["classify", "x.png", "--model", "digits", "--output", "/no/such/folder/f"], "/no/such"),
         (["verify", "alexnet", "--weights", "random:x"], "random:x"),
+        (["summary", "nowhere.onnx"], "nowhere.onnx"),
     ],
 )
 def test_refusals_are_one_line(capsys: Capture, arguments: list[str], message: str) -> None:
@@ -165,6 +171,54 @@ def test_every_verb_has_help_with_an_example(capsys: Capture, verb: str) -> None
         main([verb, "--help"])
     assert stop.value.code == 0
     assert f"example: alexnet-triton {verb}" in capsys.readouterr().out
+
+
+HELP = """
+import sys
+
+began = set(sys.modules)  # a site may have imported what it likes
+from importlib import import_module
+
+main = import_module(sys.argv[1]).main
+for verb in ["", *sys.argv[2:]]:
+    try:
+        main([*filter(None, [verb]), "--help"])
+    except SystemExit as stop:
+        assert not stop.code
+strangers = {name.partition(".")[0] for name in set(sys.modules) - began} - sys.stdlib_module_names
+assert strangers == {"alexnet_triton"}, strangers
+"""
+
+
+def names(made: argparse.ArgumentParser) -> list[str]:
+    (found,) = (a for a in made._actions if isinstance(a, argparse._SubParsersAction))
+    return list(found.choices)
+
+
+@pytest.mark.parametrize(("room", "made"), [("engine", parser()), ("bench", bench_parser())])
+def test_help_waits_for_nothing(room: str, made: argparse.ArgumentParser) -> None:
+    """It imports the standard library and this package alone: torch alone takes seconds."""
+    command = [sys.executable, "-c", HELP, f"alexnet_triton.{room}.__main__", *names(made)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: ") == 1 + len(names(made))
+
+
+def test_every_verb_can_run() -> None:
+    """What runs a verb is found by its name, and only then."""
+    assert all(callable(getattr(verbs, f"run_{name}")) for name in names(parser()))
+    for name in names(bench_parser()):
+        assert callable(import_module(f"alexnet_triton.bench.{name}").run)
+
+
+def test_the_public_face_is_imported_when_it_is_asked_for() -> None:
+    for name in alexnet_triton.__all__:
+        assert getattr(alexnet_triton, name).__name__ == name
+    assert issubclass(alexnet_triton.NetworkError, alexnet_triton.Error)
+    assert issubclass(alexnet_triton.NetworkError, ValueError)
+    assert alexnet_triton.kernels.__name__ == "alexnet_triton.kernels"
+    with pytest.raises(AttributeError, match="no attribute 'engines'"):
+        alexnet_triton.engines  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_a_reader_that_leaves_early_is_no_error_message() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexnet_triton.bench.candidates import shipped
 from alexnet_triton.bench.problem import Match, Problem, problems
 from alexnet_triton.bench.rivals import proof
 from alexnet_triton.bench.rivals.candidate import (
@@ -17,7 +18,6 @@ from alexnet_triton.bench.rivals.candidate import (
     load,
     locate,
     pose,
-    shipped,
 )
 from alexnet_triton.bench.rivals.proof import Disqualified
 from alexnet_triton.engine.plan import NUMBERS

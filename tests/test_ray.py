@@ -24,8 +24,8 @@ from alexnet_triton.engine.rows import Row, schema
 from alexnet_triton.engine.zoo import network
 from PIL import Image
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install 'alexnet-triton[ray]'")
-pytest.importorskip("ray.data", reason="needs Ray Data: pip install 'alexnet-triton[ray]'")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
+pytest.importorskip("ray.data", reason="needs Ray Data: pip install '.[ray]'")
 
 Capture = pytest.CaptureFixture[str]
 
@@ -278,7 +278,7 @@ def test_a_worker_that_fails_is_told_in_one_line(cluster: str, folder: Path) -> 
 
 def test_without_ray_one_line_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EngineError, match=r"pip install 'alexnet-triton\[ray\]'"):
+    with pytest.raises(EngineError, match=r"pip install '\.\[ray\]'"):
         list(on_ray.run([], **DIGITS))
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes .venv with everything that the demo and the tests need. TORCH chooses the build of torch:
+# Makes .venv with what the demo needs; `setup.sh test` adds what lint and the tests need.
+# TORCH chooses the build of torch:
 #   auto    cuda where nvidia-smi lists a GPU, else cpu (the default; later runs keep the choice)
 #   cpu     the CPU build, from where pip already looks or from PyTorch's own index of CPU builds
 #   cuda    the CUDA build: several GB
@@ -31,32 +32,90 @@ make_venv() { # MODULE-IT-NEEDS [OPTIONS]
     "$python" -c "import $1" 2>/dev/null ||
         die "$python comes without its module $1; on Debian and Ubuntu: apt install python3-venv"
     shift
+    say "making .venv with $python, $("$python" --version)"
     # Builds of torch do not replace one another cleanly: another choice starts from nothing.
     [ "${before:-$choice}" = "$choice" ] || rm -rf .venv
     "$python" -m venv "$@" .venv
     echo "$choice" >.venv/.torch
 }
 
-install() { .venv/bin/python -m pip install -qq "$@"; }
+pip() { .venv/bin/python -m pip "$@"; }
+
+# Downloads and unpacking take minutes of which pip says nothing to a pipe. Ends with this script,
+# however that ends.
+grow() {
+    while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        say "  $(($(du -sk .venv 2>/dev/null | cut -f1) / 1024)) MB in .venv"
+    done
+}
+
+# Of pip's hundreds of lines those on packages above a megabyte; from an error on, all of them.
+retell() {
+    set -f
+    failing=
+    while IFS= read -r line; do
+        case $line in
+            'pip failed') return 1 ;;
+            *ERROR:* | *error:*) failing=yes ;;
+        esac
+        [ -z "$failing" ] || echo "$line" >&2
+        set -- $line
+        case $line in
+            *Downloading*' MB)' | *'Using cached'*' MB)')
+                while [ $# -gt 3 ]; do shift; done
+                size="$2 $3" ;;
+            Processing*.whl*)
+                bytes=$(wc -c <"$2") && [ "$bytes" -ge 1000000 ] || continue
+                size="($((bytes / 1000000)) MB)"
+                shift ;;
+            'Installing collected packages:'*) say "  unpacking $(($# - 3)) packages"; continue ;;
+            *) continue ;;
+        esac
+        wheel=${1##*/}
+        version=${wheel#*-}
+        say "  ${wheel%%-*} ${version%%-*} $size"
+    done
+}
+
+install() { # WHAT OPTIONS
+    say "installing $1 into .venv"
+    shift
+    rm -rf .venv/tmp && mkdir .venv/tmp
+    grow &
+    growing=$!
+    { TMPDIR=$PWD/.venv/tmp pip install "$@" 2>&1 || echo 'pip failed'; } | retell || failed=yes
+    kill $growing
+    rm -rf .venv/tmp
+    [ -z "${failed:-}" ]
+}
+
+# What the demo needs. pip would compile ten times what is ever imported; Python does it on the way,
+# or now, if it is told to write nothing later.
+install_core() { # BUILD OPTIONS
+    core="the $1 build of torch and what the demo needs"
+    shift
+    install "$core" --no-compile "$@" -e . || return 1
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] ||
+        PYTHONDONTWRITEBYTECODE='' .venv/bin/python -c 'import torch, triton, PIL.Image, rich'
+}
 
 # Asks before installing, since pip would otherwise fall back on several GB of CUDA wheels.
 install_cpu() {
     wheel="$(grep '^torch==' requirements/cpu.txt)+cpu"
     offered() {
-        install --dry-run --no-deps --timeout 15 --retries 1 "$@" "$wheel" >/dev/null 2>&1
+        pip install -qq --dry-run --no-deps --timeout 15 --retries 1 "$@" "$wheel" >/dev/null 2>&1
     }
+    say "looking for the CPU build, $wheel"
     index='--extra-index-url https://download.pytorch.org/whl/cpu'
     if offered; then index=; elif ! offered $index; then
         die "no CPU build of torch could be reached ($wheel for $(.venv/bin/python --version));" \
             "\`make demo TORCH=cuda\` accepts several GB of CUDA wheels"
     fi
-    say "installing the CPU build of torch and the test tools into .venv, a minute or two"
-    install $index -c requirements/cpu.txt -e '.[test]'
+    install_core "CPU" $index -c requirements/cpu.txt
 }
 
 install_cuda() {
-    say "installing the CUDA build of torch and the test tools into .venv, several GB"
-    install -e '.[test]' ||
+    install_core "CUDA" ||
         die "the CUDA build could not be installed; TORCH=system uses a torch that is already there"
 }
 
@@ -73,8 +132,11 @@ print(*(name for name in sys.argv[1:] if not find_spec(name)))' \
     [ -z "$missing" ] || die "TORCH=system installs nothing, and $python lacks: $missing"
 }
 
-case $build in
+case $build${1:+-$1} in
     cpu) make_venv ensurepip; install_cpu ;;
     cuda) make_venv ensurepip; install_cuda ;;
     system) make_venv venv --system-site-packages --without-pip; borrow_packages ;;
+    cpu-test) install "what lint and the tests need" -c requirements/cpu.txt -e '.[test]' ;;
+    cuda-test) install "what lint and the tests need" -e '.[test]' ;;
+    system-test) ;; # what is there must do
 esac

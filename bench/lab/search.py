@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Sequence
 
+from .. import choices
 from .space import Config, Space, key
 
 Strategy = Generator[list[Config], list[float], None]
@@ -61,11 +62,9 @@ def local(space: Space, start: Config, seed: int = 0) -> Strategy:
             here = best
 
 
-STRATEGIES: dict[str, Callable[[Space, Config, int], Strategy]] = {
-    "exhaustive": exhaustive,
-    "random": random_order,
-    "local": local,
-}
+STRATEGIES: dict[str, Callable[[Space, Config, int], Strategy]] = dict(
+    zip(choices.STRATEGIES, (exhaustive, random_order, local), strict=True)
+)
 
 
 def follow(strategy: Strategy, evaluate: Evaluate) -> None:

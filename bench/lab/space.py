@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...engine.plan import KernelConfig, Numbers, Step
+from ...errors import Error
 from ...kernels import stem
 from ...kernels.conv import Conv2dShape, images_tiling_fits
 from ...kernels.gemm import LinearShape
@@ -39,7 +40,7 @@ FEW = 256  # tiles: a large GPU has half as many multiprocessors, and more need 
 ACCUMULATORS = 224  # registers a thread may fill with sums; the other 31 are for addresses
 
 
-class SpaceError(ValueError):
+class SpaceError(Error, ValueError):
     """A parameter that a kernel does not have or a value it cannot take, in one line."""
 
 

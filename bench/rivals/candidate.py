@@ -47,16 +47,17 @@ from typing import Any, Literal
 import torch
 
 from ...engine.spec import Conv2d, Linear
+from ...errors import Error
+from ..candidates import SHIPPED, shipped
 from ..problem import Problem
 
 Config = Mapping[str, Any]
 Layout = Literal["NHWC", "HWNC"]
 
 ARGUMENTS = ("problem", "x", "weight", "bias", "out", "config")
-SHIPPED = Path(__file__).parents[1] / "candidates"
 
 
-class CandidateError(ValueError):
+class CandidateError(Error, ValueError):
     """A file that is no candidate, or a layer that none can be raced on, in one line."""
 
 
@@ -165,11 +166,6 @@ def locate(name: str) -> Path:
     raise CandidateError(
         f"{name}: no such file, and no candidate that ships; these are {', '.join(shipped())}"
     )
-
-
-def shipped() -> list[str]:
-    """Names of the candidates in `bench/candidates/`."""
-    return sorted(path.stem for path in SHIPPED.glob("[!_]*.py"))
 
 
 def load(path: Path) -> Candidate:
