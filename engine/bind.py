@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -168,15 +168,26 @@ class Bound:
             _run(head.launches)
         self.run_after_stem()
 
+    def every_launch(self, images: torch.Tensor) -> Iterator[Launch]:
+        """All that `run` runs on these images, in order."""
+        for head in self.heads:
+            yield head.stem(images)
+            yield from _flat(head.launches)
+        yield from _flat(self.launches)
+
     def run_after_stem(self) -> None:
         """The rest of an unsliced plan whose stem has run."""
         _run(self.launches)
 
 
-def _run(launches: Launches) -> None:
+def _flat(launches: Launches) -> Iterator[Launch]:
     for _, several in launches:
-        for launch in several:
-            launch()
+        yield from several
+
+
+def _run(launches: Launches) -> None:
+    for launch in _flat(launches):
+        launch()
 
 
 def bind(

@@ -1,9 +1,35 @@
-"""What predictions assume of a GPU: rates, with where they come from."""
+"""Cards by name: what a plan wants to know of one, and the rates that predictions assume."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card: `arch` is its compute capability, 90 for 9.0; AMD's are named, "gfx942"."""
+
+    name: str
+    arch: int | str
+    multiprocessors: int
+    device: str = ""  # its driver's name for it, which its tuned table has
+
+
+# Multiprocessors from the whitepapers of the architectures: NVIDIA Ampere GA100 and GA102, Hopper,
+# Ada, Blackwell (B200: as its driver reports). Of one architecture, the first is assumed.
+GPUS = {
+    "a100": Gpu("A100", 80, 108, "NVIDIA A100-SXM4-80GB"),
+    "h200": Gpu("H200", 90, 132, "NVIDIA H200"),
+    "h100": Gpu("H100 SXM", 90, 132, "NVIDIA H100 80GB HBM3"),
+    "b200": Gpu("B200", 100, 148, "NVIDIA B200"),
+    "rtx3090": Gpu("GeForce RTX 3090", 86, 82, "NVIDIA GeForce RTX 3090"),
+    "rtx4090": Gpu("GeForce RTX 4090", 89, 128, "NVIDIA GeForce RTX 4090"),
+    "rtx5090": Gpu("GeForce RTX 5090", 120, 170, "NVIDIA GeForce RTX 5090"),
+}
+
+TARGETS = f"sm_NN, {', '.join(GPUS)}, or a card by its driver's name"
+"""What a user may ask a plan for, in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,12 +63,22 @@ class Demo:
         return "\n".join(lines)
 
 
-def demo(device: str | None = None, dtype: str | None = None) -> Demo:
-    """Run it. On a CPU the kernels are interpreted, and the speed says nothing of a GPU's."""
+def demo(
+    device: str | None = None,
+    dtype: str | None = None,
+    target: str | None = None,
+    images: int | None = None,
+) -> Demo:
+    """Run it on the first `images`, None: all. On a CPU the kernels are interpreted, with a
+    `target` in that card's plan, and the speed says nothing of a GPU's.
+    """
     files = heldout()
+    files = files[:: max(1, len(files) // images)][:images] if images else files
     labels = torch.tensor([label for _, label in files])
-    engine = Engine.load("digits", device=device, dtype=dtype, max_batch=len(files))
-    torch_engine = Engine.load("digits", device=device, dtype=engine.dtype, backend="torch")
+    engine = Engine.load("digits", None, device, dtype, max_batch=len(files), target=target)
+    # A card's halves on a CPU are told by their own yardstick: oneDNN's fp16 is another matter.
+    peer = "fp32" if target else engine.dtype
+    torch_engine = Engine.load("digits", device=engine.device, dtype=peer, backend="torch")
     batch = to_batch([path for path, _ in files], engine.network.preprocess).to(engine.device)
     expected = torch_engine(batch).cpu()
     if engine.device.type == "cuda":
@@ -79,11 +89,13 @@ def demo(device: str | None = None, dtype: str | None = None) -> Demo:
     seconds = time.perf_counter() - started
     answers = logits.argmax(1)
     scores = logits.softmax(1)
+    shown = list(zip(files, answers, scores, strict=True))[:: -(-len(files) // 5)]
     samples = tuple(
         ("/".join(path.parts[-2:]), engine.class_names[int(answer)], float(score[answer]))
-        for (path, _), answer, score in list(zip(files, answers, scores, strict=True))[::75]
+        for (path, _), answer, score in shown
     )
-    name = "CPU, Triton's interpreter: images/s is not a GPU's"
+    plan = f" in the plan of {target}" if target else ""
+    name = f"CPU, Triton's interpreter{plan}: images/s is not a GPU's"
     if engine.device.type == "cuda":
         name = torch.cuda.get_device_name(engine.device)
     return Demo(

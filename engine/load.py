@@ -1,16 +1,23 @@
-"""What `Engine.load` is asked for, found and checked: network, weights, devices, numbers."""
+"""What `Engine.load` is asked for, found and checked: network, weights, devices, cards, numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from .. import weights as weight_sources
+from ..errors import Error
+from ..kernels import tuning
+from ..kernels.driver import SHARED_MEMORY
+from ..kernels.jit import architecture
+from ..kernels.tuning import Table
 from ..weights import Source
 from . import onnx_graph
+from .cards import GPUS
 from .plan import NUMBERS, Numbers
 from .spec import Network
 from .zoo import network as network_named
@@ -19,8 +26,20 @@ Backend = Literal["triton", "torch"]
 Split = Literal["pipeline", "towers"]
 
 
-class EngineError(ValueError):
+class EngineError(Error, ValueError):
     """A request the engine cannot serve: what was wanted, what came, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What plans are made for: an architecture, None to interpret, and what was tuned on a card.
+
+    `name` is that of a card, or of an architecture, that was asked for and need not be here.
+    """
+
+    arch: int | None
+    tuned: Table | None = None
+    name: str | None = None
 
 
 def find(network: str | Path | Network) -> tuple[Network, Source | None]:
@@ -67,9 +86,43 @@ def resolve(device: str | torch.device | None) -> torch.device:
     )
 
 
-def numbers(dtype: str | None, device: torch.device, backend: Backend) -> tuple[str, Numbers]:
-    """The name and meaning of a dtype, None: fp16 on a GPU, fp32 on a CPU. Raises EngineError."""
-    name = dtype or ("fp32" if device.type == "cpu" else "fp16")
+def aim(target: str | None, device: torch.device, backend: Backend = "triton") -> Target:
+    """What plans on `device` are made for: the device itself, or the card that `target` names.
+
+    target: "sm_90", or a card by our name ("h200") or its driver's ("NVIDIA H200"), whose tuned
+    table is then used. Raises EngineError for a target there is none of, one that is to run
+    elsewhere than in the interpreter, or a GPU that is too old.
+    """
+    if target is None:
+        try:
+            return Target(architecture(device), tuning.table_of(device))
+        except RuntimeError as error:  # too old
+            if backend == "torch":
+                return Target(None)
+            raise EngineError(f"{error}; backend='torch' runs there") from None
+    if backend == "torch":
+        raise EngineError(f"target: only the triton backend plans for a card, got {target!r}")
+    if device.type != "cpu":
+        raise EngineError(f"target: wanted device='cpu' to run {target!r}, got '{device}'")
+    asked = target.strip().lower()
+    for key, card in GPUS.items():
+        if asked in (key, card.device.lower()):
+            return Target(int(card.arch), tuning.table(card.device), card.name)
+    archs = {f"sm_{arch}": arch for arch in SHARED_MEMORY}
+    if asked in archs:
+        return Target(archs[asked], None, asked)
+    legal = ", ".join([*GPUS, *archs])
+    raise EngineError(f"target: wanted one of {legal}, got {target!r}")
+
+
+def numbers(
+    dtype: str | None, device: torch.device, backend: Backend, target: str | None = None
+) -> tuple[str, Numbers]:
+    """The name and meaning of a dtype, None: fp16 on a GPU and for a target, fp32 on a CPU.
+
+    Raises EngineError.
+    """
+    name = dtype or ("fp32" if device.type == "cpu" and target is None else "fp16")
     one_of("dtype", name, NUMBERS)
     if name == "bf16" and device.type == "cpu" and backend == "triton":
         raise EngineError(

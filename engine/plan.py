@@ -21,6 +21,7 @@ import torch
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Work
 from ..kernels.tuning import Table, dtype_name
+from .dtypes import DTYPES
 from .fuse import Block, fuse
 from .memory import Buffer, arrange
 from .spec import (
@@ -72,10 +73,7 @@ class Numbers:
 
 
 NUMBERS = {
-    "fp32": Numbers(torch.float32),
-    "tf32": Numbers(torch.float32, "tf32"),
-    "fp16": Numbers(torch.float16),
-    "bf16": Numbers(torch.bfloat16),
+    name: Numbers(getattr(torch, dtype), precision) for name, (dtype, precision) in DTYPES.items()
 }
 
 
@@ -86,6 +84,9 @@ class Options:
     slice_images: int = 0  # the first layers take so many images at a time; 0: all at once
     slice_until: str = ""  # the last step that does
     pdl: bool = False  # kernels start before their predecessors end (kernels/overlap.py)
+    # Tiles are read through pointers where a descriptor's strides are none that the driver's
+    # documentation describes (windows that overlap, groups), should a driver refuse them.
+    pointers: bool = False
 
 
 PLAIN = Options()
@@ -124,6 +125,12 @@ class Step:
     def layers(self) -> tuple[str, ...]:
         """The network's layers that it computes."""
         return self.block.layers if self.block else ()
+
+    @property
+    def tile(self) -> str:
+        """The blocks of its configuration, "128x256x64x0"."""
+        declared = asdict(self.config) if self.config else {}
+        return "x".join(str(v) for name, v in declared.items() if name.startswith("BLOCK"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +185,16 @@ class Plan:
             "steps": steps,
         }
 
+    @property
+    def where(self) -> str:
+        """What it is planned for: "fp16 on sm_90"."""
+        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        return f"{dtype} on " + (f"sm_{self.arch}" if self.arch else "Triton's interpreter")
+
     def __str__(self) -> str:
-        where = "Triton's interpreter" if self.arch is None else f"sm_{self.arch}"
-        dtype = str(self.numbers.dtype).removeprefix("torch.")
-        if self.numbers.precision == "tf32":
-            dtype = "tf32"
         size = "x".join(map(str, self.image_shape))
         lines = [
-            f"{self.network.name}: {self.batch} images {size}, {dtype}, {where}, "
+            f"{self.network.name}: {self.batch} images {size}, {self.where}, "
             f"workspace {self.workspace / 1e6:.1f} MB",
             f"{'step':<8} {'kernel':<15} {'tile':<15} {'output HWNC':<18} {'at MB':>7} "
             f"{'MFLOP':>10} {'MB':>9}  fused",
@@ -195,17 +204,14 @@ class Plan:
             lines.insert(1, f"{names}: {self.options.slice_images} images at a time")
         if self.options.pdl:
             lines.insert(1, "each kernel starts before the one before it ends")
-        for step in self.steps:
-            config = step.config
-            declared = asdict(config) if config else {}
-            blocks = [str(v) for k, v in declared.items() if k.startswith("BLOCK")]
-            lines.append(
-                f"{step.name:<8} {step.kernel:<15} {'x'.join(blocks):<15} "
-                f"{'x'.join(map(str, step.output)):<18} {step.offset / 1e6:>7.2f} "
-                f"{step.work.flops / 1e6:>10.1f} {step.work.bytes / 1e6:>9.2f}  "
-                f"{' + '.join(step.layers or ('normalise', 'space-to-depth'))}"
-                f"{'  (tuned)' if step.tuned else ''}"
-            )
+        lines += [
+            f"{step.name:<8} {step.kernel:<15} {step.tile:<15} "
+            f"{'x'.join(map(str, step.output)):<18} {step.offset / 1e6:>7.2f} "
+            f"{step.work.flops / 1e6:>10.1f} {step.work.bytes / 1e6:>9.2f}  "
+            f"{' + '.join(step.layers or ('normalise', 'space-to-depth'))}"
+            f"{'  (tuned)' if step.tuned else ''}"
+            for step in self.steps
+        ]
         total = self.work
         lines.append(f"{'total':<65} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
         return "\n".join(lines)
@@ -230,13 +236,17 @@ def plan(
     Configurations are chosen for `configured_for` images (default: `batch`), so that the last,
     smaller piece of a long batch computes exactly as the pieces before it. `keep` names the layers
     whose outputs must survive the run. `tuned` is the device's table; a batch-invariant plan leaves
-    it aside. Raises NetworkError if the images do not fit the network, or no step is called as
-    `options` says.
+    it aside. Raises NetworkError for no images, for images that do not fit the network, or if no
+    step is called as `options` says.
     """
+    if batch < 1:
+        raise NetworkError(f"{network.name}: wanted a batch of 1 or more images, got {batch}")
     image_shape = tuple(image_shape or network.input_shape)
     configured_for = batch if configured_for is None else configured_for
     order = _Order(
-        batch, configured_for, numbers, arch, batch_invariant, None if batch_invariant else tuned
+        *(batch, configured_for, numbers, arch, batch_invariant),
+        tuned=None if batch_invariant else tuned,
+        pointers=options.pointers,
     )
     slicing = 0 < options.slice_images < configured_for
     early = replace(order, configured_for=options.slice_images) if slicing else order
@@ -357,12 +367,16 @@ class _Order:
     arch: int | None
     batch_invariant: bool
     tuned: Table | None
+    pointers: bool
 
     def conv2d_config(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
         sample = replace(shape, N=self.configured_for)
         dtype, precision = self.numbers.dtype, self.numbers.precision
         default = conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
-        return self.measured("conv2d", shape, default)
+        config, tuned = self.measured("conv2d", shape, default)
+        if self.pointers and shape.groups > 1:
+            config = replace(config, descriptors=False)
+        return config, tuned
 
     def linear_config(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
         sample = replace(shape, N=self.configured_for)
@@ -400,6 +414,8 @@ def _stem(
         columns = stem.columns(shape, dtype.itemsize)
         tiles, _ = order.conv2d_config(stem.wide(shape, columns))
         tiles = replace(tiles, columns=columns)
+    if order.pointers and tiles.columns > 1:
+        tiles = replace(tiles, descriptors=False)
     way_in, convolution = first_steps(
         block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured
     )

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from ..kernels import tuning
-from ..kernels.jit import architecture
 from ..weights import Source
+from . import foretell
 from .graph import waiting
 from .images import ImageError, Views, class_names, load_each, to_batch
 from .load import (
     Backend,
     EngineError,
     Split,
+    aim,
     at_least_one,
     find,
     load_state,
@@ -36,7 +36,7 @@ from .load import (
     places,
 )
 from .pipeline import Pipeline
-from .plan import PLAIN, Plan
+from .plan import PLAIN, Options, Plan
 from .single import Planner, Runner, Single, Torch
 from .spec import Network, Sigmoid, Softmax
 from .summary import Summary, summarise
@@ -99,6 +99,7 @@ class Engine:
         self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
         self._turn = threading.Lock()
         self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
+        self._foretold: set[object] = set()  # shapes of batches whose time was told
 
     @classmethod
     def load(
@@ -115,6 +116,8 @@ class Engine:
         split: Split | None = None,
         at: str = "auto",
         micro_batch: int | None = None,
+        target: str | None = None,
+        options: Options | None = None,
     ) -> Engine:
         """Load a network with its weights onto a device, or onto two.
 
@@ -131,6 +134,12 @@ class Engine:
         `micro_batch` images at a time through both; "towers" gives each device half of every
         layer's filters.
 
+        target: run on a CPU what a card would: its steps, tiles, splits, order of sums and storage
+        dtypes, interpreted, slowly. "sm_90", or a card's name ("h200", "NVIDIA H200"), whose tuned
+        table is then used; dtype None is fp16. Products of tf32 are rounded as a tensor core
+        rounds them, dependent launch and prefetch are left out, and the bits are not the card's.
+        options: how launches follow one another; None is as the device's table says.
+
         Raises NetworkError for an unknown network or a cut there is not, WeightsError for weights
         that do not fit, and EngineError for anything else, in one line.
         """
@@ -138,23 +147,31 @@ class Engine:
         one_of("backend", backend, ("triton", "torch"))
         if net.input_shape[0] != 3:
             raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
+        if target is not None and device is None and devices is None:
+            device = "cpu"
         where = places(device, devices, split, backend)
-        dtype, meaning = numbers(dtype, where[0], backend)
+        aimed = aim(target, where[0], backend)
+        dtype, meaning = numbers(dtype, where[0], backend, target)
         at_least_one("max_batch", max_batch)
         if micro_batch is not None:
             at_least_one("micro_batch", micro_batch)
         if batch_invariant and backend == "torch":
             raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
+        if split is not None and options is not None and (options.slice_images or options.pdl):
+            raise EngineError(f"options: slices and pdl are for one device, got split={split!r}")
         if backend == "triton" and where[0].type == "cpu":
             print(
                 "no GPU in use: kernels run in Triton's interpreter, exact but slow "
-                "(backend='torch' is the fast way on a CPU)",
+                "(backend='torch' is the fast way on a CPU)"
+                if aimed.name is None
+                else f"{aimed.name}: its plan runs in Triton's interpreter, slowly; dependent "
+                "launch and prefetch are left out, and the bits are not the card's",
                 file=sys.stderr,
             )
         state = load_state(net, published if weights is None else weights)
-        tuned = tuning.table_of(where[0])
-        options = None if split is None else PLAIN  # stages and towers have an order of their own
-        planner = Planner(net, meaning, architecture(where[0]), batch_invariant, tuned, options)
+        if split is not None and options is None:
+            options = PLAIN  # stages and towers have an order of their own
+        planner = Planner(net, meaning, aimed.arch, batch_invariant, aimed.tuned, options)
         if backend == "triton" and where[0].type == "cuda" and not batch_invariant:
             _tell_of_defaults(planner, where[0], dtype, max_batch)
         runner: Runner
@@ -262,27 +279,32 @@ class Engine:
         return Memory(
             weights=numbers * planned.numbers.dtype.itemsize,
             workspace=planned.workspace,
-            images=pixels if self.device.type == "cuda" else 0,
+            images=0 if planned.arch is None else pixels,
         )
 
     def summary(self) -> Summary:
-        """The network as a table; print it, or read its rows."""
-        return summarise(self.network)
+        """The network as a table; print it, or read its rows. With a target, its steps too."""
+        return summarise(self.network, self.plan if self._interprets_a_card else None)
 
     def __repr__(self) -> str:
         return f"Engine({self.network.name}, {self.dtype}, {self.backend}, {self.device})"
 
     # --- how ---------------------------------------------------------------------------------
 
+    @property
+    def _interprets_a_card(self) -> bool:
+        return self._runner.planner.arch is not None and self.device.type == "cpu"
+
     def _pieces(
         self, batch: torch.Tensor, keep: tuple[str, ...]
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Run `batch` piece by piece: the piece's first image, and its kept outputs, copied."""
-        planned = self._runner.planner(0, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
+        planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         if not len(batch):
             shapes = {name: made for name, _, _, made in self.network.walk(planned.image_shape)}
             yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
         configured_for = min(len(batch), self.max_batch)
+        self._foretell(batch, keep, configured_for)
         for start in range(0, len(batch), self.max_batch):
             # Waits for the copy: a caller's pinned buffer may be filled anew as soon as we return.
             piece = batch[start : start + self.max_batch].to(self._runner.devices[0])
@@ -291,6 +313,20 @@ class Engine:
                 outputs = self._runner.run(piece, keep, configured_for)
                 self._remember_run()
             yield start, outputs
+
+    def _foretell(self, batch: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> None:
+        """How long it takes, once for each shape, where the interpreter runs a card's plan."""
+        runner, shape = self._runner, (batch.shape, keep)
+        if not self._interprets_a_card or not len(batch) or shape in self._foretold:
+            return
+        if not isinstance(runner, Single):
+            return
+        self._foretold.add(shape)
+        piece = batch[: self.max_batch]
+        with self._turn, torch.inference_mode():
+            ready = runner.ready(piece, keep, configured_for)
+            expected = foretell.seconds(ready.every_launch(piece))
+        foretell.say(expected * len(batch) / len(piece), f"{len(batch)} images")
 
     def _after_last_run(self) -> None:
         """All runs share memory, so this one starts after the last, whatever stream that was on."""

@@ -1,7 +1,7 @@
 """One device: plans bound to packed weights, the last few batch shapes kept ready.
 
-On a GPU a batch shape is recorded as a CUDA graph. All shapes lie in one block of memory, the size
-that the largest of them needs, since they never run at once.
+A card's plan is recorded as a CUDA graph, one for each batch shape. All shapes lie in one block of
+memory, the size that the largest of them needs, since they never run at once.
 
 A runner is what `Engine` hands each piece of a batch to. It says where images go in, and gives back
 the outputs that were asked for, as the caller sees them: float32 copies, [N, C, H, W] or
@@ -138,10 +138,8 @@ class Single:
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> dict[str, torch.Tensor]:
         """Outputs of the steps in `keep`; a new batch shape is planned and bound first."""
-        key = (images.shape, images.stride(), images.dtype, keep, configured_for)
         try:
-            ready = self._bound.get(key) or self._bind(key, images, keep, configured_for)
-            self._bound.move_to_end(key)
+            ready = self.ready(images, keep, configured_for)
             ready.run(images)
             bound = ready.bound if isinstance(ready, Recording) else ready
             kept = [step for step in bound.plan.steps if step.name in keep]
@@ -150,12 +148,21 @@ class Single:
             self._forget()  # or a smaller batch would find the memory still taken
             raise
 
-    def _bind(
-        self, key: object, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
+    def ready(
+        self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> Bound | Recording:
-        shape = tuple(images.shape[1:])
-        planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
-        extra = waiting(planned, images.nbytes) if images.is_cuda else 0
+        """What runs batches of this shape: planned and bound now, or kept from before."""
+        key = (images.shape, images.stride(), images.dtype, keep, configured_for)
+        if key not in self._bound:
+            shape = tuple(images.shape[1:])
+            planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
+            self._bound[key] = self._bind(planned, images)
+        self._bound.move_to_end(key)
+        return self._bound[key]
+
+    def _bind(self, planned: Plan, images: torch.Tensor) -> Bound | Recording:
+        recorded = planned.arch is not None  # a card's plan, whatever runs it
+        extra = waiting(planned, images.nbytes) if recorded else 0
         if planned.workspace + extra > len(self._memory):
             self._forget()
             self._memory = self._memory.new_empty(planned.workspace + extra)
@@ -163,14 +170,12 @@ class Single:
             finish(self.devices)  # a graph may still run
             self._bound.popitem(last=False)
         bound = bind(planned, self._packed, memory=self._memory[: planned.workspace])
-        made: Bound | Recording = bound
-        if extra:
-            flat = self._memory[planned.workspace :][:extra].view(images.dtype)
-            made = Recording(bound, flat.as_strided(images.shape, dense_strides(images)))
-        elif images.is_cuda:
-            made = Recording(bound, None)
-        self._bound[key] = made
-        return made
+        if not recorded:
+            return bound
+        if not extra:
+            return Recording(bound, None)
+        flat = self._memory[planned.workspace :][:extra].view(images.dtype)
+        return Recording(bound, flat.as_strided(images.shape, dense_strides(images)))
 
     def _forget(self) -> None:
         """Give the memory back, and all that lies in it."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .plan import Plan
 from .spec import Conv2d, Dropout, Linear, Network, Owner, Pool, Shape
 
 
@@ -22,15 +23,20 @@ class Row:
     parameters: int
     macs: int
     note: str
+    step: str | None = None  # the kernel and its tile, or the step that does it too; of a plan
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All rows of a network. `str` is the table, `to_dict` what `--json` prints."""
+    """All rows of a network. `str` is the table, `to_dict` what `--json` prints.
+
+    `plan` says whose steps the rows name: "sm_90, fp16, 256 images".
+    """
 
     network: str
     input_shape: Shape
     rows: tuple[Row, ...]
+    plan: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -43,10 +49,11 @@ class Summary:
         return sum(row.macs for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"network", "input_shape", "layers": [...], "parameters", "macs"}`."""
+        """`{"network", "input_shape", "plan", "layers": [...], "parameters", "macs"}`."""
         return {
             "network": self.network,
             "input_shape": list(self.input_shape),
+            "plan": self.plan,
             "layers": [asdict(row) for row in self.rows],
             "parameters": self.parameters,
             "macs": self.macs,
@@ -57,24 +64,32 @@ class Summary:
             return "" if value is None else str(value)
 
         size = "x".join(map(str, self.input_shape))
+        planned = f", steps in {self.plan}" if self.plan else ""
         lines = [
-            f"{self.network}, one image {size}",
+            f"{self.network}, one image {size}{planned}",
             f"{'layer':<9} {'kind':<18} {'kernel':>6} {'stride':>6} {'pad':>4} "
-            f"{'output':>12} {'parameters':>12} {'MACs':>13}",
+            f"{'output':>12} {'parameters':>12} {'MACs':>13}" + ("  step" if self.plan else ""),
         ]
         for row in self.rows:
             output = "x".join(map(str, row.output_shape))
             lines.append(
                 f"{row.name:<9} {row.kind:<18} {cell(row.kernel_size):>6} {cell(row.stride):>6} "
                 f"{cell(row.padding):>4} {output:>12} {row.parameters:>12,} {row.macs:>13,}"
-                + (f"  {row.note}" if row.note else "")
+                + "".join(f"  {word}" for word in (row.step, row.note) if word)
             )
         lines.append(f"{'total':<60}{self.parameters:>12,} {self.macs:>13,}")
         return "\n".join(lines)
 
 
-def summarise(network: Network) -> Summary:
-    """The table of `network` at the image size it is published for."""
+def summarise(network: Network, planned: Plan | None = None) -> Summary:
+    """The table of `network` at the image size it is published for.
+
+    With a plan, each row names the step that computes it.
+    """
+    steps: dict[str, str] = {}
+    for step in planned.steps if planned else ():
+        own = f"{step.kernel} {step.tile}".rstrip()
+        steps |= {name: f"in {step.name}" if i else own for i, name in enumerate(step.layers)}
     rows = []
     for name, layer, shape, output in network.walk():
         owned = layer.parameter_shapes(shape) if isinstance(layer, Owner) else {}
@@ -90,6 +105,8 @@ def summarise(network: Network) -> Summary:
                 parameters=sum(map(math.prod, owned.values())),
                 macs=layer.macs(shape) if isinstance(layer, Conv2d | Linear) else 0,
                 note="identity: this is inference" if isinstance(layer, Dropout) else "",
+                step=steps.get(name),
             )
         )
-    return Summary(network.name, network.input_shape, tuple(rows))
+    where = f"{planned.where}, {planned.batch} images" if planned else None
+    return Summary(network.name, network.input_shape, tuple(rows), where)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem, tuning
-from ..kernels.jit import architecture
-from . import reference
+from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from . import foretell, reference
 from .bind import bind, pack
+from .load import aim
 from .plan import NUMBERS, Numbers, Step, plan
 from .spec import Network
 
@@ -59,6 +59,7 @@ class Verification:
     dtype: str
     images: int
     checks: tuple[Check, ...]
+    target: str | None = None  # the card whose plan was interpreted
 
     @property
     def first_failure(self) -> str | None:
@@ -71,8 +72,9 @@ class Verification:
         return asdict(self) | {"checks": checks, "first_failure": self.first_failure}
 
     def __str__(self) -> str:
+        where = f", the plan of {self.target} interpreted" if self.target else ""
         lines = [
-            f"{self.network}, {self.images} images, {self.dtype}, against float64",
+            f"{self.network}, {self.images} images, {self.dtype}{where}, against float64",
             f"{'step':<8} {'kernel':<15} {'max error':>10} {'RMS error':>10} {'tolerance':>10}",
         ]
         for c in self.checks:
@@ -104,25 +106,30 @@ def verify(
     dtype: str,
     device: torch.device,
     images: torch.Tensor,
+    target: str | None = None,
 ) -> Verification:
     """Check every step on `images` [N, C, H, W] (uint8 or normalised float), with this state.
 
-    The steps have the configurations that the engine would run on this device.
+    The steps have the configurations that the engine would run on this device, or interpreted on
+    the card that `target` names. Raises EngineError for a target there is none of.
     """
-    numbers = NUMBERS[dtype]
+    numbers, aimed = NUMBERS[dtype], aim(target, device)
     settings: dict[str, Any] = {
         "image_shape": tuple(images.shape[1:]),
         "image_dtype": images.dtype,
-        "tuned": tuning.table_of(device),
+        "tuned": aimed.tuned,
     }
-    arch = architecture(device)
+    arch = aimed.arch
     _, *steps = plan(network, len(images), numbers, arch, **settings).steps
     keep = [step.name for step in steps]
     planned = plan(network, len(images), numbers, arch, keep=keep, **settings)
     bound = bind(planned, pack(network, state, numbers, device))
+    images = images.to(device)
+    if target is not None:
+        expected = foretell.seconds(bound.every_launch(images))
+        foretell.say(expected, f"{len(images)} images")
     for out in bound.outputs.values():
         out.fill_(float("nan"))  # what a kernel leaves unwritten must show
-    images = images.to(device)
     bound.stem(images)()
     way_in = layout.unpack(bound.outputs["input"])  # no later step may keep it
     bound.run(images)
@@ -148,7 +155,7 @@ def verify(
     *_, whole = reference.forward(network, rounded, pixels).values()
     total = sum(check.tolerance for check in checks)  # the errors of a chain add up
     checks.append(_check("output", "all of them", x.reshape(whole.shape), whole, total))
-    return Verification(network.name, dtype, len(images), tuple(checks))
+    return Verification(network.name, dtype, len(images), tuple(checks), aimed.name)
 
 
 def reduction(step: Step) -> int:

@@ -1,0 +1,45 @@
+"""How long the interpreter will take over a card's plan, said before it starts.
+
+A card's tiles are many and small, and the interpreter pays for each, so a full-size network takes
+minutes to hours. The estimate is no model: one program of every launch is run and timed, and there
+are as many as the grid says. Programs at the border of an image have less to do, and those come
+first, so the estimate is rather short.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..kernels.jit import Launch
+
+WORTH_SAYING = 60  # seconds
+
+
+def seconds(launches: Iterable[Launch]) -> float:
+    """Predicted for these launches on CPU tensors; what they write is written, in part."""
+    total = 0.0
+    for launch in launches:
+        one, programs = replace(launch, grid=(1,) * len(launch.grid)), math.prod(launch.grid)
+        spent = _spent(one)
+        if spent * programs > 1:  # or it does not matter that the first read the kernel's source
+            spent = min(spent, _spent(one))
+        total += spent * programs
+    return total
+
+
+def _spent(launch: Launch) -> float:
+    started = time.perf_counter()
+    launch()
+    return time.perf_counter() - started
+
+
+def say(expected: float, what: str) -> None:
+    """One line on standard error if it is worth saying: `what` takes `expected` seconds."""
+    if expected > WORTH_SAYING:
+        minutes = expected / 60
+        time_told = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        print(f"{what} in Triton's interpreter: about {time_told}", file=sys.stderr, flush=True)

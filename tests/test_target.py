@@ -1,0 +1,402 @@
+"""Every door of the engine as a card would go through it: the card's plan, interpreted.
+
+The interpreter pays for each program and each step of its loop, whatever the channels, so these
+networks have few pixels and yet two blocks and a ragged one of filters, of channels and, at some of
+the batches, of rows. CONTRIBUTING.md's ledger gives this file three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from alexnet_triton import Engine, EngineError, NetworkError, Prediction
+from alexnet_triton.engine import foretell, reference
+from alexnet_triton.engine.cards import GPUS
+from alexnet_triton.engine.demo import demo
+from alexnet_triton.engine.images import Source
+from alexnet_triton.engine.jobs import classify
+from alexnet_triton.engine.load import aim
+from alexnet_triton.engine.plan import NUMBERS, Options, plan
+from alexnet_triton.engine.spec import (
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    Network,
+    Preprocess,
+    ReLU,
+    Softmax,
+)
+from alexnet_triton.engine.summary import summarise
+from alexnet_triton.engine.verify import verify
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.kernels import tuning
+from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.jit import architecture
+from alexnet_triton.kernels.tuning import TunedRow, without_batch
+from alexnet_triton.weights import load
+from PIL import Image
+
+pytestmark = pytest.mark.interpreter
+
+CPU = torch.device("cpu")
+BOUNDS = {"fp32": 2e-6, "tf32": 4e-3, "fp16": 4e-3}  # of the whole chain, relative to its largest
+
+
+def chain(
+    name: str, convs: tuple[int, int, int, int], units: int, groups: int, *before: Layer
+) -> Network:
+    """An AlexNet in small: conv1 makes 3x3, the maps after it are 2x2 and 1x1."""
+    after_relu1 = tuple((f"extra{i}", layer) for i, layer in enumerate(before, start=1))
+    layers: tuple[tuple[str, Layer], ...] = (
+        *(("conv1", Conv2d(convs[0], 11, stride=4, padding=2)), ("relu1", ReLU())),
+        *after_relu1,
+        ("pool1", MaxPool2d(2, stride=1)),
+        *(("conv2", Conv2d(convs[1], 3, padding=1, groups=groups)), ("relu2", ReLU())),
+        *(("conv3", Conv2d(convs[2], 3, padding=1)), ("relu3", ReLU())),
+        *(("conv4", Conv2d(convs[3], 1, groups=groups)), ("relu4", ReLU())),
+        *(("pool4", MaxPool2d(2, stride=1)), ("avgpool", AdaptiveAvgPool2d(2))),
+        *(("flatten", Flatten()), ("fc6", Linear(units)), ("relu6", ReLU())),
+        *(("fc7", Linear(units // 2 + 4)), ("relu7", ReLU()), ("fc8", Linear(10))),
+    )
+    if groups > 1:
+        layers += (("softmax", Softmax()),)
+    preset = Preprocess(15, 15, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    return Network(name, (3, 15, 15), layers, preset, "digits.txt")
+
+
+# Blocks on tensor cores are 64 to 256 filters by 32 or 64 channels, plain products' 32 by 16.
+NORM = LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=2)
+WIDE = chain("wide", (40, 136, 192, 256), 264, 1, BatchNorm2d())
+TOWERS = chain("towers", (48, 272, 384, 272), 264, 2, NORM)
+NETWORKS = {
+    ("fp16", 0): WIDE,
+    ("fp16", 1): TOWERS,
+    ("tf32", 0): WIDE,
+    ("tf32", 1): TOWERS,
+    ("fp32", 0): chain("wide_ieee", (40, 72, 40, 72), 72, 1, BatchNorm2d()),
+    ("fp32", 1): chain("towers_ieee", (48, 144, 40, 144), 72, 2, NORM),
+}
+
+
+def state_of(network: Network) -> dict[str, torch.Tensor]:
+    return load("random:3", network.parameter_shapes(), network=network.name)
+
+
+def pixels(network: Network, n: int, seed: int = 0) -> torch.Tensor:
+    shape, generator = (n, *network.input_shape), torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def float64(network: Network, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    wide = {name: tensor.double() for name, tensor in state_of(network).items()}
+    x = reference.normalise(images, network.preprocess, torch.float64)
+    return reference.forward(network, wide, x)
+
+
+def error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert actual.shape == wanted.shape
+    assert actual.dtype == torch.float32
+    return ((actual.double() - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def on_card(network: Network = WIDE, **settings: object) -> Engine:
+    settings = {"target": "sm_90", "max_batch": 64, **settings}
+    return Engine.load(network, state_of(network), **settings)  # type: ignore[arg-type]
+
+
+# --- engine(x): every batch by every card -------------------------------------------------------
+
+BATCHES = (0, 1, 3, 63, 64, 70, 128, 130)
+TARGETS = (None, "sm_80", "sm_90", "sm_100")
+DTYPES = ("fp16", "tf32", "fp32")
+# Every batch meets every card; so do any two of batch, card, dtype and kind of network.
+MEETINGS = [
+    (batch, target, DTYPES[(i + j) % 3], (i // 2 + j) % 2)
+    for i, batch in enumerate(BATCHES)
+    for j, target in enumerate(TARGETS)
+]
+
+
+def test_the_meetings_are_pairwise_at_least() -> None:
+    kinds = (BATCHES, TARGETS, DTYPES, (0, 1))
+    for i, one in enumerate(kinds):
+        for j, other in enumerate(kinds[:i]):
+            assert len({(m[i], m[j]) for m in MEETINGS}) == len(one) * len(other), (i, j)
+
+
+@pytest.mark.parametrize(("batch", "target", "dtype", "kind"), MEETINGS)
+def test_logits(batch: int, target: str | None, dtype: str, kind: int) -> None:
+    network = NETWORKS[dtype, kind]
+    images = pixels(network, batch)
+    state = state_of(network)
+    logits = Engine.load(network, state, device="cpu", dtype=dtype, target=target)(images)
+    assert logits.shape == (batch, 10)
+    if batch:
+        assert error(logits, float64(network, images)["softmax" if kind else "fc8"]) < BOUNDS[dtype]
+
+
+def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
+    """What this file's networks are for, read off their plans; (.., False): one and a ragged one.
+
+    Rows of the images tiling are images: 130 are two blocks of 64, or one of 128, and two more.
+    """
+    seen = set()
+    for batch, target, dtype, kind in (m for m in MEETINGS if m[0] and m[1]):
+        network = NETWORKS[dtype, kind]
+        for step in plan(network, batch, NUMBERS[dtype], aim(target, CPU).arch).steps:
+            if isinstance(step.shape, Conv2dShape) and isinstance(step.config, Conv2dConfig):
+                shape, config = step.shape, step.config
+                images = config.tiling == "images"
+                rows = shape.N if images else shape.OH * shape.OW * shape.N
+                for which, size, block in (
+                    ("M", rows, config.BLOCK_M),
+                    ("N", shape.OC // shape.groups, config.BLOCK_N + config.BLOCK_N2),
+                    ("K", shape.C // shape.groups, config.BLOCK_K),
+                ):
+                    if size > block and size % block:
+                        seen.add((which, config.tiling, dtype, size > 2 * block))
+    for dtype in DTYPES:
+        for which in "NK":
+            assert (which, "images", dtype, True) in seen, (which, dtype)
+            assert (which, "pixels", dtype, True) in seen, (which, dtype)
+        assert ("M", "pixels", dtype, True) in seen
+        assert ("M", "images", dtype, False) in seen
+
+
+# --- every other door, with a full and a ragged piece -------------------------------------------
+
+FULL_AND_RAGGED = 70  # max_batch is 64
+
+
+def test_features() -> None:
+    images = pixels(WIDE, FULL_AND_RAGGED)
+    names = ("conv1", "pool1", "conv3", "fc6", "fc8")
+    found = on_card().features(images, names)
+    wanted = float64(WIDE, images)
+    last = {"conv1": "extra1", "conv3": "relu3", "fc6": "relu6"}
+    for name in names:
+        assert error(found[name], wanted[last.get(name, name)]) < BOUNDS["fp16"], name
+
+
+def test_classify_and_stream() -> None:
+    engine, images = on_card(), pixels(WIDE, FULL_AND_RAGGED)
+    scores, classes = float64(WIDE, images)["fc8"].softmax(1).topk(2)
+    sure = scores[:, 0] - scores[:, 1] > 0.02
+    assert sure.sum() > 35
+    for results in (engine.classify(images, top=3), [*engine.stream(images, batch_size=33, top=3)]):
+        assert len(results) == FULL_AND_RAGGED
+        for one, wanted, clear in zip(results, classes[:, 0].tolist(), sure.tolist(), strict=True):
+            assert isinstance(one, list)
+            assert [type(found) for found in one] == [Prediction] * 3
+            assert not clear or one[0].index == wanted
+
+
+def test_threads() -> None:
+    engine = on_card()
+    batches = [pixels(WIDE, n) for n in (64, 6)]
+    wanted = [engine(batch) for batch in batches]
+    found: dict[int, torch.Tensor] = {}
+
+    def work(i: int) -> None:
+        found[i] = engine(batches[i % 2])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        assert torch.equal(found[i], wanted[i % 2]), f"thread {i}"
+
+
+def test_out_max_batch_and_places() -> None:
+    """`out` is filled, a long batch is cut, and the same image has the same bits everywhere."""
+    images = pixels(WIDE, 1).repeat(FULL_AND_RAGGED, 1, 1, 1)
+    out = torch.full((FULL_AND_RAGGED, 10), torch.nan)
+    assert on_card()(images, out=out) is out
+    assert (out == out[0]).all()
+    assert error(out, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
+
+
+def test_pipeline() -> None:
+    images = pixels(WIDE, FULL_AND_RAGGED)
+    two = ("cpu", "cpu")
+    piped = on_card(devices=two, split="pipeline", at="conv3", micro_batch=64)(images)
+    assert error(piped, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
+
+
+def test_towers() -> None:
+    images = pixels(TOWERS, FULL_AND_RAGGED)
+    both = on_card(TOWERS, devices=("cpu", "cpu"), split="towers")(images)
+    assert error(both, float64(TOWERS, images)["softmax"]) < BOUNDS["fp16"]
+
+
+def test_batch_invariant() -> None:
+    engine, images = on_card(batch_invariant=True, max_batch=33), pixels(WIDE, 40)
+    together = engine(images)
+    assert error(together, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
+    assert torch.equal(torch.cat([engine(images[:1]), engine(images[1:])]), together)
+
+
+def test_jobs(tmp_path: Path) -> None:
+    """Files to rows, one of them broken."""
+    for i, image in enumerate(pixels(WIDE, FULL_AND_RAGGED)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "07.png").write_bytes(b"no picture")
+    files = sorted(tmp_path.glob("*.png"))
+    rows = list(classify(on_card(), [Source(str(path), True) for path in files], top=1))
+    assert [Path(row.path).name for row in rows] == [path.name for path in files]
+    assert [i for i, row in enumerate(rows) if row.error] == [7]
+
+
+def test_demo() -> None:
+    seen = demo(target="sm_90", images=72)
+    assert seen.images == 72
+    assert seen.passed
+    assert "sm_90" in seen.device
+    assert seen.dtype == "fp16"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "tf32"])
+def test_verify(dtype: str) -> None:
+    """Every step by itself, over memory that was poisoned."""
+    result = verify(TOWERS, state_of(TOWERS), dtype, CPU, pixels(TOWERS, 66), target="sm_90")
+    assert result.first_failure is None, str(result)
+    assert any(check.kernel == "conv2d images" for check in result.checks)
+    assert "the plan of sm_90 interpreted" in str(result)
+
+
+# --- what a card's table asks for ---------------------------------------------------------------
+
+
+@pytest.fixture
+def h200_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`h200_table(rows)` ships a table of an H200 for the time of a test."""
+
+    def ship(*rows: TunedRow) -> None:
+        monkeypatch.setattr(tuning, "TUNED", tmp_path)
+        monkeypatch.setattr(tuning, "path_of", lambda device: tmp_path / f"{device}.json")
+        tuning.table.cache_clear()
+        tuning.save(tmp_path / "NVIDIA H200.json", "NVIDIA H200", rows)
+
+    yield ship
+    tuning.table.cache_clear()
+
+
+def test_a_cards_name_brings_its_tuned_table(h200_table: Callable[..., None]) -> None:
+    """A tuned tile, slices and dependent launch: planned, bound, kept in the plan, and run."""
+    (conv3,) = (s for s in plan(WIDE, 70, NUMBERS["fp16"], 90).steps if s.name == "conv3")
+    tile = {"tiling": "images", "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_N2": 64}
+    how = {"slice_images": 33, "slice_until": "pool1", "pdl": True}
+    run = {"network": "wide", "C": 3, "H": 15, "W": 15}
+    h200_table(
+        TunedRow("conv2d", without_batch(conv3.shape), "fp16", 70, tile, 1.0, "", "", ""),
+        TunedRow("run", run, "fp16", 70, how, 1.0, "", "", ""),
+    )
+    images = pixels(WIDE, 70)
+    wanted = float64(WIDE, images)["fc8"]
+    for name in ("h200", "NVIDIA H200"):
+        engine = on_card(target=name, max_batch=70)
+        assert engine.plan.options == Options(33, "pool1", True)
+        assert [step.name for step in engine.plan.steps if step.tuned] == ["conv3"]
+    assert error(engine(images), wanted) < BOUNDS["fp16"]
+    assert not any(step.tuned for step in on_card(target="sm_90", max_batch=70).plan.steps)
+
+
+def test_undescribed_descriptors_through_pointers() -> None:
+    """For a driver that refuses windows that overlap in memory, or groups out of order."""
+    images = pixels(TOWERS, 70)
+    made = []
+    for pointers in (False, True):
+        engine = on_card(TOWERS, max_batch=70, options=Options(pointers=pointers))
+        steps = {step.name: step.config for step in engine.plan.steps}
+        for name, columns in (("conv1", 2), ("conv2", 1)):
+            config = steps[name]
+            assert isinstance(config, Conv2dConfig)
+            assert (config.columns, config.descriptors) == (columns, not pointers)
+        made.append(engine.features(images, ("conv1", "conv2", "softmax")))
+    for name, through_descriptors in made[0].items():
+        assert torch.equal(made[1][name], through_descriptors), name
+
+
+# --- what is said and what is refused -----------------------------------------------------------
+
+
+def test_what_a_target_says_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = on_card()
+    assert "sm_90: its plan runs in Triton's interpreter" in capsys.readouterr().err
+    assert engine.dtype == "fp16"
+    assert engine.plan.arch == 90
+    told = str(engine.summary())
+    assert "steps in fp16 on sm_90, 64 images" in told
+    assert "conv2d images 64x64x64x0" in told
+    rows = {row.name: row.step for row in engine.summary().rows}
+    assert rows["relu3"] == "in conv3"
+    assert json.dumps(engine.summary().to_dict())
+    assert summarise(DIGITS).plan is None
+
+
+def test_every_card_is_a_target() -> None:
+    for key, card in GPUS.items():
+        assert aim(key, CPU).arch == aim(card.device, CPU).arch == card.arch
+
+
+def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong, message in (
+        ({"target": "sm_75"}, "target: wanted one of a100, .*, sm_120, got 'sm_75'"),
+        ({"target": "sm_90", "backend": "torch"}, "target: only the triton backend plans"),
+        ({"target": "sm_90", "dtype": "bf16"}, "interpreter computes bfloat16 wrongly"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="target: wanted device='cpu' to run 'sm_90', got 'cuda'"):
+        aim("sm_90", torch.device("cuda"))
+    with pytest.raises(EngineError, match="options: slices and pdl are for one device"):
+        on_card(devices=("cpu", "cpu"), split="pipeline", options=Options(pdl=True))
+    with pytest.raises(NetworkError, match="digits: wanted a batch of 1 or more images, got 0"):
+        plan(DIGITS, 0, NUMBERS["fp16"], 90)
+
+
+def test_a_card_too_old_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    cuda, wanted = torch.device("cuda"), "Tesla T4: .* compute capability 8.0 or newer, got 7.5"
+    with pytest.raises(RuntimeError, match=wanted):
+        architecture(cuda)
+    with pytest.raises(EngineError, match=f"{wanted}; backend='torch' runs there"):
+        aim(None, cuda)
+    assert aim(None, cuda, "torch").arch is None
+
+
+def test_how_long_is_said_before_a_long_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, images = on_card(), pixels(WIDE, 65)
+    monkeypatch.setattr(foretell, "_spent", lambda launch: 1.0)
+    monkeypatch.setattr(Engine, "_after_last_run", lambda self: 1 / 0)  # no run, only the words
+    with pytest.raises(ZeroDivisionError):
+        engine(images)
+    assert "65 images in Triton's interpreter: about " in capsys.readouterr().err
+    monkeypatch.setattr(foretell, "_spent", lambda launch: 1e-6)
+    with pytest.raises(ZeroDivisionError):
+        engine(images[:64])
+    assert capsys.readouterr().err == ""
+
+
+def test_alexnet_plans_of_every_card_are_different_from_the_interpreters() -> None:
+    for target in ("sm_80", "sm_90", "sm_100"):
+        found = plan(ALEXNET, 256, NUMBERS["fp16"], aim(target, CPU).arch)
+        own = plan(ALEXNET, 256, NUMBERS["fp16"], None)
+        assert [s.config for s in found.steps] != [s.config for s in own.steps]
+        assert replace(found, arch=None) != own
