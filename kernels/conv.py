@@ -454,11 +454,7 @@ def conv2d(
     sum, float32 of `scratch_numbers(shape, config)` elements; None: the launches own one.
     """
     rows = shape.OH * shape.OW * shape.N
-    if rows >= 2**31:
-        raise ValueError(
-            f"conv2d: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a "
-            "32-bit index counts; use a smaller batch"
-        )
+    layout.check_rows("conv2d", rows, config.BLOCK_M)
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
     images = config.tiling == "images"
     if images and config.descriptors and not images_tiling_fits(shape, x.dtype):

@@ -214,6 +214,7 @@ def linear(
     pixels, oc, _ = weight.shape
     pitch = layout.pitch(x)
     layout.pitch(out)
+    layout.check_rows("linear", n, config.BLOCK_M)
     check_activation("linear", activation)
     scale, shift = affine or (None, None)
     count = filled(config.SPLIT_K, pixels * -(-c // config.BLOCK_K))

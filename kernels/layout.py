@@ -70,6 +70,17 @@ def strides(activation: torch.Tensor) -> tuple[int, int, int]:
     return rows, columns, pictures
 
 
+def check_rows(function: str, rows: int, block: int) -> None:
+    """Raises ValueError, naming the function, for rows that kernels cannot number in 32 bits.
+
+    They number the last tile's rows to its end, so there is room for one tile of `block` more.
+    """
+    if rows + block > 2**31:
+        raise ValueError(
+            f"{function}: {rows} rows are more than a 32-bit index counts; use a smaller batch"
+        )
+
+
 def empty_rows(
     height: int,
     width: int,

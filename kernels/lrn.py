@@ -116,6 +116,7 @@ def local_response_norm(
     Both may be views that `layout.strides` takes.
     """
     (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
+    layout.check_rows("local_response_norm", shape.M, config.BLOCK_M)
     arguments = {
         "x": x,
         "y": out,

@@ -256,11 +256,7 @@ def _bind(
 ) -> Launch:
     numbers = shape.N * layout.aligned(shape.C)
     (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
-    if numbers >= 2**31:
-        raise ValueError(
-            f"pooling: {shape.N} images of {shape.C} channels are more numbers a pixel than a "
-            "32-bit index counts; use a smaller batch"
-        )
+    layout.check_rows("pooling", max(numbers, shape.OH * shape.OW), config.BLOCK_R)
     arguments = {
         "x": x,
         "y": out,

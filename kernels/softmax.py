@@ -75,6 +75,7 @@ def softmax(
     """
     if shape.C > MAX_TILE:
         raise ValueError(f"softmax: wanted at most {MAX_TILE} channels, got {shape.C}")
+    layout.check_rows("softmax", shape.M, config.BLOCK_M)
     layout.pitch(x)
     layout.pitch(out)
     arguments = {

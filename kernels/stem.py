@@ -245,11 +245,7 @@ def stem(
     are taken as they are.
     """
     y_h, y_w, y_n = layout.strides(out)
-    if shape.OH * shape.OW * shape.N >= 2**31:
-        raise ValueError(
-            f"stem: {shape.N} images of {shape.OH}x{shape.OW} outputs are more rows than a 32-bit "
-            "index counts; use a smaller batch"
-        )
+    layout.check_rows("stem", shape.OH * shape.OW * shape.N, config.BLOCK_M)
     channels = shape.S * shape.S * shape.C
     arguments = {
         "image": images,

@@ -7,9 +7,11 @@ is derived, not tuned: see `_unit`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("interpreter") and problem:
             item.add_marker(pytest.mark.skip(reason=problem))
+
+
+LEDGER = {"doors by target": 3.0, "core types": 1.5, "all else": 7.5}
+"""Minutes that the suite may take on two cores; CONTRIBUTING.md has it too."""
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What each entry of the ledger took: told and not judged, since machines differ."""
+    workers = getattr(config.option, "numprocesses", None) or 1
+    spent = dict.fromkeys(LEDGER, 0.0)
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            file = report.nodeid.partition("::")[0].rpartition("/")[2]
+            entry = {"test_target.py": "doors by target", "test_core_types.py": "core types"}
+            spent[entry.get(file, "all else")] += report.duration / workers / 60
+    told = (f"{name} {spent[name]:.1f} of {least:g}" for name, least in LEDGER.items())
+    terminalreporter.write_line(f"minutes on {workers} workers: {', '.join(told)}")
 
 
 @pytest.fixture(scope="session")

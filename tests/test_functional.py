@@ -511,6 +511,7 @@ def test_half_sums_do_not_overflow_on_the_way(device: torch.device) -> None:
 # --- relations that hold exactly -----------------------------------------------------------------
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("images", [5, 70])
 def test_images_do_not_see_each_other(
     images: int, device: torch.device, generator: torch.Generator
@@ -529,6 +530,7 @@ def test_images_do_not_see_each_other(
         assert torch.equal(call(x[order]), call(x)[order])
 
 
+@pytest.mark.bits
 def test_a_doubled_input_doubles_the_output(
     device: torch.device, generator: torch.Generator
 ) -> None:

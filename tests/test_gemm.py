@@ -213,6 +213,7 @@ def test_default_configuration_equals_float64(
 # Bits
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("split", [1, 4])
 @each_form
 def test_an_image_does_not_see_its_neighbours(
@@ -231,6 +232,7 @@ def test_an_image_does_not_see_its_neighbours(
     assert torch.equal(run(fenced, x[order], weight, bias, config, "relu"), y[order])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("images", [1, 2, 70])
 def test_batch_invariant_configuration(
     images: int, arch: int | None, fenced: Fenced, generator: torch.Generator

@@ -71,3 +71,10 @@ def test_another_layout_is_refused(stranger: torch.Tensor) -> None:
 
 def test_aligned() -> None:
     assert [layout.aligned(c) for c in (0, 1, 7, 8, 9, 16, 17)] == [0, 8, 8, 8, 16, 16, 24]
+
+
+def test_more_rows_than_32_bits_count_are_refused() -> None:
+    """The last tile is numbered to its end, so one more tile must fit."""
+    layout.check_rows("linear", 2**31 - 64, 64)
+    with pytest.raises(ValueError, match="linear: 2147483585 rows are more than a 32-bit index"):
+        layout.check_rows("linear", 2**31 - 63, 64)

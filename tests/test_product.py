@@ -58,6 +58,7 @@ kinds = st.sampled_from([normal, wide, whole, odd])
 floats = st.sampled_from([np.float32, np.float16])
 
 
+@pytest.mark.bits
 @given(sizes, sizes, sizes, kinds, kinds, floats, floats, st.booleans(), st.integers(0, 2**32 - 1))
 def test_a_product_is_a_sum_in_order(
     m: int,
@@ -79,6 +80,7 @@ def test_a_product_is_a_sum_in_order(
     assert np.array_equal(y, in_order(a, b, d), equal_nan=True)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("shape", [(4096, 16, 64), (16, 1024, 512), (256, 256, 256), (8, 9000, 16)])
 @pytest.mark.parametrize("kind", [normal, whole])
 def test_large_tiles_too(shape: tuple[int, int, int], kind: Callable[..., Array]) -> None:

@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_triton import Engine, EngineError, NetworkError, Prediction
+from alexnet_triton.bench.__main__ import main as bench
+from alexnet_triton.bench.records import load as load_results
 from alexnet_triton.engine import foretell, reference
+from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.cards import GPUS
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.images import Source
@@ -45,6 +48,7 @@ from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.jit import architecture
 from alexnet_triton.kernels.tuning import TunedRow, without_batch
 from alexnet_triton.weights import load
+from alexnet_triton.weights.digits import heldout
 from PIL import Image
 
 pytestmark = pytest.mark.interpreter
@@ -392,6 +396,41 @@ def test_how_long_is_said_before_a_long_run(
     with pytest.raises(ZeroDivisionError):
         engine(images[:64])
     assert capsys.readouterr().err == ""
+
+
+# --- the shell ----------------------------------------------------------------------------------
+
+
+def test_verbs_take_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    digit = str(heldout()[100][0])
+    for words, wanted in (
+        ("plan digits --target sm_86 --batch 70", "digits: 70 images 3x64x64, fp16 on sm_86"),
+        ("plan digits --card a100 --devices 2", "predicted for A100 80GB"),
+        ("summary digits --target rtx4090", "steps in fp16 on sm_89, 256 images"),
+        ("verify digits --target h200 --images 1", "the plan of H200 interpreted"),
+        (f"classify {digit} --model digits --top 1 --target sm_90", "%  2"),
+    ):
+        assert main(words.split()) == 0, words
+        assert wanted in capsys.readouterr().out, words
+    for words, wanted in (
+        ("plan digits --target sm_90 --devices 2", "--target for --devices 2: wanted one of h200"),
+        (f"classify {digit} --model digits --target sm_90 --ray", "--target: wanted without --ray"),
+        ("verify digits --target volta", "target: wanted one of a100"),
+    ):
+        assert main(words.split()) == 1, words
+        assert wanted in capsys.readouterr().err, words
+
+
+def test_layers_of_a_target_have_matches_and_no_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "layers.json"
+    words = f"layers conv4 fc8 --model digits --batch 66 --target h200 --json {kept}"
+    assert bench(words.split()) == 0
+    assert "The plan of H200 in Triton's interpreter: matches, no times." in capsys.readouterr().out
+    rows = load_results(kept).rows
+    assert [row.problem for row in rows] == ["conv4", "fc8"]
+    assert all(row.matched and row.median_us is None and row.dtype == "fp16" for row in rows)
 
 
 def test_alexnet_plans_of_every_card_are_different_from_the_interpreters() -> None:

@@ -5,13 +5,41 @@ from __future__ import annotations
 import pytest
 import torch
 from alexnet_triton import Engine, NetworkError
-from alexnet_triton.engine.spec import Gather, Linear, Network, Preprocess
+from alexnet_triton.engine.spec import (
+    Conv2d,
+    Flatten,
+    Gather,
+    Linear,
+    LocalResponseNorm,
+    Network,
+    Preprocess,
+    ReLU,
+)
 from alexnet_triton.engine.towers import exchanged, half
 from alexnet_triton.engine.zoo import ALEXNET, alexnet2012, network
 from alexnet_triton.weights import load
 
 PLAIN = Preprocess(64, 64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 NARROW = Network("narrow2012", (3, 67, 67), alexnet2012(width=1 / 8), PLAIN, "imagenet.txt")
+TINY = Network(
+    "tiny2012",
+    (3, 15, 15),
+    (
+        ("conv1", Conv2d(16, 11, stride=4)),
+        ("relu1", ReLU()),
+        ("norm1", LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=2)),
+        ("conv2", Conv2d(72, 3, padding=1, groups=2)),
+        ("relu2", ReLU()),
+        ("conv3", Conv2d(40, 1)),
+        ("relu3", ReLU()),
+        ("flatten", Flatten()),
+        ("fc6", Linear(72)),
+        ("relu6", ReLU()),
+        ("fc7", Linear(1000)),
+    ),
+    PLAIN,
+    "imagenet.txt",
+)
 
 
 def relative(actual: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -38,18 +66,20 @@ def test_bytes_exchanged_per_image_are_the_gathers() -> None:
     assert exchanged(network("alexnet2012"), 2) == 2 * halves
 
 
-@pytest.mark.parametrize("invariant", [False, True])
-def test_narrow_towers_are_the_single_device(
-    invariant: bool, device: torch.device, generator: torch.Generator
+@pytest.mark.parametrize(
+    ("net", "invariant"), [(NARROW, False), pytest.param(TINY, True, marks=pytest.mark.bits)]
+)
+def test_small_towers_are_the_single_device(
+    net: Network, invariant: bool, device: torch.device, generator: torch.Generator
 ) -> None:
-    state = load("random:3", NARROW.parameter_shapes(), network=NARROW.name)
-    shape = (16, *NARROW.input_shape)
+    state = load("random:3", net.parameter_shapes(), network=net.name)
+    shape = (16, *net.input_shape)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     single = Engine.load(
-        NARROW, state, device=device, dtype="fp32", max_batch=16, batch_invariant=invariant
+        net, state, device=device, dtype="fp32", max_batch=16, batch_invariant=invariant
     )
     both = Engine.load(
-        NARROW,
+        net,
         state,
         dtype="fp32",
         max_batch=16,
@@ -65,7 +95,8 @@ def test_narrow_towers_are_the_single_device(
             assert torch.equal(logits, wanted[:count]), f"batch {count}"
         elif count:
             assert relative(logits, wanted[:count]) < 1e-5, f"batch {count}"
-    names = ("conv1", "pool2", "conv4", "pool5", "fc7", "fc8")
+    small = ("conv1", "norm1", "conv2", "conv3", "fc6", "fc7")
+    names = small if net is TINY else ("conv1", "pool2", "conv4", "pool5", "fc7", "fc8")
     ours, theirs = both.features(pixels[:3], names), single.features(pixels[:3], names)
     for name in names:
         assert ours[name].shape == theirs[name].shape
