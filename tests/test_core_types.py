@@ -1,7 +1,7 @@
-"""The same bits whatever kernels BLAS picks for the CPU: the tests marked `bits`, with each of them.
+"""The same bits whatever kernels BLAS picks for the CPU: the tests marked `bits`, with each set.
 
-OpenBLAS multiplies by other kernels on another CPU, which add in another order. It can be told once
-a process, by OPENBLAS_CORETYPE, which CPU to take this one for.
+OpenBLAS has other kernels for another CPU, which add in another order. OPENBLAS_CORETYPE tells it,
+once a process, which CPU to take this one for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = {"Katmai": "Prescott"}  # the oldest of three that have the same kernels
 
 NOT_IT = 99  # no status of pytest's
 
-# Pytest's own process imports so much that BLAS is best asked before.
+# numpy's BLAS is asked before a test imports one of its own.
 INNER = f"""
 import sys
 import numpy
@@ -39,9 +39,11 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 wanted, *arguments = sys.argv[1:]
-found = [each.get("architecture") for each in ThreadpoolController().select(user_api="blas").info()]
+libraries = ThreadpoolController().select(user_api="blas").info()
+found = [each.get("architecture") for each in libraries]
 print("BLAS:", *found)
-sys.exit(pytest.main(arguments) if [{NAMES}.get(one, one) for one in found] == [wanted] else {NOT_IT})
+right = [{NAMES}.get(one, one) for one in found] == [wanted]
+sys.exit(pytest.main(arguments) if right else {NOT_IT})
 """
 
 

@@ -34,10 +34,10 @@ TINY = Network(
         ("flatten", Flatten()),
         ("fc6", Linear(72)),
         ("relu6", ReLU()),
-        ("fc7", Linear(1000)),
+        ("fc7", Linear(40)),
     ),
     PLAIN,
-    "imagenet.txt",
+    "",
 )
 BATCHES = (0, 1, 7, 16, 10)  # the last after a longer one: no row of it may come back
 

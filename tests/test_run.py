@@ -330,14 +330,15 @@ def test_a_long_batch_is_cut_and_every_position_gets_the_same_bits(
 
 @pytest.mark.bits
 def test_batch_invariance_over_pieces(device: torch.device, generator: torch.Generator) -> None:
-    images = pixels(generator, 4, 64, 64)
+    images = pixels(generator, 3, 64, 64)
     engines = [
         Engine.load("digits", device=device, dtype="fp32", max_batch=n, batch_invariant=True)
-        for n in (3, 16)
+        for n in (2, 16)
     ]
-    assert torch.equal(engines[0](images), engines[1](images))
+    together = engines[1](images)
+    assert torch.equal(engines[0](images), together)
     alone = torch.cat([engines[1](image[None]) for image in images])
-    assert torch.equal(alone, engines[1](images))
+    assert torch.equal(alone, together)
 
 
 def test_out_is_filled_and_refused_by_shape(digits: Engine, device: torch.device) -> None:
