@@ -96,13 +96,13 @@ def _rounded(
 
     Infinity and NaN come from the operands, in any order the same, and have no neighbours.
     """
-    result = (near + bound).astype(dtype)
+    result: NDArray[Any] = (near + bound).astype(dtype)
     doubtful = np.flatnonzero(result != (near - bound).astype(dtype))
     if doubtful.size > near.size // _MANY:  # where much cancels exactly, say
-        near = np.zeros_like(near)
+        result = np.zeros_like(near)
         for k in range(len(b)):
-            near += np.einsum("m,n->mn", a[:, k], b[k])  # a BLAS may leave out zeros times NaN
-        return near.astype(dtype)
+            result += np.einsum("m,n->mn", a[:, k], b[k])  # a BLAS may leave out zeros times NaN
+        return result.astype(dtype)
     if doubtful.size:
         sums = near.flat[doubtful]
         result.flat[doubtful] = sums

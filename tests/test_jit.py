@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from alexnet_triton.bench.inspect import compile_for
+from alexnet_triton.kernels import conv, gemm, layout
 from alexnet_triton.kernels.jit import Kernel, Launch, Work, jit, power_of_two
+from alexnet_triton.kernels.overlap import overlapping
+from alexnet_triton.kernels.product import product, tf32
 from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.errors import InterpreterError
+from triton.runtime.interpreter import interpreter_builder
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK = 64
@@ -128,10 +135,76 @@ def test_launches_from_four_threads() -> None:
 def test_a_failed_launch_leaves_no_trace() -> None:
     x, y = torch.ones(3), torch.zeros(3)
     good = cubic(x, y)
+    before = interpreter_builder.create_dot
     with pytest.raises(InterpreterError):
         replace(good, arguments=good.arguments | {"y": 7})()
+    assert interpreter_builder.create_dot == before
     good()
+    assert interpreter_builder.create_dot == before
     assert y.tolist() == [1.0] * 3
+
+
+# Launches of the kernels that multiply
+
+
+def multiplied(generator: torch.Generator, precision: str, tiling: str | None = None) -> Launch:
+    """A convolution, or without a `tiling` a linear layer, whose sum is one step of K."""
+    x = torch.randn(5, 40, 3, 3, generator=generator)
+    weight = torch.randn(24, 40, 1, 1, generator=generator)
+    out = layout.empty(3, 3, 5, 24, torch.float32, "cpu").fill_(torch.nan)
+    if tiling:
+        shape = conv.Conv2dShape(5, 40, 3, 3, 24, 1, 1)
+        wide = conv.Conv2dConfig(tiling, 16, 32, 64)  # type: ignore[arg-type]
+        arguments = (layout.pack(x), conv.pack_weight(weight), None, out, shape, wide)
+        (launch,) = conv.conv2d(*arguments, precision=precision)
+    else:
+        rows, packed = layout.pack(x)[:1, :1], gemm.pack_weight(weight.flatten(1), 1)
+        cut = gemm.LinearConfig(16, 32, 64, descriptors=False)
+        (launch,) = gemm.linear(rows, packed, None, out[:1, :1], cut, precision=precision)
+    return launch
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_factors_have_the_precision_that_is_asked_for(
+    precision: str, generator: torch.Generator
+) -> None:
+    launch = multiplied(generator, precision)
+    launch()
+    made = launch.arguments["y"][0, 0]
+    factors = [launch.arguments[name].reshape(-1, 40).numpy() for name in ("x", "w")]
+    x, w = (tf32(each) if precision == "tf32" else each for each in factors)
+    assert np.array_equal(made.numpy(), product(x, w.T, np.zeros((5, 24), np.float32)))
+    exact = torch.from_numpy(x).double() @ torch.from_numpy(w).double().T
+    assert torch.allclose(made.double(), exact, rtol=2.0**-23, atol=0.0)
+
+
+@pytest.mark.parametrize("tiling", [None, "images", "pixels"])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_a_gpu_gets_the_factors_of_tf32_as_they_are(
+    tiling: str | None, arch: int, generator: torch.Generator
+) -> None:
+    """Which is why the interpreter cuts off their lower bits: nothing in the code rounds them."""
+    launch = multiplied(generator, "tf32", tiling)
+    ptx = compile_for(launch, arch).ptx
+    assert "tf32" in ptx
+    assert not re.findall(r"cvt[.\w]*tf32", ptx)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("tiling", [None, "images", "pixels"])
+def test_a_launch_that_overlaps_is_interpreted_as_one_that_does_not(
+    tiling: str | None, generator: torch.Generator
+) -> None:
+    launch = multiplied(generator, "ieee", tiling)
+    launch()
+    alone = launch.arguments["y"].clone()
+    ahead = overlapping(launch)
+    launch.arguments["y"].fill_(torch.nan)
+    ahead()
+    assert torch.equal(launch.arguments["y"], alone)
+    assert ahead.pdl
+    assert ahead.arguments["PDL"]
 
 
 # Kernel

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import triton.language as tl
-from alexnet_triton.kernels import product as products
 from alexnet_triton.kernels.product import product, reproducible, tf32
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,9 +71,9 @@ def test_a_product_is_a_sum_in_order(
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    a = left(random, m, k).astype(operands)
+    a: Array = left(random, m, k).astype(operands)
     b = right(random, n, k).T.astype(operands) if transposed else right(random, k, n)
-    d = random.standard_normal((m, n)).astype(result)
+    d: Array = random.standard_normal((m, n)).astype(result)
     y = product(a, b, d)
     assert y.dtype == d.dtype
     assert np.array_equal(y, in_order(a, b, d), equal_nan=True)
@@ -98,7 +97,8 @@ def test_a_stack_of_tiles() -> None:
 
 
 def backwards(a: Array, b: Array) -> Array:
-    return np.einsum("mk,kn->mn", a[:, ::-1], b[::-1])
+    made: Array = np.einsum("mk,kn->mn", a[:, ::-1], b[::-1])
+    return made
 
 
 def in_halves(a: Array, b: Array) -> Array:
@@ -108,7 +108,8 @@ def in_halves(a: Array, b: Array) -> Array:
 
 def without_zeros(a: Array, b: Array) -> Array:
     """As the reference BLAS has it: zero times NaN is not looked at."""
-    return np.where(a[:, :, None] == 0, 0, a[:, :, None] * b).sum(1)
+    made: Array = np.where(a[:, :, None] == 0, 0, a[:, :, None] * b).sum(1)
+    return made
 
 
 @pytest.mark.parametrize("blas", [backwards, in_halves, without_zeros])
@@ -122,7 +123,7 @@ def test_whatever_order_a_blas_adds_in(
     a[::7, :6], b[:6] = [1, 2.0**-24, *[2.0**-54] * 4], 1
     a[::7, 6:] = 0
     wanted = product(a, b, d)
-    monkeypatch.setattr(products.np, "matmul", blas)
+    monkeypatch.setattr(np, "matmul", blas)
     assert np.array_equal(product(a, b, d), wanted, equal_nan=True)
     if kind is not odd:
         assert np.all(wanted[::7] == 1)
@@ -162,13 +163,13 @@ def test_the_precision_that_is_asked_for() -> None:
     a, b, d = normal(random, 16, 64), normal(random, 32, 64).T, normal(random, 16, 32)
     with reproducible():
         exact, short, three = (dot(a, b, d, name) for name in ("IEEE", "TF32", "TF32x3"))
-        halves = [x.astype(np.float16) for x in (a, b)]
-        half = dot(*halves, d, "TF32", tl.float16)
+        left, right = a.astype(np.float16), b.astype(np.float16)
+        half = dot(left, right, d, "TF32", tl.float16)
     assert np.array_equal(exact, in_order(a, b, d))
     assert np.array_equal(three, exact)
     assert np.array_equal(short, in_order(tf32(a), tf32(b), d))
     assert not np.array_equal(short, exact)
-    assert np.array_equal(half, in_order(*halves, d))
+    assert np.array_equal(half, in_order(left, right, d))
 
 
 @pytest.mark.interpreter

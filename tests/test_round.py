@@ -95,9 +95,15 @@ def fails(run: Round) -> None:
     raise ZeroDivisionError("by nothing")
 
 
-def sleeps(run: Round) -> None:
-    run.add([row()])
-    phases.time.sleep(60)
+@pytest.fixture
+def sleeps(clock: Clock) -> Callable[[Round], None]:
+    """A phase that finds one row and then nothing for a minute."""
+
+    def phase(run: Round) -> None:
+        run.add([row()])
+        clock.sleep(60)
+
+    return phase
 
 
 # --- a phase and its time --------------------------------------------------------------------
@@ -116,7 +122,10 @@ def test_a_phase_that_fails_is_a_note_and_the_others_go_on(
 
 
 def test_a_phase_that_sleeps_is_cut_short_and_leaves_what_it_had(
-    started: Callable[[float], Round], does: Callable[..., None], clock: Clock
+    started: Callable[[float], Round],
+    does: Callable[..., None],
+    sleeps: Callable[[Round], None],
+    clock: Clock,
 ) -> None:
     does(layers=sleeps, model=sleeps, order=lambda run: run.add([row("other")]))
     run = started(60)

@@ -54,8 +54,8 @@ from PIL import Image
 pytestmark = pytest.mark.interpreter
 
 CPU = torch.device("cpu")
-# Of the whole chain, relative to its largest number. TF32 cuts both factors of a product off: each of
-# the six products of the chain loses about 2^-10, and all in the same direction.
+# Of the whole chain, relative to its largest number. TF32 cuts both factors of a product off: each
+# of the six products of the chain loses about 2^-10, and all in the same direction.
 BOUNDS = {"fp32": 2e-6, "tf32": 1e-2, "fp16": 4e-3}
 
 
