@@ -244,7 +244,7 @@ def run(options: argparse.Namespace) -> int:
 
     With a target, nothing is timed: 1 if one of ours does not match.
     """
-    device = torch.device("cpu") if options.target else resolve(options.device)
+    device = resolve(options.device or (options.target and "cpu"))
     card = aim(options.target, device).name
     dtype, meaning = numbers(options.dtype, device, "triton", options.target)
     network, _ = find(options.model)

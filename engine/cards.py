@@ -32,6 +32,13 @@ TARGETS = f"sm_NN, {', '.join(GPUS)}, or a card by its driver's name"
 """What a user may ask a plan for, in words."""
 
 
+def find_card(name: str) -> str | None:
+    """The key in GPUS of a card by our name or its driver's; None if it is none of them."""
+    asked = name.strip().lower()
+    names = ((key, (key, gpu.name.lower(), gpu.device.lower())) for key, gpu in GPUS.items())
+    return next((key for key, known in names if asked in known), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction)."""

@@ -1,9 +1,9 @@
 """How long the interpreter will take over a card's plan, said before it starts.
 
 A card's tiles are many and small, and the interpreter pays for each, so a full-size network takes
-minutes to hours. The estimate is no model: one program of every launch is run and timed, and there
-are as many as the grid says. Programs at the border of an image have less to do, and those come
-first, so the estimate is rather short.
+minutes to hours. The estimate is no model: a few programs of every launch are run and timed, and
+there are as many as the grid says. Programs at the border of an image have less to do, and those
+come first, so the estimate is off by up to half.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ def seconds(launches: Iterable[Launch]) -> float:
     """Predicted for these launches on CPU tensors; what they write is written, in part."""
     total = 0.0
     for launch in launches:
-        one, programs = replace(launch, grid=(1,) * len(launch.grid)), math.prod(launch.grid)
-        spent = _spent(one)
-        if spent * programs > 1:  # or it does not matter that the first read the kernel's source
-            spent = min(spent, _spent(one))
+        programs, last = math.prod(launch.grid), (1,) * (len(launch.grid) - 1)
+        spent = _spent(replace(launch, grid=(1, *last)))
+        # Where it matters, what a launch costs before its first program is not counted for each.
+        if spent * programs > 1 < launch.grid[0]:
+            more = min(launch.grid[0], 3)
+            one, several = (_spent(replace(launch, grid=(n, *last))) for n in (1, more))
+            spent = (several - one) / (more - 1) if several > one else one
         total += spent * programs
     return total
 

@@ -13,11 +13,11 @@ from .. import weights as weight_sources
 from ..errors import Error
 from ..kernels import tuning
 from ..kernels.driver import SHARED_MEMORY
-from ..kernels.jit import architecture
+from ..kernels.jit import TooOld, architecture
 from ..kernels.tuning import Table
 from ..weights import Source
 from . import onnx_graph
-from .cards import GPUS
+from .cards import GPUS, find_card
 from .plan import NUMBERS, Numbers
 from .spec import Network
 from .zoo import network as network_named
@@ -96,19 +96,19 @@ def aim(target: str | None, device: torch.device, backend: Backend = "triton") -
     if target is None:
         try:
             return Target(architecture(device), tuning.table_of(device))
-        except RuntimeError as error:  # too old
-            if backend == "torch":
+        except TooOld as error:
+            if backend == "torch":  # whose plan is only looked at
                 return Target(None)
-            raise EngineError(f"{error}; backend='torch' runs there") from None
+            raise EngineError(f"{error}; Engine.load(backend='torch') runs there") from None
     if backend == "torch":
         raise EngineError(f"target: only the triton backend plans for a card, got {target!r}")
     if device.type != "cpu":
         raise EngineError(f"target: wanted device='cpu' to run {target!r}, got '{device}'")
-    asked = target.strip().lower()
-    for key, card in GPUS.items():
-        if asked in (key, card.device.lower()):
-            return Target(int(card.arch), tuning.table(card.device), card.name)
+    if (key := find_card(str(target))) is not None:
+        card = GPUS[key]
+        return Target(int(card.arch), tuning.table(card.device), card.name)
     archs = {f"sm_{arch}": arch for arch in SHARED_MEMORY}
+    asked = str(target).strip().lower()
     if asked in archs:
         return Target(archs[asked], None, asked)
     legal = ", ".join([*GPUS, *archs])

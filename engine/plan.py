@@ -241,6 +241,10 @@ def plan(
     """
     if batch < 1:
         raise NetworkError(f"{network.name}: wanted a batch of 1 or more images, got {batch}")
+    if options.slice_images < 0:
+        raise NetworkError(f"options: wanted slices of 0 or more, got {options.slice_images}")
+    if options.pdl and arch is not None and arch < 90:
+        raise NetworkError(f"options: pdl wants compute capability 9.0 or newer, got sm_{arch}")
     image_shape = tuple(image_shape or network.input_shape)
     configured_for = batch if configured_for is None else configured_for
     order = _Order(

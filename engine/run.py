@@ -136,8 +136,9 @@ class Engine:
 
         target: run on a CPU what a card would: its steps, tiles, splits, order of sums and storage
         dtypes, interpreted, slowly. "sm_90", or a card's name ("h200", "NVIDIA H200"), whose tuned
-        table is then used; dtype None is fp16. Products of tf32 are rounded as a tensor core
-        rounds them, dependent launch and prefetch are left out, and the bits are not the card's.
+        table is then used; dtype None is fp16. Factors of tf32 are cut off as a tensor core reads
+        them, dependent launch and prefetch are left out, the cut of a pipeline is predicted, and
+        the bits are not the card's. On one device it says how long before a run of minutes.
         options: how launches follow one another; None is as the device's table says.
 
         Raises NetworkError for an unknown network or a cut there is not, WeightsError for weights
@@ -147,16 +148,20 @@ class Engine:
         one_of("backend", backend, ("triton", "torch"))
         if net.input_shape[0] != 3:
             raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
-        if target is not None and device is None and devices is None:
+        if target is not None and device is None and split is None:
             device = "cpu"
         where = places(device, devices, split, backend)
-        aimed = aim(target, where[0], backend)
+        aimed, *others = (aim(target, place, backend) for place in where)
+        if any(other.arch != aimed.arch for other in others):
+            raise EngineError(f"devices: wanted two of one compute capability, got {where}")
         dtype, meaning = numbers(dtype, where[0], backend, target)
         at_least_one("max_batch", max_batch)
         if micro_batch is not None:
             at_least_one("micro_batch", micro_batch)
         if batch_invariant and backend == "torch":
             raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
+        if options is not None and backend == "torch":
+            raise EngineError("options: only the triton backend has them, got 'torch'")
         if split is not None and options is not None and (options.slice_images or options.pdl):
             raise EngineError(f"options: slices and pdl are for one device, got split={split!r}")
         if backend == "triton" and where[0].type == "cpu":
@@ -172,6 +177,7 @@ class Engine:
         if split is not None and options is None:
             options = PLAIN  # stages and towers have an order of their own
         planner = Planner(net, meaning, aimed.arch, batch_invariant, aimed.tuned, options)
+        planner(max_batch)  # refuses options that are none
         if backend == "triton" and where[0].type == "cuda" and not batch_invariant:
             _tell_of_defaults(planner, where[0], dtype, max_batch)
         runner: Runner

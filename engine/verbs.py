@@ -33,7 +33,7 @@ from .. import weights
 from . import onnx_graph, ray
 from .advice import advise
 from .canvas import check
-from .cards import CARDS
+from .cards import CARDS, find_card
 from .demo import demo
 from .diagram import draw
 from .explain import default_image, explain
@@ -64,7 +64,7 @@ def run_summary(options: argparse.Namespace) -> int:
     if options.diagram:
         draw(net, options.diagram)
     planned = None
-    if options.target:
+    if options.target is not None:
         planned = _planner(net, options.target, options.dtype)(options.batch)
     table = summarise(net, planned)
     print(json.dumps(table.to_dict(), indent=2) if options.json else table)
@@ -105,7 +105,7 @@ def run_verify(options: argparse.Namespace) -> int:
     """Every layer beside float64; 1 if one is out of tolerance."""
     net, published = find(options.model)
     state = load_state(net, options.weights or published)
-    device = torch.device("cpu") if options.target else resolve(options.device)
+    device = resolve(options.device or (options.target and "cpu"))
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -121,8 +121,9 @@ def run_plan(options: argparse.Namespace) -> int:
     planned = planner(options.batch)
     advice = None
     if options.devices == 2:
-        one_of("--target for --devices 2", options.target, CARDS)  # whose rates are known
-        card = CARDS[options.target]
+        key = find_card(options.target) or options.target
+        one_of("--target for --devices 2", key, CARDS)  # whose rates are known
+        card = CARDS[key]
         advice = advise(planner, options.dtype, options.batch, card, options.micro_batch)
     if options.json:
         print(json.dumps({"plan": planned.to_dict(), "advice": advice and advice.to_dict()}))
@@ -213,7 +214,7 @@ def _rows(options: argparse.Namespace, sources: Iterator[Source | ImageError]) -
     }
     how = {"batch_size": options.batch_size, "top": options.top, "views": options.views}
     if options.ray is not None:
-        if options.target:
+        if options.target is not None:
             raise EngineError("--target: wanted without --ray, whose workers run their own devices")
         engines = options.workers or 1
         address = options.ray or None

@@ -18,7 +18,8 @@ from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from . import foretell, reference
 from .bind import bind, pack
 from .load import aim
-from .plan import NUMBERS, Numbers, Step, plan
+from .plan import NUMBERS, Numbers, Step
+from .single import Planner
 from .spec import Network
 
 
@@ -114,15 +115,10 @@ def verify(
     the card that `target` names. Raises EngineError for a target there is none of.
     """
     numbers, aimed = NUMBERS[dtype], aim(target, device)
-    settings: dict[str, Any] = {
-        "image_shape": tuple(images.shape[1:]),
-        "image_dtype": images.dtype,
-        "tuned": aimed.tuned,
-    }
-    arch = aimed.arch
-    _, *steps = plan(network, len(images), numbers, arch, **settings).steps
-    keep = [step.name for step in steps]
-    planned = plan(network, len(images), numbers, arch, keep=keep, **settings)
+    planner = Planner(network, numbers, aimed.arch, tuned=aimed.tuned, options=None)
+    how = len(images), tuple(images.shape[1:]), images.dtype
+    _, *steps = planner(*how).steps
+    planned = planner(*how, tuple(step.name for step in steps))  # unsliced, with slices' tiles
     bound = bind(planned, pack(network, state, numbers, device))
     images = images.to(device)
     if target is not None:

@@ -204,8 +204,8 @@ def _dependent(asked: Asked) -> Iterator[str]:
 
 
 def _shared(asked: Asked) -> Iterator[str]:
-    most = SHARED_MEMORY[asked.arch]
-    if asked.shared is not None and asked.shared > most:
+    if asked.shared is not None and asked.shared > SHARED_MEMORY[asked.arch]:
+        most = SHARED_MEMORY[asked.arch]
         yield f"{asked.shared} bytes of shared memory a block, sm_{asked.arch} has {most}"
 
 

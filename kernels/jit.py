@@ -11,10 +11,10 @@ fixed as compiled functions when Triton is imported. Builtins (`tl.full`, `tl.do
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ def _blas() -> Any:
     return ThreadpoolController()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_idle_checks() -> Iterator[None]:
     """While it lasts, integer sums are not looked over: half of the interpreter's time.
 
@@ -78,9 +78,12 @@ class Kernel(JITFunction):  # type: ignore[misc]
             raise RuntimeError(problem)
         # Thousands of small products: BLAS threads cost more than they bring, up to a hundredfold
         # when another process wants the cores. Infinities and NaNs are results, as on a GPU.
-        quiet = np.errstate(all="ignore")
-        alone = _blas().limit(limits=1, user_api="blas")
-        with ALONE, alone, quiet, _without_idle_checks(), reproducible():
+        with ALONE, contextlib.ExitStack() as patched:
+            # Made behind the lock: the limit remembers the threads there are when it is made.
+            patched.enter_context(_blas().limit(limits=1, user_api="blas"))
+            patched.enter_context(np.errstate(all="ignore"))
+            patched.enter_context(_without_idle_checks())
+            patched.enter_context(reproducible())
             self._interpreted[grid](**arguments)
 
 
@@ -101,16 +104,20 @@ OLDEST = 80
 """The first compute capability that the kernels are made for: older tensor cores spill them."""
 
 
+class TooOld(RuntimeError):
+    """A GPU of a compute capability before OLDEST."""
+
+
 def architecture(device: torch.device) -> int | None:
     """Compute capability as a number, 90 for 9.0; None for a CPU, which interprets kernels.
 
-    Raises RuntimeError for a GPU that is too old.
+    Raises TooOld.
     """
     if device.type == "cpu":
         return None
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < OLDEST:
-        raise RuntimeError(
+        raise TooOld(
             f"{torch.cuda.get_device_name(device)}: the kernels want compute capability "
             f"{OLDEST // 10}.{OLDEST % 10} or newer, got {major}.{minor}"
         )

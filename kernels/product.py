@@ -76,10 +76,21 @@ def product(a: NDArray[Any], b: NDArray[Any], d: NDArray[Any]) -> NDArray[Any]:
     if a.ndim > 2:
         return np.stack([product(*each) for each in zip(a, b, d, strict=True)])
     a, b = a.astype(np.float64), b.astype(np.float64)
+    rows, columns = (np.sqrt(np.einsum(of, x, x)) for of, x in (("mk,mk->m", a), ("kn,kn->n", b)))
+    some = rows != 0
+    if some.all() or not np.isfinite(columns).all():
+        return _added(a, b, rows, columns, d)
+    y: NDArray[Any] = d + d.dtype.type(0)  # the rows of images that are not there
+    y[some] = _added(a[some], b, rows[some], columns, d[some])
+    return y
+
+
+def _added(
+    a: NDArray[Any], b: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], d: NDArray[Any]
+) -> NDArray[Any]:
+    """`product` of float64, given the norms of a's rows and b's columns."""
     near = np.matmul(a, b)
-    # Twice the bound, for what these lines round themselves.
-    rows = np.sqrt(np.einsum("mk,mk->m", a, a)) * (len(b) * 2.0**-51)
-    columns = np.sqrt(np.einsum("kn,kn->n", b, b))
+    rows = rows * (len(b) * 2.0**-51)  # twice the bound, for what these lines round themselves
     y = np.empty(d.shape, d.dtype)
     step = max(1, _CHECKED // len(columns))
     for first in range(0, len(y), step):

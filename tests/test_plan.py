@@ -176,7 +176,7 @@ def test_batch_invariant_configurations_do_not_see_the_batch() -> None:
 
 def test_printing_shows_every_step_and_the_totals() -> None:
     text = str(plan(ALEXNET, 64, NUMBERS["tf32"], 90))
-    assert "alexnet: 64 images 3x224x224, tf32, sm_90" in text
+    assert "alexnet: 64 images 3x224x224, tf32 on sm_90" in text
     for name in ("input", "conv1", "pool5", "fc8", "total"):
         assert f"\n{name}" in text
     assert "Triton's interpreter" in str(plan(DIGITS, 1, NUMBERS["fp32"], None))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from alexnet_triton.bench.__main__ import main as bench
 from alexnet_triton.bench.records import load as load_results
 from alexnet_triton.engine import foretell, reference
 from alexnet_triton.engine.__main__ import main
+from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.cards import GPUS
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.images import Source
@@ -41,11 +43,12 @@ from alexnet_triton.engine.spec import (
     Softmax,
 )
 from alexnet_triton.engine.summary import summarise
+from alexnet_triton.engine.towers import half
 from alexnet_triton.engine.verify import verify
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
-from alexnet_triton.kernels.jit import architecture
+from alexnet_triton.kernels.jit import Launch, architecture
 from alexnet_triton.kernels.tuning import TunedRow, without_batch
 from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
@@ -121,6 +124,45 @@ def on_card(network: Network = WIDE, **settings: object) -> Engine:
     return Engine.load(network, state_of(network), **settings)  # type: ignore[arg-type]
 
 
+Tiles = tuple[object, ...]
+
+
+def tiles(launch: Launch) -> Tiles:
+    """What a card's configuration decides of a launch."""
+    blocks = sorted((k, v) for k, v in launch.arguments.items() if "BLOCK" in k or k == "SPLIT_K")
+    return launch.kernel.__name__, *blocks, launch.num_warps, launch.num_stages
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[Tiles]:
+    """All that was launched, so that no door can leave the target out."""
+    seen: set[Tiles] = set()
+    call = Launch.__call__
+
+    def spy(launch: Launch) -> None:
+        seen.add(tiles(launch))
+        call(launch)
+
+    monkeypatch.setattr(Launch, "__call__", spy)
+    return seen
+
+
+def wanted_of(
+    network: Network, *pieces: int, dtype: str = "fp16", arch: int | None = 90, **settings: Any
+) -> set[Tiles]:
+    """What a card launches for pieces of a batch of so many images."""
+    found: set[Tiles] = set()
+    shapes = network.parameter_shapes().items()
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes}
+    for n in pieces:
+        how = {"configured_for": max(pieces), **settings}
+        planned = plan(network, n, NUMBERS[dtype], arch, **how)
+        bound = bind(planned, pack(network, state, planned.numbers, "meta"))
+        images = torch.empty((n, *network.input_shape), dtype=torch.uint8, device="meta")
+        found |= {tiles(launch) for launch in bound.every_launch(images)}
+    return found
+
+
 # --- engine(x): every batch by every card -------------------------------------------------------
 
 BATCHES = (0, 1, 3, 63, 64, 70, 128, 130)
@@ -142,7 +184,9 @@ def test_the_meetings_are_pairwise_at_least() -> None:
 
 
 @pytest.mark.parametrize(("batch", "target", "dtype", "kind"), MEETINGS)
-def test_logits(batch: int, target: str | None, dtype: str, kind: int) -> None:
+def test_logits(
+    batch: int, target: str | None, dtype: str, kind: int, launched: set[Tiles]
+) -> None:
     network = NETWORKS[dtype, kind]
     images = pixels(network, batch)
     state = state_of(network)
@@ -150,6 +194,8 @@ def test_logits(batch: int, target: str | None, dtype: str, kind: int) -> None:
     assert logits.shape == (batch, 10)
     if batch:
         assert error(logits, float64(network, images)["softmax" if kind else "fc8"]) < BOUNDS[dtype]
+        arch = aim(target, CPU).arch
+        assert launched == wanted_of(network, batch, dtype=dtype, arch=arch)
 
 
 def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
@@ -185,7 +231,7 @@ def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
 FULL_AND_RAGGED = 70  # max_batch is 64
 
 
-def test_features() -> None:
+def test_features(launched: set[Tiles]) -> None:
     images = pixels(WIDE, FULL_AND_RAGGED)
     names = ("conv1", "pool1", "conv3", "fc6", "fc8")
     found = on_card().features(images, names)
@@ -193,9 +239,10 @@ def test_features() -> None:
     last = {"conv1": "extra1", "conv3": "relu3", "fc6": "relu6"}
     for name in names:
         assert error(found[name], wanted[last.get(name, name)]) < BOUNDS["fp16"], name
+    assert launched == wanted_of(WIDE, 64, 6)
 
 
-def test_classify_and_stream() -> None:
+def test_classify_and_stream(launched: set[Tiles]) -> None:
     engine, images = on_card(), pixels(WIDE, FULL_AND_RAGGED)
     scores, classes = float64(WIDE, images)["fc8"].softmax(1).topk(2)
     sure = scores[:, 0] - scores[:, 1] > 0.02
@@ -206,9 +253,11 @@ def test_classify_and_stream() -> None:
             assert isinstance(one, list)
             assert [type(found) for found in one] == [Prediction] * 3
             assert not clear or one[0].index == wanted
+    # Each group of a stream is a batch of its own.
+    assert launched == set.union(*(wanted_of(WIDE, n) for n in (64, 6, 33, 4)))
 
 
-def test_threads() -> None:
+def test_threads(launched: set[Tiles]) -> None:
     engine = on_card()
     batches = [pixels(WIDE, n) for n in (64, 6)]
     wanted = [engine(batch) for batch in batches]
@@ -224,38 +273,43 @@ def test_threads() -> None:
         thread.join()
     for i in range(4):
         assert torch.equal(found[i], wanted[i % 2]), f"thread {i}"
+    assert launched == wanted_of(WIDE, 64) | wanted_of(WIDE, 6)
 
 
-def test_out_max_batch_and_places() -> None:
+def test_out_max_batch_and_places(launched: set[Tiles]) -> None:
     """`out` is filled, a long batch is cut, and the same image has the same bits everywhere."""
     images = pixels(WIDE, 1).repeat(FULL_AND_RAGGED, 1, 1, 1)
     out = torch.full((FULL_AND_RAGGED, 10), torch.nan)
     assert on_card()(images, out=out) is out
     assert (out == out[0]).all()
     assert error(out, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
+    assert launched == wanted_of(WIDE, 64, 6)
 
 
-def test_pipeline() -> None:
+def test_pipeline(launched: set[Tiles]) -> None:
     images = pixels(WIDE, FULL_AND_RAGGED)
     two = ("cpu", "cpu")
     piped = on_card(devices=two, split="pipeline", at="conv3", micro_batch=64)(images)
     assert error(piped, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
+    assert launched == wanted_of(WIDE, 64)
 
 
-def test_towers() -> None:
+def test_towers(launched: set[Tiles]) -> None:
     images = pixels(TOWERS, FULL_AND_RAGGED)
     both = on_card(TOWERS, devices=("cpu", "cpu"), split="towers")(images)
     assert error(both, float64(TOWERS, images)["softmax"]) < BOUNDS["fp16"]
+    assert launched == wanted_of(half(TOWERS), 64, 6)
 
 
-def test_batch_invariant() -> None:
+def test_batch_invariant(launched: set[Tiles]) -> None:
     engine, images = on_card(batch_invariant=True, max_batch=33), pixels(WIDE, 40)
     together = engine(images)
     assert error(together, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
     assert torch.equal(torch.cat([engine(images[:1]), engine(images[1:])]), together)
+    assert launched == wanted_of(WIDE, 33, 7, 1, batch_invariant=True)
 
 
-def test_jobs(tmp_path: Path) -> None:
+def test_jobs(tmp_path: Path, launched: set[Tiles]) -> None:
     """Files to rows, one of them broken."""
     for i, image in enumerate(pixels(WIDE, FULL_AND_RAGGED)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
@@ -264,23 +318,26 @@ def test_jobs(tmp_path: Path) -> None:
     rows = list(classify(on_card(), [Source(str(path), True) for path in files], top=1))
     assert [Path(row.path).name for row in rows] == [path.name for path in files]
     assert [i for i, row in enumerate(rows) if row.error] == [7]
+    assert launched == wanted_of(WIDE, 63) | wanted_of(WIDE, 6)
 
 
-def test_demo() -> None:
+def test_demo(launched: set[Tiles]) -> None:
     seen = demo(target="sm_90", images=72)
     assert seen.images == 72
     assert seen.passed
     assert "sm_90" in seen.device
     assert seen.dtype == "fp16"
+    assert launched == wanted_of(DIGITS, 72)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "tf32"])
-def test_verify(dtype: str) -> None:
+def test_verify(dtype: str, launched: set[Tiles]) -> None:
     """Every step by itself, over memory that was poisoned."""
     result = verify(TOWERS, state_of(TOWERS), dtype, CPU, pixels(TOWERS, 66), target="sm_90")
     assert result.first_failure is None, str(result)
     assert any(check.kernel == "conv2d images" for check in result.checks)
     assert "the plan of sm_90 interpreted" in str(result)
+    assert launched == wanted_of(TOWERS, 66, dtype=dtype)
 
 
 # --- what a card's table asks for ---------------------------------------------------------------
@@ -300,7 +357,9 @@ def h200_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     tuning.table.cache_clear()
 
 
-def test_a_cards_name_brings_its_tuned_table(h200_table: Callable[..., None]) -> None:
+def test_a_cards_name_brings_its_tuned_table(
+    h200_table: Callable[..., None], launched: set[Tiles]
+) -> None:
     """A tuned tile, slices and dependent launch: planned, bound, kept in the plan, and run."""
     (conv3,) = (s for s in plan(WIDE, 70, NUMBERS["fp16"], 90).steps if s.name == "conv3")
     tile = {"tiling": "images", "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_N2": 64}
@@ -316,8 +375,15 @@ def test_a_cards_name_brings_its_tuned_table(h200_table: Callable[..., None]) ->
         engine = on_card(target=name, max_batch=70)
         assert engine.plan.options == Options(33, "pool1", True)
         assert [step.name for step in engine.plan.steps if step.tuned] == ["conv3"]
+    launched.clear()
     assert error(engine(images), wanted) < BOUNDS["fp16"]
+    ran = set(launched)
     assert not any(step.tuned for step in on_card(target="sm_90", max_batch=70).plan.steps)
+    # verify holds what the engine runs: the tiles of a slice, though all images go at once.
+    launched.clear()
+    result = verify(WIDE, state_of(WIDE), "fp16", CPU, images, target="h200")
+    assert result.first_failure is None, str(result)
+    assert launched == ran
 
 
 def test_undescribed_descriptors_through_pointers() -> None:
@@ -370,6 +436,15 @@ def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         aim("sm_90", torch.device("cuda"))
     with pytest.raises(EngineError, match="options: slices and pdl are for one device"):
         on_card(devices=("cpu", "cpu"), split="pipeline", options=Options(pdl=True))
+    with pytest.raises(EngineError, match="options: only the triton backend has them"):
+        Engine.load("digits", backend="torch", options=Options(pdl=True))
+    for how, message in (
+        (Options(pdl=True), "pdl wants compute capability 9.0 or newer, got sm_80"),
+        (Options(slice_images=-1), "wanted slices of 0 or more, got -1"),
+        (Options(2, "conv9"), "no step 'conv9' to slice until"),
+    ):
+        with pytest.raises(NetworkError, match=message):
+            on_card(target="sm_80", options=how)
     with pytest.raises(NetworkError, match="digits: wanted a batch of 1 or more images, got 0"):
         plan(DIGITS, 0, NUMBERS["fp16"], 90)
 
@@ -377,12 +452,19 @@ def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_card_too_old_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+    def fails(device: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
     cuda, wanted = torch.device("cuda"), "Tesla T4: .* compute capability 8.0 or newer, got 7.5"
     with pytest.raises(RuntimeError, match=wanted):
         architecture(cuda)
-    with pytest.raises(EngineError, match=f"{wanted}; backend='torch' runs there"):
+    with pytest.raises(EngineError, match=rf"{wanted}; .*backend='torch'\) runs there"):
         aim(None, cuda)
     assert aim(None, cuda, "torch").arch is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):  # which is no refusal of ours
+        aim(None, cuda, "torch")
 
 
 def test_how_long_is_said_before_a_long_run(
@@ -403,7 +485,7 @@ def test_how_long_is_said_before_a_long_run(
 # --- the shell ----------------------------------------------------------------------------------
 
 
-def test_verbs_take_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_take_a_target(capsys: pytest.CaptureFixture[str], launched: set[Tiles]) -> None:
     digit = str(heldout()[100][0])
     for words, wanted in (
         ("plan digits --target sm_86 --batch 70", "digits: 70 images 3x64x64, fp16 on sm_86"),
@@ -414,17 +496,19 @@ def test_verbs_take_a_target(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(words.split()) == 0, words
         assert wanted in capsys.readouterr().out, words
+    assert launched == wanted_of(DIGITS, 1)  # of both that ran, verify and classify
     for words, wanted in (
         ("plan digits --target sm_90 --devices 2", "--target for --devices 2: wanted one of h200"),
         (f"classify {digit} --model digits --target sm_90 --ray", "--target: wanted without --ray"),
         ("verify digits --target volta", "target: wanted one of a100"),
+        ("verify digits --target sm_90 --device banana", "device: wanted 'cpu', 'cuda'"),
     ):
         assert main(words.split()) == 1, words
         assert wanted in capsys.readouterr().err, words
 
 
 def test_layers_of_a_target_have_matches_and_no_times(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], launched: set[Tiles]
 ) -> None:
     kept = tmp_path / "layers.json"
     words = f"layers conv4 fc8 --model digits --batch 66 --target h200 --json {kept}"
@@ -433,6 +517,8 @@ def test_layers_of_a_target_have_matches_and_no_times(
     rows = load_results(kept).rows
     assert [row.problem for row in rows] == ["conv4", "fc8"]
     assert all(row.matched and row.median_us is None and row.dtype == "fp16" for row in rows)
+    assert launched
+    assert launched < wanted_of(DIGITS, 66)
 
 
 def test_alexnet_plans_of_every_card_are_different_from_the_interpreters() -> None:
