@@ -7,6 +7,7 @@ the verb runs: torch and Triton take seconds, which `--help` would wait for.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,14 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         status: int = import_module(f".{options.verb}", __package__).run(options)
-    except Error as error:
+        sys.stdout.flush()
+    except (Error, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        if isinstance(error, OSError) and error.filename is not None:
+            error = Error(f"{error.filename}: {error.strerror}")
         print(f"alexnet-triton-bench: error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.filename is None:  # nothing that the user named
-            raise
-        print(f"alexnet-triton-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("alexnet-triton-bench: interrupted", file=sys.stderr)
+        return 130
     return status
 
 

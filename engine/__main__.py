@@ -230,7 +230,10 @@ def _natural(text: str) -> int:
 
 
 def _at_least(least: int, text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
     if value < least:
         raise argparse.ArgumentTypeError(f"wanted {least} or more, got {text}")
     return value

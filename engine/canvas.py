@@ -39,7 +39,7 @@ def check(path: str | os.PathLike[str]) -> Path:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise PictureError(
-            "pictures are drawn by matplotlib, which is not installed: pip install '.[plot]'"
+            "pictures are drawn by matplotlib, which is not installed: pip install -e '.[plot]'"
         ) from None
     return path
 

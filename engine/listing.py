@@ -33,7 +33,7 @@ def _opened(word: str) -> Any:
     except ImportError:
         raise EngineError(
             f"{word}: Parquet needs pyarrow, which is not installed; "
-            "`pip install '.[parquet]'`, or name files and folders"
+            "`pip install -e '.[parquet]'`, or name files and folders"
         ) from None
     try:
         table = pyarrow.dataset.dataset(word, format="parquet")

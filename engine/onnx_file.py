@@ -98,7 +98,7 @@ def _model(path: Path) -> onnx.ModelProto:
         from onnx import checker, external_data_helper, load
     except ImportError as error:
         raise OnnxError(
-            f"ONNX wants the onnx package, got: {error}; cure: pip install '.[onnx]'"
+            f"ONNX wants the onnx package, got: {error}; cure: pip install -e '.[onnx]'"
         ) from None
     if path.is_dir():
         raise OnnxError("wanted a file, got a folder; cure: name the file in it")

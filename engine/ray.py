@@ -251,7 +251,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise EngineError(f"Ray cannot be imported ({error}); `pip install '.[ray]'`") from None
+        raise EngineError(f"Ray cannot be imported ({error}); `pip install -e '.[ray]'`") from None
     return ray
 
 

@@ -125,7 +125,7 @@ def _pyarrow() -> Any:
     except ImportError:
         raise OutputError(
             "Parquet needs pyarrow, which is not installed; "
-            "`pip install '.[parquet]'`, or name a .jsonl file"
+            "`pip install -e '.[parquet]'`, or name a .jsonl file"
         ) from None
     return pyarrow
 

@@ -115,8 +115,6 @@ def _rounded(
             result += np.einsum("m,n->mn", a[:, k], b[k])  # a BLAS may leave out zeros times NaN
         return result.astype(dtype)
     if doubtful.size:
-        sums = near.flat[doubtful]
-        result.flat[doubtful] = sums
-        i, j = np.divmod(doubtful[np.isfinite(sums)], len(b.T))
+        i, j = np.divmod(doubtful, len(b.T))
         result[i, j] = np.add.accumulate(a[i] * b.T[j], axis=1)[:, -1]
     return result

@@ -216,7 +216,7 @@ def test_importing_changes_nothing() -> None:
         env={name: os.environ[name] for name in kept if name in os.environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {"changed": [], "cuda": False}

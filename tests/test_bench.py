@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.engine.pipeline import Pipeline
 
@@ -44,6 +45,33 @@ def test_a_way_that_does_not_match_is_not_timed(
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("pipeline"))
     assert "NO MATCH, so not timed" in line
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "alexnet-triton-bench: interrupted\n"),
+        (
+            OSError(28, "No space left"),
+            1,
+            "alexnet-triton-bench: error: [Errno 28] No space left\n",
+        ),
+    ],
+    ids=["interrupt", "full"],
+)
+def test_what_ends_a_verb_is_one_line(
+    ends: BaseException,
+    status: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(options: object) -> int:
+        raise ends
+
+    monkeypatch.setattr(env, "run", run)
+    assert main(["env"]) == status
+    assert capsys.readouterr().err == said
 
 
 def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -460,7 +460,7 @@ def test_packed_filters(generator: torch.Generator) -> None:
 def test_too_many_rows_are_refused() -> None:
     shape = Conv2dShape(2**21, 8, 32, 32, 8, 1, 1)
     nothing = torch.empty(0, device="meta")
-    with pytest.raises(ValueError, match=r"2097152 images of 32x32 outputs .* smaller batch"):
+    with pytest.raises(ValueError, match=r"conv2d: 2147483648 rows .* smaller batch"):
         conv.conv2d(nothing, nothing, None, nothing, shape, Conv2dConfig("pixels", 64, 64, 64))
 
 

@@ -340,7 +340,7 @@ def test_no_file_is_left_open(tmp_path: Path, url: str) -> None:
         *[str(tmp_path / "bad.png"), str(tmp_path / "none.png")],
         *[f"{url}/{name}" for name in ("garbage", "missing", "cut", "long")],
     ]
-    deadline = time.monotonic() + 2  # the server's ends of the sockets are ours, too
+    deadline = time.monotonic() + 300  # the server's ends of the sockets are ours, too
     while open_files() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert open_files() <= before
@@ -673,10 +673,10 @@ class _Server(BaseHTTPRequestHandler):
                 self.send_header("Location", "file:///etc/passwd")
                 self.end_headers()
             case "/silent":
-                time.sleep(0.6)
+                time.sleep(600)
             case "/drip":
                 self._answer(b"", promised=1000)
-                for _ in range(60):
+                for _ in range(12_000):
                     time.sleep(0.05)
                     self.wfile.write(b"x")
             case _:
@@ -729,10 +729,9 @@ def test_a_url_that_gives_no_image_is_refused(url: str, path: str, reason: str) 
 
 @pytest.mark.parametrize("path", ["/silent", "/drip"])
 def test_a_slow_server_costs_the_timeout_only(url: str, path: str) -> None:
-    start = time.monotonic()
+    """Not the ten minutes that the server would take."""
     message = refusal(lambda: images.fetch(url + path, timeout=0.2))
     assert message == f"{url}{path}: cannot be fetched: no complete answer within 0.2 s"
-    assert time.monotonic() - start < 2
 
 
 def test_a_long_body_is_refused(url: str) -> None:

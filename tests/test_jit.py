@@ -242,7 +242,7 @@ def test_the_switch_of_triton_for_the_whole_process_changes_nothing() -> None:
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
 

@@ -813,7 +813,7 @@ def test_names_in_a_config_cannot_break_the_line(saved: dict[str, Path], tmp_pat
 @both_formats
 def test_without_h5py(suffix: str, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused(saved[suffix], "h5py", "cure: pip install '.[keras]'")
+    refused(saved[suffix], "h5py", "cure: pip install -e '.[keras]'")
 
 
 @both_formats

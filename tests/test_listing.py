@@ -9,7 +9,7 @@ from alexnet_triton.engine import EngineError, ImageError
 from alexnet_triton.engine.images import Source
 from alexnet_triton.engine.listing import listing
 
-pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install '.[parquet]'")
+pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install -e '.[parquet]'")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 

@@ -909,7 +909,7 @@ def test_external_data_from_elsewhere_are_refused(location: str, tmp_path: Path)
 
 def test_the_package_is_wanted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    refused(tmp_path / "a.onnx", "onnx package", "cure: pip install '.[onnx]'")
+    refused(tmp_path / "a.onnx", "onnx package", "cure: pip install -e '.[onnx]'")
 
 
 # The engine

@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     dist = source.parent / "dist"
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist)]
-    run = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
     (built,) = dist.glob("*.whl")
     return built
@@ -138,7 +138,19 @@ def test_every_module_imports_from_the_wheel(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) == sum(name.endswith(".py") for name in contents)
+
+
+def test_the_suite_runs_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Even `alexnet-triton`, which is no name of a module: the root's __init__.py is no test's."""
+    folder = tmp_path / "alexnet-triton 2"
+    (folder / "tests").mkdir(parents=True)
+    names = ("__init__.py", "errors.py", "pyproject.toml", "tests/conftest.py")
+    for name in (*names, "tests/test_memory.py"):
+        shutil.copy(ROOT / name, folder / name)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout

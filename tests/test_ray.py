@@ -24,8 +24,8 @@ from alexnet_triton.engine.rows import Row, schema
 from alexnet_triton.engine.zoo import network
 from PIL import Image
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
-pytest.importorskip("ray.data", reason="needs Ray Data: pip install '.[ray]'")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+pytest.importorskip("ray.data", reason="needs Ray Data: pip install -e '.[ray]'")
 
 Capture = pytest.CaptureFixture[str]
 
@@ -209,7 +209,7 @@ def test_killed_and_resumed_it_has_the_same_rows(
     assert 0 < done < IMAGES
 
     # Without an address: on a Ray of its own.
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout == f"{output}: {IMAGES} rows\n"
     rows = pyarrow.parquet.read_table(output).to_pylist()

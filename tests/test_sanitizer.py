@@ -499,7 +499,7 @@ def test_triton_viz_finds_what_is_wrong_and_nothing_else() -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr

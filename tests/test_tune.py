@@ -50,13 +50,13 @@ def child() -> Iterator[Child[str, Any]]:
 
 
 def test_whatever_happens_in_a_child_the_parent_goes_on(child: Child[str, Any]) -> None:
-    assert child.ask("1 + 1", 10) == 2
+    assert child.ask("1 + 1", 600) == 2
     with pytest.raises(Lost, match="ZeroDivisionError: division by zero") as raised:
-        child.ask("1 / 0", 10)
+        child.ask("1 / 0", 600)
     assert raised.value.status == "failed"
     crash = "(print('last words', flush=True), __import__('os').abort())"
     with pytest.raises(Lost, match="the process died with SIGABRT: last words"):
-        child.ask(crash, 10)
+        child.ask(crash, 600)
     with pytest.raises(Lost, match=r"no answer within 0\.2 s") as slow:
         child.ask("__import__('time').sleep(60)", 0.2)
     assert slow.value.status == "timeout"

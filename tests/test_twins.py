@@ -42,7 +42,7 @@ def test_pytest_runs_them(tmp_path: Path) -> None:
         env=mine | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     found = {

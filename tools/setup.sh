@@ -34,9 +34,10 @@ make_venv() { # MODULE-IT-NEEDS [OPTIONS]
     shift
     say "making .venv with $python, $("$python" --version)"
     # Builds of torch do not replace one another cleanly: another choice starts from nothing.
-    [ "${before:-$choice}" = "$choice" ] || rm -rf .venv
+    begun=$(cat .venv/.begun .venv/.torch 2>/dev/null | head -n 1)
+    [ "${begun:-$choice}" = "$choice" ] || rm -rf .venv
     "$python" -m venv "$@" .venv
-    echo "$choice" >.venv/.torch
+    echo "$choice" >.venv/.begun
 }
 
 pip() { .venv/bin/python -m pip "$@"; }
@@ -57,6 +58,7 @@ retell() {
         case $line in
             'pip failed') return 1 ;;
             *ERROR:* | *error:*) failing=yes ;;
+            *WARNING:*Retrying*) echo "$line" >&2 ;;
         esac
         [ -z "$failing" ] || echo "$line" >&2
         set -- $line
@@ -140,3 +142,4 @@ case $build${1:+-$1} in
     cuda-test) install "what lint and the tests need" -e '.[test]' ;;
     system-test) ;; # what is there must do
 esac
+[ "${1:-}" ] || echo "$choice" >.venv/.torch # only now: a choice that failed is not kept

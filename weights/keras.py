@@ -129,7 +129,7 @@ def _h5py(origin: str) -> Any:
     except ImportError:
         raise WeightsError(
             f"{origin}: reading it needs h5py, which cannot be imported; "
-            "cure: pip install '.[keras]'"
+            "cure: pip install -e '.[keras]'"
         ) from None
     return h5py
 
