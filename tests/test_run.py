@@ -141,13 +141,22 @@ def test_fp16_end_to_end(device: torch.device, generator: torch.Generator) -> No
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 5e-2), ("tf32", 2e-2), ("fp16", 1e-2)])
-@pytest.mark.parametrize("n", [1, 8, 64, 130])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("bf16", 5e-2), ("tf32", 2e-2), ("fp16", 1e-2), ("fp32", 1e-4)]
+)
+@pytest.mark.parametrize("n", [1, 8, 64, 130, 256, 1024])
 def test_alexnet_on_a_gpu(n: int, dtype: str, bound: float, generator: torch.Generator) -> None:
+    """At once and in pieces, twice over, with torch's own answer in float64 from the same GPU."""
     state = state_of(ALEXNET)
     images = pixels(generator, n, 224, 224)
-    logits = Engine.load("alexnet", state, device="cuda", dtype=dtype)(images)
-    assert relative(logits, float64(ALEXNET, state, images)) < bound
+    wide = {name: tensor.double().cuda() for name, tensor in state.items()}
+    x = reference.normalise(images.cuda(), ALEXNET.preprocess, torch.float64)
+    wanted = list(reference.forward(ALEXNET, wide, x).values())[-1].cpu()
+    for max_batch in (256, 1024):
+        engine = Engine.load("alexnet", state, device="cuda", dtype=dtype, max_batch=max_batch)
+        logits = engine(images)
+        assert relative(logits, wanted) < bound
+        assert torch.equal(engine(images), logits)
 
 
 @pytest.mark.interpreter
