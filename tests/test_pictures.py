@@ -214,7 +214,7 @@ def test_without_matplotlib_the_cure_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PictureError, match=r"pip install '\.\[plot\]'"):
+    with pytest.raises(PictureError, match=r"pip install -e '\.\[plot\]'"):
         draw(DIGITS, tmp_path / "flow.svg")
 
 

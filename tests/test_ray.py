@@ -278,7 +278,7 @@ def test_a_worker_that_fails_is_told_in_one_line(cluster: str, folder: Path) -> 
 
 def test_without_ray_one_line_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EngineError, match=r"pip install '\.\[ray\]'"):
+    with pytest.raises(EngineError, match=r"pip install -e '\.\[ray\]'"):
         list(on_ray.run([], **DIGITS))
 
 
