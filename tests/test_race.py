@@ -12,7 +12,7 @@ import torch
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.records import OURS, Results, Row, load
 
-LIMIT = 20.0  # seconds for a question to a candidate: a busy machine must do an honest one in it
+LIMIT = 15.0  # seconds for a question to a candidate: a busy machine must do an honest one in it
 
 # A plain Triton convolution with bias and ReLU; the places in braces are where others go wrong.
 CONV = """
