@@ -65,7 +65,7 @@ def pixels(generator: torch.Generator, n: int, height: int, width: int) -> torch
 
 @pytest.mark.parametrize(
     ("n", "height", "width"),
-    [(0, 224, 224), (1, 224, 224), (3, 63, 63), (1, 256, 256), (1, 320, 240)],
+    [(0, 224, 224), (1, 224, 224), (3, 63, 63), (1, 320, 240)],
 )
 def test_alexnet_is_torch_in_float64(
     alexnet: tuple[Engine, dict[str, torch.Tensor]],
@@ -156,22 +156,6 @@ def test_alexnet_on_a_gpu(n: int, dtype: str, bound: float, generator: torch.Gen
         logits = engine(images)
         assert relative(logits, wanted) < bound
         assert torch.equal(engine(images), logits)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("batch", [2, 70])
-def test_a_gpus_configurations_give_the_right_answer_in_the_interpreter(
-    batch: int, generator: torch.Generator
-) -> None:
-    """What would run on an H200, tile by tile, proved where there is none."""
-    state = state_of(DIGITS, "digits")
-    numbers = NUMBERS["fp32"]
-    planned = plan(DIGITS, batch, NUMBERS["tf32"], 90, image_shape=(3, 63, 63))
-    bound = bind(planned, pack(DIGITS, state, numbers, "cpu"))
-    images = pixels(generator, batch, 63, 63)
-    bound.run(images)
-    logits = bound.outputs["fc8"][0, 0]
-    assert relative(logits, float64(DIGITS, state, images)) < 4e-3
 
 
 @pytest.mark.interpreter
