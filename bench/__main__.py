@@ -7,7 +7,6 @@ the verb runs: torch and Triton take seconds, which `--help` would wait for.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +15,7 @@ from typing import get_args
 
 from ..engine.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
-from ..errors import Error
+from ..errors import exit_status
 from .candidates import shipped
 from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
 
@@ -26,21 +25,12 @@ Verbs = argparse._SubParsersAction
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 only on success."""
     options = parser().parse_args(arguments)
-    try:
+
+    def verb() -> int:
         status: int = import_module(f".{options.verb}", __package__).run(options)
-        sys.stdout.flush()
-    except (Error, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        if isinstance(error, OSError) and error.filename is not None:
-            error = Error(f"{error.filename}: {error.strerror}")
-        print(f"alexnet-triton-bench: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("alexnet-triton-bench: interrupted", file=sys.stderr)
-        return 130
-    return status
+        return status
+
+    return exit_status("alexnet-triton-bench", verb)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,15 +8,24 @@ for prediction in engine.classify("cat.jpg")[0]:
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Engine", "EngineError", "ImageError", "Network", "NetworkError", "Prediction"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "ImageError",
+    "Network",
+    "NetworkError",
+    "Options",
+    "Prediction",
+]
 
 if TYPE_CHECKING:
     from .images import ImageError
     from .load import EngineError
+    from .plan import Options
     from .run import Engine, Prediction
     from .spec import Network, NetworkError
 else:
-    _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec"}
+    _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec", "Options": "plan"}
     _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
 
     def __getattr__(name: str) -> object:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..errors import exit_status
 from .cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
@@ -20,21 +19,14 @@ _MODEL = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 only on success, 1 with one line on standard error when refused."""
     options = parser().parse_args(arguments)
-    try:
+
+    def verb() -> int:
         from . import verbs  # takes seconds, so not before a verb is to run
 
         status: int = getattr(verbs, f"run_{options.verb}")(options)
-        sys.stdout.flush()
-    except (Error, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        print(f"alexnet-triton: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("alexnet-triton: interrupted", file=sys.stderr)
-        return 130
-    return status
+        return status
+
+    return exit_status("alexnet-triton", verb)
 
 
 def parser() -> argparse.ArgumentParser:

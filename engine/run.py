@@ -169,8 +169,9 @@ class Engine:
                 "no GPU in use: kernels run in Triton's interpreter, exact but slow "
                 "(backend='torch' is the fast way on a CPU)"
                 if aimed.name is None
-                else f"{aimed.name}: its plan runs in Triton's interpreter, slowly; dependent "
-                "launch and prefetch are left out, and the bits are not the card's",
+                else f"{aimed.name}: its {'tuned' if aimed.tuned else 'untuned'} plan runs in "
+                "Triton's interpreter, slowly; dependent launch and prefetch are left out, and the "
+                "bits are not the card's",
                 file=sys.stderr,
             )
         state = load_state(net, published if weights is None else weights)

@@ -15,6 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from alexnet_triton.engine.spec import (
+    Conv2d,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    Network,
+    Preprocess,
+    ReLU,
+)
 from alexnet_triton.kernels.jit import interpreter_problem
 from hypothesis import settings
 
@@ -96,6 +105,26 @@ def fenced(
     for buffer in buffers:
         ends = torch.cat([buffer[:fence], buffer[-fence:]])
         assert ends.eq(torch.inf).all(), "a kernel wrote outside its tensor"
+
+
+@pytest.fixture(scope="session")
+def tiny2012() -> Network:
+    """Two towers with few pixels, for what compares bits under one BLAS after another."""
+    layers = (
+        ("conv1", Conv2d(16, 11, stride=4)),
+        ("relu1", ReLU()),
+        ("norm1", LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0, groups=2)),
+        ("conv2", Conv2d(72, 3, padding=1, groups=2)),
+        ("relu2", ReLU()),
+        ("conv3", Conv2d(40, 1)),
+        ("relu3", ReLU()),
+        ("flatten", Flatten()),
+        ("fc6", Linear(72)),
+        ("relu6", ReLU()),
+        ("fc7", Linear(40)),
+    )
+    preset = Preprocess(15, 15, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    return Network("tiny2012", (3, 15, 15), layers, preset, "")
 
 
 @pytest.fixture(scope="session")
