@@ -9,18 +9,44 @@ from typing import TYPE_CHECKING
 
 from .errors import Error
 
-__all__ = ["Engine", "EngineError", "Error", "ImageError", "NetworkError", "Prediction"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "Engine",
+    "EngineError",
+    "Error",
+    "ImageError",
+    "NetworkError",
+    "OnnxError",
+    "OutputError",
+    "PictureError",
+    "Prediction",
+    "TuningError",
+    "WeightsError",
+]
 
 if TYPE_CHECKING:
-    from .engine import Engine, EngineError, ImageError, NetworkError, Prediction
+    from .engine import (
+        Engine,
+        EngineError,
+        ImageError,
+        NetworkError,
+        OnnxError,
+        OutputError,
+        PictureError,
+        Prediction,
+    )
+    from .kernels.tuning import TuningError
+    from .weights import WeightsError
 else:
+    _ELSEWHERE = {"TuningError": ".kernels.tuning", "WeightsError": ".weights"}
 
     def __getattr__(name: str) -> object:
         """The engine's names and the rooms, imported when they are first asked for."""
         from importlib import import_module
 
         if name in __all__:
-            return getattr(import_module(".engine", __name__), name)
+            return getattr(import_module(_ELSEWHERE.get(name, ".engine"), __name__), name)
         if name in ("engine", "kernels", "weights"):
             return import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,9 +6,32 @@ import os
 import sys
 from collections.abc import Callable
 
+LONGEST = 1000  # characters of a refusal: half a screen of 80 x 24
+
 
 class Error(Exception):
-    """A refusal of this package: one line that says what, where, wanted, got and the cure."""
+    """A refusal of this package: one line that says what, where, wanted, got and the cure.
+
+    It may quote files, names and servers that nobody vouches for, so it is printable and no longer
+    than `LONGEST`: what is cut out lies in the middle, between what is wrong and its cure.
+    """
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
+
+
+def printable(text: str) -> str:
+    """`text` with line breaks, terminal codes and lone surrogates spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """`text`, printable, as one line that fits a screen."""
+    line = printable(text)
+    if len(line) <= LONGEST:
+        return line
+    half = (LONGEST - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 def exit_status(program: str, verb: Callable[[], int]) -> int:
@@ -24,7 +47,7 @@ def exit_status(program: str, verb: Callable[[], int]) -> int:
     except (Error, OSError) as error:
         named = isinstance(error, OSError) and error.filename is not None
         told = f"{error.filename}: {error.strerror}" if named else error  # type: ignore[union-attr]
-        print(f"{program}: error: {told}", file=sys.stderr)
+        print(f"{program}: error: {shortened(str(told))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
+from .. import __version__
 from ..engine.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import exit_status
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alexnet-triton-bench", description="Measure and inspect the Triton kernels."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add = (_compare, _env, _inspect, _layers, _model, _order, _pipeline, _race, _report, _round)
     for verb in (*add, _tune):

@@ -129,7 +129,7 @@ def _race(
 def _copies(problem: Problem, device: torch.device, seed: int) -> list[Tensors]:
     """Tensors to rotate through, the same numbers in each."""
     generator = torch.Generator(device).manual_seed(seed)
-    state = load_state(problem.network, WEIGHTS)
+    _, state = load_state(problem.network, WEIGHTS)
     given = whole.tensors(problem, state, device, generator)
     if device.type == "cpu":
         return [given]

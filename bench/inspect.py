@@ -141,3 +141,4 @@ def _save(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}") from None
+    print(f"written: {path}", file=sys.stderr)

@@ -23,7 +23,7 @@ from ..engine.load import aim, find, numbers, resolve
 from ..engine.single import Planner
 from .contest import NO_MATCH, Entry, matched, reason, timed
 from .env import environment
-from .measuring import ROUNDS, Effort, asked, begun, keep, tell, title
+from .measuring import ROUNDS, Effort, asked, begun, keep, tell, tell_kept, title
 from .peers import Peer, Prepared, libraries, peers
 from .problem import (
     Problem,
@@ -283,5 +283,6 @@ def run(options: argparse.Namespace) -> int:
             keep(results, options)
     if not printed:
         print(json.dumps(results.to_dict(), indent=1))
+    tell_kept(options)
     ours = [row for row in results.rows if row.contestant == OURS]
     return 0 if all(row.matched if card else row.median_us for row in ours) else 1

@@ -85,6 +85,13 @@ def keep(results: Results, options: argparse.Namespace) -> None:
         save_csv(results.rows, options.csv)
 
 
+def tell_kept(options: argparse.Namespace) -> None:
+    """Which files hold the results."""
+    for path in (options.json, options.csv):
+        if path not in (None, "-"):
+            tell(f"written: {path}")
+
+
 def title(network: str, device: torch.device, results: Results) -> str:
     """What is measured where, and the roofs."""
     where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]

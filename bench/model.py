@@ -14,7 +14,7 @@ from ..engine.load import find, numbers, resolve
 from . import units
 from .endtoend import model_rows
 from .goals import verdicts
-from .measuring import BATCHES, asked, begun, keep, tell, title
+from .measuring import BATCHES, asked, begun, keep, tell, tell_kept, title
 from .predict import predict
 from .records import OURS, Results, Row, times_best_peer
 from .summary import summaries, warnings
@@ -74,6 +74,7 @@ def _predicted(options: argparse.Namespace) -> int:
         print(text)
     else:
         Path(options.json).write_text(text + "\n")
+        tell(f"written: {options.json}")
     return 0
 
 
@@ -106,6 +107,7 @@ def _measured(options: argparse.Namespace) -> int:
                     print("\n".join(lines(rows)), flush=True)
                 keep(results, options)
     _conclude(results, printed)
+    tell_kept(options)
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
 
 

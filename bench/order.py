@@ -86,7 +86,7 @@ def orders(
     tried = candidates(replace(planner, options=PLAIN), batch, device)
     problems = [whole.problem(replace(planner, options=options), dtype, batch) for options in tried]
     with torch.inference_mode():
-        state = load_state(network, "random:0")
+        _, state = load_state(network, "random:0")
         given = whole.tensors(problems[0], state, device)
         wanted = whole.expected(problems[0], given)
         count = 1
@@ -164,6 +164,7 @@ def run(options: argparse.Namespace) -> int:
             print("\n".join([f"batch {batch}", HEAD, *map(str, found[batch])]))
         if table is not None and found[batch][0].row.median_us is not None:
             tuning.save(table, device_name(device), [tuned_row(found[batch], network, device)])
+            print(f"written: {table}", file=sys.stderr)
     if options.json:
         told_all = {batch: [asdict(order) for order in several] for batch, several in found.items()}
         print(json.dumps(told_all, indent=1))

@@ -93,7 +93,7 @@ def compare(
 ) -> Comparison:
     """Measure all four ways. Raises what `Engine.load` raises, except for towers that cannot be."""
     network, _ = find(model)
-    state = load_state(network, weights)
+    network, state = load_state(network, weights)
     common: dict[str, Any] = {"dtype": dtype, "max_batch": batch}
     single = Engine.load(network, state, devices[0], **common)
     halves = [Engine.load(network, state, device, **common) for device in devices]

@@ -174,6 +174,7 @@ def _plot(options: argparse.Namespace, trials: Sequence[Trial]) -> None:
     page = draw([trial.to_dict() for trial in trials], x, y)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     options.plot.write_text(page)
+    print(f"written: {options.plot}", file=sys.stderr)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -140,7 +140,8 @@ def _tensors(problem: Problem, device: torch.device) -> Tensors:
     generator = torch.Generator(device).manual_seed(0)
     if not _is_whole(problem):
         return tensors(problem, device, generator)
-    return whole.tensors(problem, load_state(problem.network, "random:0"), device, generator)
+    _, state = load_state(problem.network, "random:0")
+    return whole.tensors(problem, state, device, generator)
 
 
 def _synchronised(runs: tuple[Run, ...], device: torch.device) -> Callable[[], None]:

@@ -14,19 +14,26 @@ __all__ = [
     "ImageError",
     "Network",
     "NetworkError",
+    "OnnxError",
     "Options",
+    "OutputError",
+    "PictureError",
     "Prediction",
 ]
 
 if TYPE_CHECKING:
+    from .canvas import PictureError
     from .images import ImageError
     from .load import EngineError
+    from .onnx_file import OnnxError
     from .plan import Options
+    from .rows import OutputError
     from .run import Engine, Prediction
     from .spec import Network, NetworkError
 else:
     _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec", "Options": "plan"}
     _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
+    _HOMES |= {"OnnxError": "onnx_file", "OutputError": "rows", "PictureError": "canvas"}
 
     def __getattr__(name: str) -> object:
         """The public names, imported when they are first asked for: torch takes seconds."""

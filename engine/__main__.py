@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import exit_status
 from .cards import TARGETS
 from .dtypes import DTYPES
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alexnet-triton", description="AlexNet inference in fused Triton kernels."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=_AnyOrder
     )
@@ -70,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _engine_options(made)
     _target(made)
-    made.add_argument("--backend", choices=("triton", "torch"), default="triton")
+    _backend(made)
     made.add_argument("--batch-size", type=_count, default=256, help="images a batch (default 256)")
     made.add_argument("--top", type=_count, default=5, help="classes an image (default 5)")
     made.add_argument(
@@ -125,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--filter", type=int, default=0, help="counted from 0 (default 0)")
     made.add_argument("--at", type=_place, metavar="ROW,COLUMN", help="where in the output")
     _engine_options(made, model=False)
+    _backend(made)
 
     made = verb(
         "features",
@@ -140,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw the first layer's filters too, in OUTPUT with `.filters` before its suffix",
     )
     _engine_options(made)
+    _backend(made)
 
     made = verb(
         "plan",
@@ -177,6 +181,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help=f"run the plan of {TARGETS} in Triton's interpreter")
+
+
+def _backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("triton", "torch"),
+        default="triton",
+        help="our kernels, or the same by torch, fast on a CPU (default triton)",
+    )
 
 
 def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None:

@@ -18,6 +18,7 @@ from ..weights.digits import heldout
 from . import reference
 from .fuse import Block, fuse
 from .images import to_batch
+from .load import Backend
 from .plan import NUMBERS
 from .run import Engine
 from .spec import (
@@ -178,6 +179,7 @@ def explain(
     *,
     device: str | torch.device | None = None,
     dtype: str | None = None,
+    backend: Backend = "triton",
 ) -> Explanation:
     """Explain the output of `filter` of `layer` at row and column `at` for `image` [1, C, H, W].
 
@@ -188,7 +190,7 @@ def explain(
     block, before = _found(blocks, network, layer)
     _check_place(block, network, filter, at)
 
-    engine = Engine.load(network, dict(state), device=device, dtype=dtype, max_batch=1)
+    engine = Engine.load(network, dict(state), device, dtype, backend, max_batch=1)
     numbers = NUMBERS[engine.dtype]
     seen = engine.features(image, [layer] if before is None else [before, layer])
     if before is None:

@@ -16,23 +16,18 @@ import importlib.resources
 import io
 import os
 import stat
-import string
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, BinaryIO, Literal
-from urllib.error import HTTPError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, shortened
 from .spec import Network, Preprocess
+from .web import WebError, get
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -56,9 +51,7 @@ class ImageError(Error, ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        # File names and servers' words may hold line ends and terminal codes.
-        text = f"{self.item}: {self.reason}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return shortened(f"{self.item}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ class Source:
 Encoded = str | os.PathLike[str] | bytes | Image.Image
 Array = Tensor | np.ndarray[Any, Any]
 Item = Encoded | Array | Source | ImageError
-Images = Item | Iterable[Item]
+Images = Item | Iterable[Any]  # of items, or of batches with or without labels
 
 
 # From the command line's words to files and URLs
@@ -97,7 +90,7 @@ def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
 
 
 def _expand(source: str) -> Iterator[Source | ImageError]:
-    if _is_url(source):
+    if is_url(source):
         yield Source(source, named=True)
     elif os.path.isdir(source):
         yield from _walk(source)
@@ -145,7 +138,8 @@ def _looks_like_image(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
-def _is_url(source: str) -> bool:
+def is_url(source: str) -> bool:
+    """Whether an image is to be fetched from the web."""
     return source.lower().startswith(("http://", "https://"))
 
 
@@ -153,35 +147,14 @@ def _is_url(source: str) -> bool:
 
 
 def fetch(url: str, *, timeout: float = 10.0, limit: int = 64 << 20) -> bytes:
-    """The body behind an http(s) URL: at most `limit` bytes, within about `timeout` seconds.
+    """The body behind an http(s) URL: at most `limit` bytes, all of it within `timeout` seconds.
 
-    Raises ImageError for a bad address, no answer, a status other than success, or a body too long.
+    Raises ImageError for what `web.get` refuses.
     """
-    deadline = time.monotonic() + timeout
-    body = bytearray()
     try:
-        # As browsers do: spaces and letters outside ASCII are escaped, what is escaped stays.
-        address = quote(url, safe=string.punctuation)
-        request = Request(address, headers={"User-Agent": "alexnet-triton"})
-        with urlopen(request, timeout=timeout) as response:
-            while chunk := response.read1(1 << 16):
-                body += chunk
-                if len(body) > limit:
-                    raise ImageError(url, f"is longer than the {limit} bytes that are fetched")
-                # The socket's timeout starts anew with every byte: a slow server needs this one.
-                if time.monotonic() > deadline:
-                    raise TimeoutError("timed out")
-    except ImageError:
-        raise
-    except HTTPError as error:
-        with error:  # it is the open response, too
-            raise ImageError(url, f"server answered {error.code} {error.reason}") from None
-    except (OSError, HTTPException, ValueError) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, TimeoutError):
-            cause = f"no complete answer within {timeout:g} s"
-        raise ImageError(url, f"cannot be fetched: {cause}") from error
-    return bytes(body)
+        return get(url, timeout, limit)
+    except WebError as error:
+        raise ImageError(url, str(error)) from error
 
 
 def decode(source: Encoded, name: str) -> Image.Image:
@@ -202,7 +175,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     path = os.fspath(source)
-    if _is_url(path):
+    if is_url(path):
         return io.BytesIO(fetch(path))
     try:
         mode = os.stat(path).st_mode
@@ -315,8 +288,9 @@ def to_batch(images: Images, preprocess: Preprocess) -> Tensor:
       be, NCHW wins. uint8 is raw pixels; float16, bfloat16, float32 and float64 are the network's
       input as torchvision's model takes it.
     - A path, http(s) URL, encoded bytes or PIL image goes through `decode` and `preset`.
-    - An iterable of these (arrays: one image each) is stacked; size, device and kind, uint8 or
-      float, must agree. An empty one gives uint8 [0, 3, crop, crop].
+    - An iterable of these is stacked; size, device and kind, uint8 or float, must agree. So is one
+      of batches of arrays, alone or each with its labels behind it, as a DataLoader gives them. An
+      empty one gives uint8 [0, 3, crop, crop].
 
     Raises ImageError for the first bad item: a path or URL by itself, others as `image INDEX`.
     """
@@ -404,8 +378,26 @@ def _items(images: Images) -> Iterable[Item]:
         case str() | bytes() | ImageError():  # iterable or not, these are one item
             return (images,)
         case Iterable():
-            return images
+            return (image for item in images for image in _unbatched(item))
     return (images,)
+
+
+def _unbatched(item: Any) -> Iterable[Item]:
+    """The images of what an iterable gives: one, or a DataLoader's batch, maybe with labels."""
+    match item:
+        case [Tensor() | np.ndarray() as images, *labels] if not any(map(_is_images, labels)):
+            item = images
+    if _is_images(item) and item.ndim == 4 and 3 in (item.shape[1], item.shape[3]):
+        batch: Iterable[Item] = item
+        return batch
+    return (item,)
+
+
+def _is_images(item: Any) -> bool:
+    """Whether it has the axes of an image or of a batch; a sparse or nested tensor is refused."""
+    if isinstance(item, Tensor):
+        return not item.is_nested and item.layout is torch.strided and item.ndim > 2
+    return isinstance(item, np.ndarray) and item.ndim > 2
 
 
 def _batch(array: Array) -> Tensor:
@@ -421,8 +413,17 @@ def _tensor(array: Array, name: str) -> Tensor:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _TENSOR_DTYPES:
         raise _bad_dtype(dtype, name)
-    if tensor.layout is not torch.strided:
-        raise ImageError(name, f"wanted a dense tensor, got {tensor.layout}")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise ImageError(name, f"wanted a dense tensor, got {kind}")
+    if tensor.is_meta:
+        raise ImageError(name, "wanted pixels, got a meta tensor, which has none")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ImageError(
+            name,
+            "requires grad, and this engine is for inference only; call it under "
+            "torch.inference_mode(), or pass images.detach()",
+        )
     return tensor.detach()
 
 

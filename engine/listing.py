@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .images import ImageError, Source, expand
+from .images import ImageError, Source, expand, is_url
 from .load import EngineError
 
 
-def listing(words: Iterable[str]) -> Iterator[Source | ImageError]:
+def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Source | ImageError]:
     """What `expand` yields, and for a word that ends in .parquet the paths and URLs in it.
 
     Such a file, or folder of files as Ray and Spark write them, has them in its column `path`, of
     strings; those that are not absolute start from the working directory. They are found there,
     not named, and come in the file's order.
 
-    Raises EngineError at once for a Parquet file that is not one or lacks that column.
+    Raises EngineError at once for a Parquet file that is not one or lacks that column, and for a
+    word that is nothing at all, unless it may be `gone`, as when a job is resumed.
     """
     words = list(words)
+    for word in words:
+        if not (gone or _is_something(word)):
+            raise EngineError(
+                f"{word}: wanted an image file, a folder, a URL or a pattern that matches, and "
+                "there is no such thing here; check its spelling"
+            )
     tables = {word: _opened(word) for word in words if word.lower().endswith(".parquet")}
     return (
         source
         for word in words
         for source in (_paths(word, tables[word]) if word in tables else expand([word]))
     )
+
+
+def _is_something(word: str) -> bool:
+    """Whether a word names a file, a folder or a URL, or matches something as a pattern."""
+    if is_url(word) or os.path.lexists(word):
+        return True
+    return any(glob.iglob(word, recursive=True))
 
 
 def _opened(word: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +20,16 @@ from ..kernels.tuning import Table
 from ..weights import Source
 from . import onnx_graph
 from .cards import GPUS, find_card
+from .dtypes import DTYPES
+from .images import class_names
 from .plan import NUMBERS, Numbers
-from .spec import Network
+from .spec import Network, Sigmoid
 from .zoo import network as network_named
 
 Backend = Literal["triton", "torch"]
 Split = Literal["pipeline", "towers"]
+Classes = Sequence[str] | PathLike[str]
+State = dict[str, torch.Tensor]
 
 
 class EngineError(Error, ValueError):
@@ -42,28 +48,87 @@ class Target:
     name: str | None = None
 
 
-def find(network: str | Path | Network) -> tuple[Network, Source | None]:
-    """A network by name, by .onnx file or as itself, and the weights that it comes with."""
+def find(network: object) -> tuple[Network, Source | None]:
+    """A network by name, by .onnx file or as itself, and the weights that it comes with.
+
+    Raises NetworkError for a name that is none, OnnxError for such a file, EngineError for what is
+    neither.
+    """
     if isinstance(network, Network):
         return network, network.weights
+    if not isinstance(network, str | PathLike):
+        cure = "; pass its name, and model.state_dict() as its weights"
+        raise EngineError(
+            f"network: wanted a name, an .onnx file or a Network, got {type(network).__name__}"
+            f"{cure if isinstance(network, torch.nn.Module) else ''}"
+        )
     if Path(network).suffix.lower() == ".onnx":
         return onnx_graph.read(network)
     named = network_named(str(network))
     return named, named.weights
 
 
-def load_state(network: Network, source: Source | None) -> dict[str, torch.Tensor]:
-    """The canonical state of `network` from any source.
+def load_state(network: Network, source: Source | None) -> tuple[Network, State]:
+    """The canonical state of `network` from any source, and the network with its outputs.
 
-    Raises WeightsError for weights that do not fit, EngineError for no source at all.
+    A fine-tuned head may have another number of outputs than the published one: the weights of the
+    last layer tell it. Raises WeightsError for weights that do not fit, EngineError for no source
+    at all.
     """
     if source is None:
         raise EngineError(
             f"{network.name}: nobody publishes weights for it; name a file, a state dict or "
             "'random:SEED' as its weights"
         )
-    shapes, flattened = network.parameter_shapes(), network.flattened()
-    return weight_sources.load(source, shapes, network=network.name, flattened=flattened)
+    state = weight_sources.load(
+        source,
+        network.parameter_shapes(),
+        network=network.name,
+        flattened=network.flattened(),
+        head=network.head,
+    )
+    outputs = len(state[f"{network.head}.weight"]) if network.head else 0
+    return network.with_outputs(outputs), state
+
+
+def read_classes(classes: object) -> tuple[str, ...] | None:
+    """The names of classes that a caller gave: in order, or as a UTF-8 file, one a line.
+
+    Raises EngineError for a file that cannot be read and for names that are none.
+    """
+    if classes is None:
+        return None
+    origin = "classes"
+    if isinstance(classes, str | PathLike):
+        origin = f"classes, {fspath(classes)}"
+        try:
+            classes = Path(classes).expanduser().read_text("utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{origin}: cannot be read: {error}") from None
+    if not isinstance(classes, Sequence):
+        kind = type(classes).__name__
+        raise EngineError(f"{origin}: wanted names in order, or a file of them, got {kind}")
+    for line, name in enumerate(classes, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise EngineError(f"{origin}: wanted a name a class, got {name!r} as number {line}")
+    return tuple(classes)
+
+
+def named(network: Network, classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The words of the network's outputs, in order: the caller's, or else its own.
+
+    Raises EngineError for another number of words than there are classes.
+    """
+    if classes is None:
+        return class_names(network)
+    outputs = network.output_shape()[0]
+    # One sigmoid says yes to the second of two classes.
+    wanted = 2 if outputs == 1 and isinstance(network.layers[-1][1], Sigmoid) else outputs
+    if len(classes) != wanted:
+        raise EngineError(
+            f"classes: wanted {wanted} names, one a class of {network.name}, got {len(classes)}"
+        )
+    return classes
 
 
 def resolve(device: str | torch.device | None) -> torch.device:
@@ -72,7 +137,7 @@ def resolve(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device: wanted 'cpu', 'cuda' or 'cuda:N', got '{device}'")
@@ -116,13 +181,19 @@ def aim(target: str | None, device: torch.device, backend: Backend = "triton") -
 
 
 def numbers(
-    dtype: str | None, device: torch.device, backend: Backend, target: str | None = None
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    backend: Backend,
+    target: str | None = None,
 ) -> tuple[str, Numbers]:
     """The name and meaning of a dtype, None: fp16 on a GPU and for a target, fp32 on a CPU.
 
-    Raises EngineError.
+    torch's dtypes and their names are taken for ours. Raises EngineError.
     """
-    name = dtype or ("fp32" if device.type == "cpu" and target is None else "fp16")
+    if dtype is None:
+        dtype = "fp32" if device.type == "cpu" and target is None else "fp16"
+    name = str(dtype).removeprefix("torch.")
+    name = {full: short for short, (full, how) in DTYPES.items() if how == "ieee"}.get(name, name)
     one_of("dtype", name, NUMBERS)
     if name == "bf16" and device.type == "cpu" and backend == "triton":
         raise EngineError(
@@ -146,8 +217,8 @@ def places(
         raise EngineError(f"device: wanted devices alone with split={split!r}, got {device!r} too")
     if backend == "torch":
         raise EngineError(f"split: only the triton backend can, got {split!r} with 'torch'")
-    if devices is None or len(devices) != 2:
-        got = "none" if devices is None else str(len(devices))
+    if not isinstance(devices, tuple | list) or len(devices) != 2:
+        got = str(len(devices)) if isinstance(devices, tuple | list) else repr(devices)
         raise EngineError(f"devices: wanted two with split={split!r}, got {got}")
     first, second = (resolve(place) for place in devices)
     if first.type != second.type:
@@ -155,13 +226,22 @@ def places(
     return first, second
 
 
-def one_of(argument: str, value: str, legal: Collection[str]) -> None:
+def one_of(argument: str, value: object, legal: Collection[str]) -> None:
     """Raises EngineError, listing the legal values, for any other."""
-    if value not in legal:
+    if not isinstance(value, str) or value not in legal:
         raise EngineError(f"{argument}: wanted one of {', '.join(legal)}, got {value!r}")
 
 
-def at_least_one(argument: str, value: int) -> None:
-    """Raises EngineError for a count below 1."""
+def at_least_one(argument: str, value: object) -> int:
+    """A count. Raises EngineError for what is none, or below 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise EngineError(f"{argument}: wanted a whole number, got {value!r}")
     if value < 1:
         raise EngineError(f"{argument}: wanted 1 or more, got {value}")
+    return int(value)
+
+
+def of_kind(argument: str, value: object, kind: type) -> None:
+    """Raises EngineError for a value of another kind."""
+    if not isinstance(value, kind):
+        raise EngineError(f"{argument}: wanted {kind.__name__}, got {value!r}")

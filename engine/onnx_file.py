@@ -31,10 +31,6 @@ _DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operators
 class OnnxError(Error, ValueError):
     """An ONNX file that cannot be used: one line with the file, the node, wanted, got, cure."""
 
-    def __init__(self, message: str) -> None:
-        # Nodes may be called anything: no line break or escape code gets through.
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
-
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -80,7 +80,7 @@ def classify(
             raise EngineError(f"{name}: wanted 1 or more, got {count}")
     _check_columns(dataset)
     network, published = find(model)
-    state = load_state(network, published if weights is None else weights)
+    network, state = load_state(network, published if weights is None else weights)
     num_gpus = _gpus(workers) if num_gpus is None else num_gpus
     if not num_gpus:  # what actors refuse comes under a traceback each; here it is one line
         Engine.load(network, state, "cpu", dtype, backend, batch_size)
@@ -139,7 +139,7 @@ def run(
     """
     _ray()
     network, published = find(model)
-    state = load_state(network, published if weights is None else weights)
+    network, state = load_state(network, published if weights is None else weights)
     num_gpus = _wanted_gpus(device, address)
     with _cluster(address), _quiet():
         remaining = iter(sources)

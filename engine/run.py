@@ -10,42 +10,46 @@ do not depend on its place.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from ..weights import Source
 from . import foretell
 from .graph import waiting
-from .images import ImageError, Views, class_names, load_each, to_batch
+from .images import ImageError, Views, load_each, to_batch
 from .load import (
     Backend,
+    Classes,
     EngineError,
     Split,
     aim,
     at_least_one,
     find,
     load_state,
+    named,
     numbers,
+    of_kind,
     one_of,
     places,
+    read_classes,
 )
 from .pipeline import Pipeline
 from .plan import PLAIN, Options, Plan
 from .single import Planner, Runner, Single, Torch
-from .spec import Network, Sigmoid, Softmax
+from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
 from .towers import Towers
 
 Best = tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]  # scores, classes, on the host
 
 DEFAULT_MICRO_BATCH = 64
-FEATURES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +84,26 @@ class Prediction:
 class Engine:
     """Runs one network on one device or two. Make one with `Engine.load`.
 
-    Safe to call from many threads: calls take turns.
+    Safe to call from many threads: calls take turns. It belongs to the process that loaded it.
     """
 
     def __init__(
-        self, runner: Runner, *, dtype: str, backend: Backend = "triton", max_batch: int = 256
+        self,
+        runner: Runner,
+        *,
+        dtype: str,
+        backend: Backend = "triton",
+        max_batch: int = 256,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         self.network = runner.planner.network
         self.device = runner.devices[-1]
         self.dtype = dtype
         self.backend = backend
         self.max_batch = max_batch
-        self.class_names = class_names(self.network)
+        self.class_names = named(self.network, class_names)
         self._runner = runner
+        self._process = os.getpid()
         # Kept, since walking the network at every call would cost more than launching it.
         self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
         entrance = runner.devices[0]
@@ -107,11 +118,12 @@ class Engine:
         network: str | Path | Network = "alexnet",
         weights: Source | None = None,
         device: str | torch.device | None = None,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         backend: Backend = "triton",
         max_batch: int = 256,
         batch_invariant: bool = False,
         *,
+        classes: Classes | None = None,
         devices: tuple[str | torch.device, str | torch.device] | None = None,
         split: Split | None = None,
         at: str = "auto",
@@ -123,11 +135,14 @@ class Engine:
 
         network: a name in the zoo, a `Network`, or an .onnx file, which brings its weights.
         weights: "imagenet", "digits", "random:SEED", a file (.pth, .safetensors, .keras,
-        .weights.h5), or a state dict; None is the network's published state. device: None is the
-        GPU if there is one, else the CPU, where the kernels run in Triton's interpreter. dtype:
-        "fp32", "tf32", "fp16", "bf16"; None is fp16 on a GPU and fp32 on a CPU. backend: "triton",
-        or "torch" for the same network by cuDNN or oneDNN. max_batch: images of one piece; longer
+        .weights.h5), a state dict, or torchvision's enum; None is the network's published state.
+        The last layer's weights tell how many classes there are. device: None is the GPU if there
+        is one, else the CPU, where the kernels run in Triton's interpreter. dtype: "fp32", "tf32",
+        "fp16", "bf16", or torch's; None is fp16 on a GPU and fp32 on a CPU. backend: "triton", or
+        "torch" for the same network by cuDNN or oneDNN. max_batch: images of one piece; longer
         batches are cut. batch_invariant: the same bits at every batch size, at some cost in speed.
+        classes: the classes' names in order, or a file of them, one a line; None is the network's
+        own, or for another number of classes their numbers.
 
         devices: two devices instead of one, which may be the same one twice. split: "pipeline" cuts
         the plan in two at step `at` ("auto": where the slower stage is fastest) and sends
@@ -146,6 +161,10 @@ class Engine:
         """
         net, published = find(network)
         one_of("backend", backend, ("triton", "torch"))
+        of_kind("batch_invariant", batch_invariant, bool)
+        words = read_classes(classes)
+        if options is not None:
+            of_kind("options", options, Options)
         if net.input_shape[0] != 3:
             raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
         if target is not None and device is None and split is None:
@@ -155,9 +174,9 @@ class Engine:
         if any(other.arch != aimed.arch for other in others):
             raise EngineError(f"devices: wanted two of one compute capability, got {where}")
         dtype, meaning = numbers(dtype, where[0], backend, target)
-        at_least_one("max_batch", max_batch)
+        max_batch = at_least_one("max_batch", max_batch)
         if micro_batch is not None:
-            at_least_one("micro_batch", micro_batch)
+            micro_batch = at_least_one("micro_batch", micro_batch)
         if batch_invariant and backend == "torch":
             raise EngineError("batch_invariant: only the triton backend promises it, got 'torch'")
         if options is not None and backend == "torch":
@@ -174,7 +193,8 @@ class Engine:
                 "bits are not the card's",
                 file=sys.stderr,
             )
-        state = load_state(net, published if weights is None else weights)
+        net, state = load_state(net, published if weights is None else weights)
+        words = named(net, words)
         if split is not None and options is None:
             options = PLAIN  # stages and towers have an order of their own
         planner = Planner(net, meaning, aimed.arch, batch_invariant, aimed.tuned, options)
@@ -192,7 +212,7 @@ class Engine:
                 runner = Torch(planner, state, where[0])
             case _:
                 runner = Single(planner, state, where[0])
-        return cls(runner, dtype=dtype, backend=backend, max_batch=max_batch)
+        return cls(runner, dtype=dtype, backend=backend, max_batch=max_batch, class_names=words)
 
     # --- what it computes --------------------------------------------------------------------
 
@@ -202,9 +222,14 @@ class Engine:
         images: anything `images.to_batch` takes. Raises ImageError for an image that is none.
         """
         batch = to_batch(images, self.network.preprocess)
-        shape = (len(batch), *self._output)
+        shape = (len(batch), *self._output_shape(tuple(batch.shape[1:])))
         if out is None:
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
+        elif not isinstance(out, torch.Tensor):
+            raise EngineError(
+                f"out: wanted a tensor, got {type(out).__name__}; torch.from_numpy(out) is one on "
+                "the same memory"
+            )
         elif out.shape != shape or out.dtype != torch.float32 or out.device != self.device:
             raise EngineError(
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
@@ -217,14 +242,20 @@ class Engine:
         return out
 
     def features(
-        self, images: Any, layers: str | Collection[str] = FEATURES
+        self, images: Any, layers: str | Collection[str] | None = None
     ) -> dict[str, torch.Tensor]:
         """Activations of the named layers after their ReLU, from one pass.
 
-        Convolutions and pools come as float32 [N, C, H, W], linear layers as [N, features].
-        Raises NetworkError naming the layers there are, if one is not.
+        layers: None is every convolution and linear layer but the last. Convolutions and pools come
+        as float32 [N, C, H, W], linear layers as [N, features]. Raises NetworkError naming the
+        layers there are, if one is not.
         """
         batch = to_batch(images, self.network.preprocess)
+        if layers is None:
+            owners = [n for n, layer in self.network.layers if isinstance(layer, Conv2d | Linear)]
+            layers = [name for name in owners if name != self.network.head]
+        if not isinstance(layers, Collection) or not all(isinstance(n, str) for n in layers):
+            raise EngineError(f"layers: wanted the names of layers, got {layers!r}")
         layers = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
         for _, outputs in self._pieces(batch, layers):
@@ -254,8 +285,13 @@ class Engine:
         On a GPU, pixels travel from pinned memory while the batch before them is computed.
         """
         one_of("views", views, ("center", "ten-crop"))
-        at_least_one("batch_size", batch_size)
-        at_least_one("top", top)
+        if len(self._output) != 1:
+            made = ", ".join(map(str, self._output))
+            raise EngineError(
+                f"{self.network.name}: classify wants a network that ends in [N, classes], got "
+                f"[N, {made}]; engine(images) gives them"
+            )
+        batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views)
         for group in _groups(loaded, min(batch_size, self.max_batch)):
@@ -293,6 +329,12 @@ class Engine:
         """The network as a table; print it, or read its rows. With a target, its steps too."""
         return summarise(self.network, self.plan if self._interprets_a_card else None)
 
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "Engine: cannot be pickled or copied, its weights and launches are bound to one "
+            "process; load one in each process, Engine.load(...)"
+        )
+
     def __repr__(self) -> str:
         return f"Engine({self.network.name}, {self.dtype}, {self.backend}, {self.device})"
 
@@ -302,10 +344,21 @@ class Engine:
     def _interprets_a_card(self) -> bool:
         return self._runner.planner.arch is not None and self.device.type == "cpu"
 
+    def _output_shape(self, image_shape: Shape) -> Shape:
+        """Of one image of this shape; walking the network at every call would cost more than it."""
+        if image_shape == self.network.input_shape:
+            return self._output
+        return self.network.output_shape(image_shape)
+
     def _pieces(
         self, batch: torch.Tensor, keep: tuple[str, ...]
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Run `batch` piece by piece: the piece's first image, and its kept outputs, copied."""
+        if os.getpid() != self._process:
+            raise EngineError(
+                "Engine: was loaded before this process was forked, and cannot run in both; load "
+                "one in each process, Engine.load(...)"
+            )
         planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         if not len(batch):
             shapes = {name: made for name, _, _, made in self.network.walk(planned.image_shape)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import Error
 
@@ -19,6 +19,10 @@ Shape = tuple[int, ...]
 
 class NetworkError(Error, ValueError):
     """A network that cannot be built on this input: names the layer, what it wanted, what came."""
+
+
+class TooSmall(NetworkError):
+    """An image, or what is left of it, on which a window finds no place."""
 
 
 def _features(shape: Shape, kind: str) -> Shape:
@@ -243,7 +247,7 @@ def _pooled(layer: Pool, shape: Shape) -> Shape:
 
 def _positive(shape: Shape, came: Shape) -> Shape:
     if min(shape) < 1:
-        raise NetworkError(f"input {came} is too small: the output would be {shape}")
+        raise TooSmall(f"input {came} is too small: the output would be {shape}")
     return shape
 
 
@@ -286,9 +290,24 @@ class Network:
             try:
                 output = layer.output_shape(shape)
             except NetworkError as error:
-                raise NetworkError(f"{self.name}, layer {name}: {error}") from None
+                least = self.least_side() if isinstance(error, TooSmall) else None
+                cure = f"; images from {least}x{least} fit" if least else ""
+                raise NetworkError(f"{self.name}, layer {name}: {error}{cure}") from None
             yield name, layer, shape, output
             shape = output
+
+    def least_side(self) -> int | None:
+        """The smallest square image on which every window finds a place; None if none is."""
+        channels, *sides = self.input_shape
+        return next((s for s in range(1, max(sides) + 1) if self._fits((channels, s, s))), None)
+
+    def _fits(self, shape: Shape) -> bool:
+        try:
+            for _, layer in self.layers:
+                shape = layer.output_shape(shape)
+        except TooSmall:
+            return False
+        return True
 
     def output_shape(self, input_shape: Shape | None = None) -> Shape:
         """Shape of what the last layer makes of one image."""
@@ -302,6 +321,18 @@ class Network:
             if isinstance(layer, Owner)
             for key, wanted in layer.parameter_shapes(shape).items()
         }
+
+    @property
+    def head(self) -> str | None:
+        """The last linear layer, whose outputs are the classes; None where there is none."""
+        return next((name for name, layer in self.layers[::-1] if isinstance(layer, Linear)), None)
+
+    def with_outputs(self, count: int) -> Network:
+        """This network with another number of classes, which have no words and no weights."""
+        if self.head is None or dict(self.layers)[self.head] == Linear(count):
+            return self
+        layers = tuple((n, Linear(count) if n == self.head else layer) for n, layer in self.layers)
+        return replace(self, layers=layers, classes="", weights=None)
 
     def flattened(self) -> dict[str, Shape]:
         """What a linear weight after a `Flatten` was flattened from: `{"fc6.weight": (C, H, W)}`.

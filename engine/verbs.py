@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from .. import weights
+from ..errors import printable
 from . import onnx_graph, ray
 from .advice import advise
 from .canvas import check
@@ -63,6 +64,7 @@ def run_summary(options: argparse.Namespace) -> int:
     net = find(options.model)[0]
     if options.diagram:
         draw(net, options.diagram)
+        print(f"{printable(str(options.diagram))}: the diagram", file=sys.stderr)
     planned = None
     if options.target is not None:
         planned = _planner(net, options.target, options.dtype)(options.batch)
@@ -75,9 +77,10 @@ def run_explain(options: argparse.Namespace) -> int:
     """One output number taken apart; 1 if the engine's is another."""
     net, published = find(options.model)
     image = to_batch(options.image, net.preprocess) if options.image else default_image(net)
-    state = load_state(net, options.weights or published)
+    net, state = load_state(net, options.weights or published)
     wanted = (options.layer, options.filter, options.at)
-    seen = explain(net, state, *wanted, image, device=options.device, dtype=options.dtype)
+    how = {"device": options.device, "dtype": options.dtype, "backend": options.backend}
+    seen = explain(net, state, *wanted, image, **how)
     print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
     return 0 if seen.equal else 1
 
@@ -86,8 +89,9 @@ def run_features(options: argparse.Namespace) -> int:
     """Pictures of a layer's maps, and of the first layer's filters if they are wanted."""
     check(options.output)
     net, published = find(options.model)
-    state = load_state(net, options.weights or published)
-    engine = Engine.load(net, state, device=options.device, dtype=options.dtype, max_batch=1)
+    net, state = load_state(net, options.weights or published)
+    how = {"device": options.device, "dtype": options.dtype, "backend": options.backend}
+    engine = Engine.load(net, state, **how, max_batch=1)
     written = {options.output: draw_maps(engine, options.image, options.layer, options.output)}
     if options.filters:
         path = options.output.with_suffix(f".filters{options.output.suffix}")
@@ -97,14 +101,14 @@ def run_features(options: argparse.Namespace) -> int:
         print(json.dumps({"model": net.name, "layer": options.layer, "pictures": named}, indent=2))
     else:
         for path, (width, height) in written.items():
-            print(f"{path}: {width} x {height}")
+            print(f"{printable(str(path))}: {width} x {height}")
     return 0
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """Every layer beside float64; 1 if one is out of tolerance."""
     net, published = find(options.model)
-    state = load_state(net, options.weights or published)
+    net, state = load_state(net, options.weights or published)
     device = resolve(options.device or (options.target and "cpu"))
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)
@@ -146,7 +150,7 @@ def run_convert(options: argparse.Namespace) -> int:
         net, state = onnx_graph.read(options.source)
     else:
         net = find(options.model)[0]
-        state = load_state(net, options.source)
+        net, state = load_state(net, options.source)
     weights.save(state, options.output)
     written = {
         "model": net.name,
@@ -158,7 +162,7 @@ def run_convert(options: argparse.Namespace) -> int:
         print(json.dumps(written, indent=2))
     else:
         print(
-            f"{options.output}: {written['tensors']} tensors of {net.name}, "
+            f"{printable(str(options.output))}: {written['tensors']} tensors of {net.name}, "
             f"{written['parameters']:,} parameters"
         )
     return 0

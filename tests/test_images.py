@@ -436,8 +436,20 @@ def test_an_empty_list_is_an_empty_batch_of_the_preset() -> None:
         assert batch.dtype is torch.uint8
 
 
-def test_gradients_stay_outside() -> None:
-    assert not to_batch(torch.rand(1, 3, 4, 4, requires_grad=True), SMALL).requires_grad
+def test_images_that_require_grad_are_refused_where_it_would_be_dropped() -> None:
+    wants = torch.rand(1, 3, 4, 4, requires_grad=True)
+    calls: list[Callable[[], object]] = [
+        lambda: to_batch(wants, SMALL),
+        lambda: to_batch([wants[0]], SMALL),
+        lambda: to_batch(wants * 2, SMALL),
+    ]
+    for call in calls:
+        assert "requires grad" in refusal(call)
+        assert "detach()" in refusal(call)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not to_batch(wants, SMALL).requires_grad
+    assert torch.equal(to_batch(wants.detach(), SMALL), wants.detach())
 
 
 WANTED_DTYPE = (
@@ -473,10 +485,49 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     assert message == f"image 0: wanted shape [3, H, W] or [H, W, 3], got {list(shape)}"
 
 
-def test_a_sparse_tensor_is_refused() -> None:
-    sparse = torch.zeros(1, 3, 4, 4).to_sparse()
-    wanted = "images: wanted a dense tensor, got torch.sparse_coo"
-    assert refusal(lambda: to_batch(sparse, SMALL)) == wanted
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_without_dense_values_are_refused() -> None:
+    ragged = [torch.zeros(3, 4, 4), torch.zeros(3, 5, 5)]
+    odd: list[torch.Tensor] = [
+        torch.zeros(1, 3, 4, 4).to_sparse(),
+        torch.nested.nested_tensor(ragged),
+        torch.zeros(1, 3, 4, 4, device="meta"),
+    ]
+    for tensor in odd:
+        for given_ in (tensor, [tensor], [[tensor, 5]]):
+            assert "wanted" in refusal(functools.partial(to_batch, given_, SMALL))
+
+
+def test_a_dataloaders_batches_are_a_stream_of_images() -> None:
+    pixels = torch.from_numpy(np.stack([noise(28, 28, seed) for seed in range(5)]))
+    pixels = pixels.permute(0, 3, 1, 2)
+    labels = torch.arange(5)
+    dataset = torch.utils.data.TensorDataset(pixels, labels)
+    streams: list[Iterable[Any]] = [
+        torch.utils.data.DataLoader(dataset, batch_size=2),
+        [dataset[index] for index in range(5)],  # image and label one by one
+        [pixels[:3], pixels[3:]],
+        [(pixels[:3], ["a", "b", "c"]), [pixels[3:]]],
+        [pixels[:3].permute(0, 2, 3, 1).numpy(), pixels[3], pixels[4:].numpy()],
+    ]
+    for stream in streams:
+        assert torch.equal(to_batch(stream, SMALL), pixels)
+        got = list(images.load_each(stream, SMALL))
+        assert [isinstance(item, torch.Tensor) for item in got] == [True] * 5
+
+
+def test_no_image_is_dropped_for_a_label() -> None:
+    """What looks like images behind a batch is no label: whatever it is, it is not left out."""
+    one = torch.zeros(3, 28, 28)
+    for pair in ([one, one], (one[None], one[None]), [one[None], np.zeros((2, 28, 28))]):
+        assert "got " + type(pair).__name__ in refusal(lambda: to_batch([pair], SMALL))  # noqa: B023
+
+
+def test_a_bad_batch_costs_its_own_place() -> None:
+    good = torch.zeros(2, 3, 28, 28)
+    stream = [good, torch.zeros(2, 1, 28, 28), good]
+    kinds = [isinstance(item, ImageError) for item in images.load_each(stream, SMALL)]
+    assert kinds == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("thing", [5, None, [5], [[picture(4, 4)]]])
@@ -674,6 +725,27 @@ class _Server(BaseHTTPRequestHandler):
                 self.end_headers()
             case "/silent":
                 time.sleep(600)
+            case "/dripping-headers":
+                self.send_response(200)
+                self.flush_headers()
+                for _ in range(12_000):
+                    time.sleep(0.05)
+                    self.wfile.write(b"x")
+            case path if path.startswith("/round"):
+                time.sleep(0.05)
+                self.send_response(302)
+                self.send_header("Location", f"/round{int(path[6:] or 0) + 1}")
+                self.end_headers()
+            case "/ftp":
+                self.send_response(302)
+                self.send_header("Location", "ftp://127.0.0.1/good.png")
+                self.end_headers()
+            case "/short-chunks":
+                self.protocol_version = "HTTP/1.1"
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n" % len(GOOD) + GOOD[:-2000])
             case "/drip":
                 self._answer(b"", promised=1000)
                 for _ in range(12_000):
@@ -719,17 +791,19 @@ def test_a_url_is_fetched(url: str, path: str) -> None:
     [
         ("/missing", "server answered 404 Not Found"),
         ("/garbage", "is not in an image format that Pillow reads"),
-        ("/cut", "cannot be decoded: image file is truncated"),
+        ("/cut", "ends 2000 bytes before "),
+        ("/short-chunks", "cannot be fetched: "),
         ("/file", "server answered 302 "),
+        ("/ftp", "cannot be fetched: "),
     ],
 )
 def test_a_url_that_gives_no_image_is_refused(url: str, path: str, reason: str) -> None:
     assert refusal(lambda: to_batch(url + path, SMALL)).startswith(f"{url}{path}: {reason}")
 
 
-@pytest.mark.parametrize("path", ["/silent", "/drip"])
+@pytest.mark.parametrize("path", ["/silent", "/drip", "/dripping-headers", "/round"])
 def test_a_slow_server_costs_the_timeout_only(url: str, path: str) -> None:
-    """Not the ten minutes that the server would take."""
+    """Not the ten minutes that the server would take, nor a time-out for each of its redirects."""
     message = refusal(lambda: images.fetch(url + path, timeout=0.2))
     assert message == f"{url}{path}: cannot be fetched: no complete answer within 0.2 s"
 

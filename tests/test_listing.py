@@ -20,15 +20,17 @@ def write(file: Path, **columns: object) -> str:
 
 def test_paths_in_parquet_come_in_order_among_other_words(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
+    c = tmp_path / "c.png"
+    c.touch()
     file = write(tmp_path / "b.Parquet", id=[1, 2, 3], path=["z.png", None, "http://x/y"])
-    found = list(listing([str(tmp_path / "*.png"), file, "c.png"]))
+    found = list(listing([str(tmp_path / "a*.png"), file, str(c)]))
     assert found[:2] == [
         Source(str(tmp_path / "a.png"), named=False),
         Source("z.png", named=False),
     ]
     assert isinstance(found[2], ImageError)
     assert str(found[2]) == f"{file}: row 1 has no path"
-    assert found[3:] == [Source("http://x/y", named=False), Source("c.png", named=True)]
+    assert found[3:] == [Source("http://x/y", named=False), Source(str(c), named=True)]
 
 
 def test_a_folder_of_parts_is_one_parquet(tmp_path: Path) -> None:
@@ -46,15 +48,30 @@ def test_a_folder_of_parts_is_one_parquet(tmp_path: Path) -> None:
 def test_what_is_no_parquet_of_paths_is_refused_at_once(tmp_path: Path) -> None:
     junk = tmp_path / "junk.parquet"
     junk.write_text("PAR0")
+    (tmp_path / "x.png").touch()
     (tmp_path / "empty.parquet").mkdir()
     numbers = write(tmp_path / "numbers.parquet", path=[1])
     for word, message in (
-        (str(tmp_path / "none.parquet"), "none.parquet: cannot be read as Parquet"),
+        (str(tmp_path / "none.parquet"), "none.parquet: .* there is no such thing here"),
         (str(junk), "junk.parquet: cannot be read as Parquet"),
         (str(tmp_path / "empty.parquet"), "wanted a column 'path', got none"),
         (write(tmp_path / "u.parquet", url=["x"], id=[1]), "wanted a column 'path', got url, id"),
         (numbers, "wanted strings in its column 'path', got int64"),
     ):
         with pytest.raises(EngineError, match=message) as refused:
-            listing(["x.png", word])
+            listing([str(tmp_path / "x.png"), word])
         assert "\n" not in str(refused.value)
+
+
+def test_a_word_that_is_nothing_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / "odd[1].png").touch()
+    there = ["a.png", "broken.png", "odd[1].png", "*.png", "[a-c].png", "."]
+    assert len(list(listing(str(tmp_path / word) for word in there))) == 3 + 3 + 1 + 3
+    for word in ("b.png", "a.pn", "*.gif", "odd[2].png", "none/", ""):
+        words = [str(tmp_path / "a.png"), str(tmp_path / word) if word else ""]
+        with pytest.raises(EngineError, match="check its spelling") as refused:
+            listing(words)
+        assert str(refused.value).startswith(words[1])
+        assert len(list(listing(words, gone=True))) == 2

@@ -111,10 +111,19 @@ def test_a_bad_file_is_reported_and_the_others_are_not_lost(
     assert status == 1, "a bad file that was named does"
     assert len(json.loads(out)) == 2
 
-    missing = tmp_path / "missing.png"
-    status, out, _ = run(capsys, "classify", str(missing), *common)
-    assert status == 1
-    assert "missing.png" in json.loads(out)[0]["path"]
+
+def test_a_source_that_is_not_there_is_refused_before_weights_are_fetched(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*arguments: object) -> None:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr("alexnet_triton.weights.download.fetch", fetched)
+    good = heldout()[0][0]
+    for word in ("clasify", str(tmp_path / "missing.png"), str(tmp_path / "*.png")):
+        status, out, err = run(capsys, "classify", str(good), word)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"alexnet-triton: error: {word}: ")
 
 
 def hostile(path: Path, marker: Path) -> None:
@@ -128,10 +137,10 @@ def hostile(path: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["classify", "x.png", "--weights", "nowhere.pth"], "nowhere.pth"),
-        (["classify", "x.png", "--weights", "digits"], "digits"),
-        (["classify", "x.png", "--device", "cuda:99"], "cuda:99"),
-        (["classify", "x.png", "--model", "digits", "--output", "/no/such/folder/f"], "/no/such"),
+        (["classify", ".", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["classify", ".", "--weights", "digits"], "digits"),
+        (["classify", ".", "--device", "cuda:99"], "cuda:99"),
+        (["classify", ".", "--model", "digits", "--output", "/no/such/folder/f.jsonl"], "/no/such"),
         (["verify", "alexnet", "--weights", "random:x"], "random:x"),
         (["summary", "nowhere.onnx"], "nowhere.onnx"),
     ],
@@ -149,7 +158,7 @@ def test_refusals_are_one_line(capsys: Capture, arguments: list[str], message: s
 def test_hostile_weights_run_nothing(capsys: Capture, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     hostile(tmp_path / "evil.pth", marker)
-    status, _, err = run(capsys, "classify", "x.png", "--weights", str(tmp_path / "evil.pth"))
+    status, _, err = run(capsys, "classify", ".", "--weights", str(tmp_path / "evil.pth"))
     assert status == 1
     assert "evil.pth" in err
     assert not marker.exists()

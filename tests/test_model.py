@@ -33,7 +33,8 @@ def problem_of(name: str = "digits", batch: int = 2, pixels: bool = False) -> Pr
 
 
 def given_to(problem: Problem, generator: torch.Generator) -> Tensors:
-    return whole.tensors(problem, load_state(problem.network, "random:0"), CPU, generator)
+    _, state = load_state(problem.network, "random:0")
+    return whole.tensors(problem, state, CPU, generator)
 
 
 # --- the problem -----------------------------------------------------------------------------

@@ -469,8 +469,13 @@ def test_refusals_of_single_calls(digits: Engine) -> None:
 
 
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
-    with pytest.raises(NetworkError, match=r"digits, layer pool5: input .* is too small"):
+    with pytest.raises(NetworkError, match=r"digits, layer pool5: input .* 63x63"):
         digits(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    least = torch.zeros(1, 3, 63, 63, dtype=torch.uint8)
+    assert digits(least).shape == (1, 10)
+    for height, width in ((62, 63), (63, 62)):
+        with pytest.raises(NetworkError, match="63x63"):
+            digits(least[:, :, :height, :width])
     with pytest.raises(ImageError, match=r"wanted uint8 pixels or normalised floats .* got int64"):
         digits(np.zeros((1, 3, 64, 64), dtype=np.int64))
 

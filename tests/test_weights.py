@@ -146,7 +146,7 @@ def test_random_depends_on_its_seed_alone(state: State) -> None:
 
 @pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", str(2**32), "٣", "9" * 5000])
 def test_random_wants_a_seed(seed: str) -> None:
-    refused(f"random:{seed}", f"'random:{seed}'", "0 to 4294967295", repr(seed))
+    refused(f"random:{seed}", "0 to 4294967295", repr(seed[:99]), "'random:0'")
 
 
 def test_digits() -> None:
@@ -229,7 +229,7 @@ def test_extra(state: State, tmp_path: Path) -> None:
 
 def test_a_number_beyond_reason_is_a_name_like_any_other(state: State) -> None:
     name = f"features.{'9' * 5000}.weight"
-    refused(state | {name: torch.ones(1, 1, 1, 1)}, f"extra {name}")
+    refused(state | {name: torch.ones(1, 1, 1, 1)}, f"extra {name}"[:200], "wanted 16 tensors")
 
 
 def test_twofold(state: State) -> None:

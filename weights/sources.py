@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import Enum
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from .files import SUFFIXES, read
 from .seeded import MAX_SEED, seeded
 from .state import State, WeightsError, canonical
 
-Source = str | PathLike[str] | Mapping[str, torch.Tensor]
+Source = str | PathLike[str] | Mapping[str, torch.Tensor] | Enum
 
 
 def load(
@@ -24,20 +25,31 @@ def load(
     *,
     network: str,
     flattened: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    head: str | None = None,
 ) -> State:
     """The canonical state of the network called `network` from `source` (see the package).
 
     `expected` maps tensor names to shapes, in network order; the result has the same names in the
     same order, each a float32, contiguous, finite CPU tensor that shares memory with nothing.
     `flattened` maps the weight of each linear layer after a flatten to the (C, H, W) that it was
-    flattened from; only files of frameworks that flatten in another order ask for it.
+    flattened from; only files of frameworks that flatten in another order ask for it. `head` names
+    the layer that may have another number of outputs in a file or a state dict, as after
+    fine-tuning.
 
     Raises WeightsError, one line, when the source is unknown, out of reach, or does not fit.
     """
+    if isinstance(source, Enum):  # torchvision's: AlexNet_Weights.DEFAULT, VGG16_Weights.DEFAULT
+        return _by_torchvision(source, expected, network)
     match source:
         case Mapping():
-            return canonical(source, expected, "state dict")
-        case "imagenet":
+            return canonical(source, expected, "state dict", head)
+        case torch.nn.Module():
+            kind = type(source).__name__
+            raise WeightsError(
+                f"weights: wanted a state dict, got the module {kind}; cure: pass "
+                "model.state_dict()"
+            )
+        case "imagenet" | "DEFAULT" | "IMAGENET1K_V1":
             _only_for("alexnet", network, source)
             path = download.fetch(download.IMAGENET_URL, download.IMAGENET_SHA256)
         case "digits":
@@ -52,7 +64,19 @@ def load(
                 f"unknown weights {source!r}; wanted 'imagenet', 'digits', 'random:SEED', "
                 f"a {', '.join(SUFFIXES)} file, or a state dict"
             )
-    return canonical(read(path, expected, flattened), expected, str(path))
+    return canonical(read(path, expected, flattened), expected, str(path), head)
+
+
+def _by_torchvision(member: Enum, expected: Mapping[str, tuple[int, ...]], network: str) -> State:
+    """The file that a member of a torchvision weights enum names, for the network it is of."""
+    url = str(getattr(member.value, "url", ""))
+    named = re.fullmatch(r"([a-z0-9]+)(?:-owt)?-([0-9a-f]{8})\.pth", url.rpartition("/")[2])
+    if not named:
+        raise WeightsError(
+            f"weights {member}: wanted torchvision's of an AlexNet or a VGG, whole, got {url!r}"
+        )
+    _only_for(named[1], network, str(member))
+    return canonical(read(download.fetch(url, named[2]), expected, {}), expected, url)
 
 
 def _only_for(owner: str, network: str, source: str) -> None:
@@ -67,7 +91,7 @@ def _seed(source: str) -> int:
     digits = source.removeprefix("random:")
     if not re.fullmatch("[0-9]{1,10}", digits) or int(digits) > MAX_SEED:
         raise WeightsError(
-            f"weights {source!r}: wanted a seed from 0 to {MAX_SEED}, got {digits!r}; "
+            f"weights 'random:SEED': wanted a seed from 0 to {MAX_SEED}, got {digits[:99]!r}; "
             "cure: for example 'random:0'"
         )
     return int(digits)

@@ -18,16 +18,15 @@ _SHOWN = 4  # names listed in an error before "and N more"
 class WeightsError(Error, ValueError):
     """Weights that cannot be used: one line naming the source, the tensor, wanted, got, cure."""
 
-    def __init__(self, message: str) -> None:
-        # Messages quote files nobody vouches for: no line break or escape code gets through.
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
-
-def canonical(state: object, expected: Mapping[str, tuple[int, ...]], origin: str) -> State:
+def canonical(
+    state: object, expected: Mapping[str, tuple[int, ...]], origin: str, head: str | None = None
+) -> State:
     """The tensors of `state` under the names and in the order of `expected`.
 
-    Each is a float32, contiguous, finite CPU copy of the shape that `expected` says. `state` is
-    what came out of a file or from a caller, so nothing is believed; `origin` names it in errors.
+    Each is a float32, contiguous, finite CPU copy of the shape that `expected` says; only of the
+    layer `head` the stored weight says how many outputs there are. `state` is what came out of a
+    file or from a caller, so nothing is believed; `origin` names it in errors.
 
     Raises WeightsError for anything but a state dict, for a missing, extra or twofold tensor, and
     for a tensor of a wrong shape or of no float dtype, or with values not finite in float32.
@@ -43,6 +42,9 @@ def canonical(state: object, expected: Mapping[str, tuple[int, ...]], origin: st
             f"{origin}: {found}; wanted {len(expected)} tensors, got {len(tensors)}; "
             "cure: load the state dict of this network, whole and alone"
         )
+    if head and len(outputs := tensors[stored[f"{head}.weight"]].shape[:1]) and outputs[0]:
+        own = {f"{head}.weight", f"{head}.bias"}
+        expected = {n: (*outputs, *s[1:]) if n in own else s for n, s in expected.items()}
     return {
         name: _converted(tensors[stored[name]], shape, f"{origin}: {_label(name, stored[name])}")
         for name, shape in expected.items()

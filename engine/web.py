@@ -1,0 +1,128 @@
+"""What is behind an http(s) URL, by one deadline: for addresses, headers, redirects and body alike.
+
+The standard library gives every wait on a socket the whole time-out again, so a server that sends
+a byte now and then keeps a caller for ever. Here each wait gets what is left.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import string
+import time
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import FTPHandler, HTTPHandler, HTTPSHandler, Request, build_opener
+
+from ..errors import Error
+
+
+class WebError(Error):
+    """No body, and why."""
+
+
+def get(url: str, timeout: float, limit: int) -> bytes:
+    """The body behind `url`: at most `limit` bytes, within `timeout` seconds.
+
+    Only the look-up of a host's name is the system's and keeps its own time. Raises WebError for a
+    bad address, no answer, a status other than success, and a body too long or cut short.
+    """
+    deadline = time.monotonic() + timeout
+    body = bytearray()
+    try:
+        # As browsers do: spaces and letters outside ASCII are escaped, what is escaped stays.
+        address = quote(url, safe=string.punctuation)
+        request = Request(address, headers={"User-Agent": "alexnet-triton"})
+        with build_opener(_Handler(deadline)).open(request, timeout=timeout) as response:
+            while chunk := response.read1(1 << 16):
+                body += chunk
+                if len(body) > limit:
+                    raise WebError(f"is longer than the {limit} bytes that are fetched")
+            if response.length:  # what the server promised and did not send
+                raise WebError(f"ends {response.length} bytes before the length that was announced")
+    except HTTPError as error:
+        with error:  # it is the open response, too
+            raise WebError(f"server answered {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, TimeoutError):
+            cause = f"no complete answer within {timeout:g} s"
+        raise WebError(f"cannot be fetched: {cause}") from error
+    return bytes(body)
+
+
+def _left(deadline: float) -> float:
+    """Seconds until then. Raises TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Reader(io.RawIOBase):
+    """What a socket sends, each wait ending at the deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._bytes = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_left(self._deadline))
+        return self._bytes.readinto(buffer)
+
+    def close(self) -> None:
+        self._bytes.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, deadline: float, sock: socket.socket, *more: Any, **named: Any) -> None:
+        super().__init__(sock, *more, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Reader(sock, deadline))
+
+
+def _connected(deadline: float, address: tuple[str, int], *_: Any) -> socket.socket:
+    """A connection to the first of a host's addresses that takes one."""
+    cause = OSError("its host has no address")
+    for found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        where = (str(found[4][0]), int(found[4][1]))
+        try:
+            made = socket.create_connection(where, _left(deadline))
+        except TimeoutError:
+            raise
+        except OSError as error:
+            cause = error
+        else:
+            made.settimeout(_left(deadline))  # for the handshake of TLS, and the question
+            return made
+    raise cause
+
+
+class _Handler(HTTPHandler, HTTPSHandler, FTPHandler):
+    """Opens what urllib opens, and redirects to, by one deadline."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPConnection), req)
+
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPSConnection), req)
+
+    def ftp_open(self, req: Request) -> NoReturn:
+        raise URLError("its server sends us to FTP")
+
+    def _connection(self, kind: type[HTTPConnection], *where: Any, **how: Any) -> HTTPConnection:
+        made = kind(*where, **how)
+        made.response_class = partial(_Response, self._deadline)  # type: ignore[assignment]
+        made._create_connection = partial(_connected, self._deadline)  # type: ignore[attr-defined]
+        return made
