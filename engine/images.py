@@ -16,13 +16,14 @@ import importlib.resources
 import io
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import Error, shortened
@@ -157,18 +158,23 @@ def fetch(url: str, *, timeout: float = 10.0, limit: int = 64 << 20) -> bytes:
         raise ImageError(url, str(error)) from error
 
 
-def decode(source: Encoded, name: str) -> Image.Image:
+class OrientationWarning(UserWarning):
+    """A picture that a viewer would turn; Python shows a warning once."""
+
+
+def decode(source: Encoded, name: str, exif: bool = False) -> Image.Image:
     """A path, URL, encoded bytes or PIL image as an RGB PIL image, as torchvision's loader does it.
 
     That is the first frame, `convert("RGB")`: alpha is dropped, 16-bit grey is clipped at 255, not
-    scaled, and the orientation in EXIF is not applied. More pixels than PIL.Image.MAX_IMAGE_PIXELS
+    scaled, and the orientation in EXIF is not applied, of which an OrientationWarning tells; with
+    `exif` it is applied. More pixels than PIL.Image.MAX_IMAGE_PIXELS
     are refused (from a PIL image they are taken: whoever opened it decided), and so is EPS, which
     Pillow would hand to another program. Raises ImageError naming `name`.
     """
     if isinstance(source, Image.Image):
-        return _rgb(source, name)
+        return _rgb(source, name, exif)
     with _open(source, name) as file:
-        return _decode(file, name)
+        return _decode(file, name, exif)
 
 
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
@@ -187,7 +193,7 @@ def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     raise ImageError(name, f"wanted an image file, got a {kind}")
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, exif: bool) -> Image.Image:
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
@@ -202,14 +208,37 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     _check_pixels(image.size, name, "is")
     if image.format == "EPS":
         raise ImageError(name, "is EPS, which is a program to run; wanted a raster image")
-    return _rgb(image, name)
+    return _rgb(image, name, exif)
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, exif: bool) -> Image.Image:
     try:
+        if _turned(image):
+            if exif:
+                image = ImageOps.exif_transpose(image)
+            else:
+                tell_of_orientation()
         return image.convert("RGB")
     except Exception as error:  # as above: the bytes are read only here
         raise ImageError(name, f"cannot be decoded: {_words(error)}") from error
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether it lies in the file otherwise than it is to be seen; broken EXIF says nothing."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:
+        return False
+
+
+def tell_of_orientation() -> None:
+    """Warn, in words that are always the same, so that Python shows them once."""
+    warnings.warn(
+        "a picture has an orientation in its EXIF and is classified as it lies in the file, as "
+        "torchvision does; --exif, in Python exif=True, turns it as viewers do",
+        OrientationWarning,
+        stacklevel=2,
+    )
 
 
 def _words(error: Exception) -> str:
@@ -307,11 +336,12 @@ def to_batch(images: Images, preprocess: Preprocess) -> Tensor:
 
 
 def load_each(
-    images: Images, preprocess: Preprocess, views: Views = "center"
+    images: Images, preprocess: Preprocess, views: Views = "center", exif: bool = False
 ) -> Iterator[Tensor | ImageError]:
     """For each of `images` in turn its [3, H, W] pixels, or the ImageError in its place.
 
-    With `views="ten-crop"`, its ten views [10, 3, crop, crop], of pictures only. Takes what
+    With `views="ten-crop"`, its ten views [10, 3, crop, crop], of pictures only. With `exif`,
+    pictures are turned first. Takes what
     `to_batch` takes, and what `expand` yields. The first good item sets size, device and kind; one
     that differs is an error, so that whatever tensors come can be stacked. A tensor or array that
     is no batch as a whole raises.
@@ -321,7 +351,7 @@ def load_each(
         name = name_of(item, index)
         loaded: Tensor | ImageError
         try:
-            loaded = load(item, preprocess, name, views)
+            loaded = load(item, preprocess, name, views, exif)
             got = _kind(loaded)
             if not wanted:
                 wanted, like = got, name
@@ -333,13 +363,15 @@ def load_each(
         yield loaded
 
 
-def load(item: Item, preprocess: Preprocess, name: str, views: Views = "center") -> Tensor:
+def load(
+    item: Item, preprocess: Preprocess, name: str, views: Views = "center", exif: bool = False
+) -> Tensor:
     """One image as [3, H, W], uint8 or float; raises ImageError, also one that it is given."""
     match item:
         case ImageError():
             raise item
         case Source():
-            return load(item.location, preprocess, name, views)
+            return load(item.location, preprocess, name, views, exif)
         case Tensor() | np.ndarray() if views != "center":
             raise ImageError(
                 name,
@@ -352,7 +384,7 @@ def load(item: Item, preprocess: Preprocess, name: str, views: Views = "center")
             raise _bad_shape(pixels, name, "[3, H, W] or [H, W, 3]")
         case str() | os.PathLike() | bytes() | Image.Image():
             cut = preset if views == "center" else ten_crop
-            pixels = torch.from_numpy(cut(decode(item, name), preprocess, name))
+            pixels = torch.from_numpy(cut(decode(item, name, exif), preprocess, name))
             return pixels.movedim(-1, -3)
     raise ImageError(
         name, f"wanted a path, URL, bytes, PIL image, array or tensor, got {type(item).__name__}"

@@ -264,14 +264,16 @@ class Engine:
         return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
     def classify(
-        self, images: Any, top: int = 5, views: Views = "center"
+        self, images: Any, top: int = 5, views: Views = "center", exif: bool = False
     ) -> list[list[Prediction] | ImageError]:
         """The `top` classes of every image, best first.
 
         An image that cannot be read leaves its ImageError in its place; the others are unharmed.
         `views="ten-crop"` averages the probabilities of ten views of every picture, as in 2012.
+        `exif` turns pictures as their EXIF says, which torchvision does not.
         """
-        return list(self.stream(images, batch_size=self.max_batch, top=top, views=views))
+        size = self.max_batch
+        return list(self.stream(images, batch_size=size, top=top, views=views, exif=exif))
 
     def stream(
         self,
@@ -279,8 +281,9 @@ class Engine:
         batch_size: int = 256,
         top: int = 5,
         views: Views = "center",
+        exif: bool = False,
     ) -> Iterator[list[Prediction] | ImageError]:
-        """Classify any iterable of images or paths: one result per item, in order, lazily.
+        """Classify any iterable of images, paths or batches: a result an image, in order, lazily.
 
         On a GPU, pixels travel from pinned memory while the batch before them is computed.
         """
@@ -293,7 +296,7 @@ class Engine:
             )
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
-        loaded = load_each(source, self.network.preprocess, views)
+        loaded = load_each(source, self.network.preprocess, views, exif)
         for group in _groups(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]

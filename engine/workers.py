@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,15 @@ from multiprocessing.process import BaseProcess
 
 from PIL import Image
 
-from .images import ImageError, Pixels, Source, load, name_of
+from .images import (
+    ImageError,
+    OrientationWarning,
+    Pixels,
+    Source,
+    load,
+    name_of,
+    tell_of_orientation,
+)
 from .spec import Preprocess
 
 CHUNK = (
@@ -29,7 +38,11 @@ Decoded = Pixels | ImageError
 
 
 def decode_ahead(
-    sources: Iterable[Source | ImageError], preprocess: Preprocess, workers: int, ahead: int
+    sources: Iterable[Source | ImageError],
+    preprocess: Preprocess,
+    workers: int,
+    ahead: int,
+    exif: bool = False,
 ) -> Generator[tuple[Source | ImageError, Decoded]]:
     """Each source with its pixels, uint8 [3, crop, crop], or with the ImageError in their place.
 
@@ -37,7 +50,7 @@ def decode_ahead(
     of them dies, each image that it was at is decoded once more, alone, in a new one; an image
     that kills that one, too, is an error. Pixels are what `images.load` gives in this process.
     """
-    team = [_Worker(preprocess) for _ in range(workers)]
+    team = [_Worker(preprocess, exif) for _ in range(workers)]
     idle = deque(team)
     threads = ThreadPoolExecutor(workers)  # each waits for one worker
 
@@ -68,8 +81,8 @@ def decode_ahead(
 class _Worker:
     """One process and the pipe to it, renewed when it dies."""
 
-    def __init__(self, preprocess: Preprocess) -> None:
-        self._preprocess = preprocess
+    def __init__(self, preprocess: Preprocess, exif: bool) -> None:
+        self._how = preprocess, exif
         self._stopped = False
         self._start()
 
@@ -95,7 +108,7 @@ class _Worker:
         self._pipe, theirs = context.Pipe()
         limit = Image.MAX_IMAGE_PIXELS  # the caller may have raised it
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, self._preprocess, limit), daemon=True
+            target=_serve, args=(theirs, *self._how, limit), daemon=True
         )
         self._process.start()
         theirs.close()  # else the pipe would not end with the process
@@ -104,29 +117,37 @@ class _Worker:
         """None if the worker died of it; then there is a new one."""
         try:
             self._pipe.send(sources)
-            answers: list[Decoded] = self._pipe.recv()
-            return answers
+            answers: list[Decoded]
+            answers, turned = self._pipe.recv()
         except (EOFError, OSError):
             if self._stopped:
                 raise
             self.close()
             self._start()
             return None
+        if turned:  # each worker would say so: whoever started them does
+            tell_of_orientation()
+        return answers
 
 
-def _serve(pipe: Connection, preprocess: Preprocess, pixel_limit: int | None) -> None:
+def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
     Image.MAX_IMAGE_PIXELS = pixel_limit
     try:
         while True:
-            pipe.send([_decode(source, preprocess) for source in pipe.recv()])
+            sources = pipe.recv()
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", OrientationWarning)
+                decoded = [_decode(source, preprocess, exif) for source in sources]
+            turned = any(issubclass(one.category, OrientationWarning) for one in told)
+            pipe.send((decoded, turned))
     except (EOFError, OSError):
         return
 
 
-def _decode(source: Source | ImageError, preprocess: Preprocess) -> Decoded:
+def _decode(source: Source | ImageError, preprocess: Preprocess, exif: bool) -> Decoded:
     try:
-        return load(source, preprocess, name_of(source, 0)).contiguous().numpy()
+        return load(source, preprocess, name_of(source, 0), exif=exif).contiguous().numpy()
     except ImageError as error:
         return error
 

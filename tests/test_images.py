@@ -192,7 +192,8 @@ def test_orientation_in_exif_is_not_applied() -> None:
     image = picture(8, 16)
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by a quarter"
-    assert images.decode(encoded(image, "PNG", exif=exif), "x").size == image.size
+    with pytest.warns(images.OrientationWarning):
+        assert images.decode(encoded(image, "PNG", exif=exif), "x").size == image.size
 
 
 def test_the_first_frame_is_taken() -> None:
@@ -842,3 +843,45 @@ def test_imagenets_words_are_torchvisions() -> None:
     models = torchvision_models()
     categories = models.AlexNet_Weights.IMAGENET1K_V1.meta["categories"]
     assert images.class_names(ALEXNET) == tuple(categories)
+
+
+# Orientation
+
+
+def turned(orientation: int) -> bytes:
+    """A JPEG of a picture that is to be seen as its EXIF says."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture(40, 60), "JPEG", exif=exif.tobytes(), quality=95)
+
+
+@pytest.mark.parametrize(("orientation", "steps"), [(3, 2), (6, 3), (8, 1)])
+def test_exif_turns_a_picture_and_else_it_lies_as_in_the_file(orientation: int, steps: int) -> None:
+    data = turned(orientation)
+    with Image.open(io.BytesIO(data)) as file:
+        plain = file.convert("RGB")
+    with pytest.warns(images.OrientationWarning, match="exif"):
+        assert images.decode(data, "x").tobytes() == plain.tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = np.asarray(images.decode(data, "x", exif=True))
+        assert np.array_equal(seen, np.rot90(np.asarray(plain), steps))
+        opened = images.decode(Image.open(io.BytesIO(data)), "x", exif=True)
+        assert np.array_equal(np.asarray(opened), seen)
+        (loaded,) = images.load_each([data], SMALL, exif=True)
+        assert isinstance(loaded, torch.Tensor)
+        assert torch.equal(loaded, to_batch(Image.fromarray(seen), SMALL)[0])
+        for upright in (turned(1), turned(9), GOOD):
+            images.decode(upright, "x")
+
+
+def test_it_is_said_once_and_broken_exif_says_nothing() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        list(images.load_each([turned(6), turned(8), turned(6)], SMALL))
+    assert [one.category for one in told] == [images.OrientationWarning]
+    broken = turned(6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", images.OrientationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        images.decode(broken, "x", exif=True)

@@ -79,7 +79,7 @@ def test_wheel_holds_every_file_of_every_room(contents: set[str]) -> None:
         and "__pycache__" not in path.parts
         and "results" not in path.parts  # records of measurements stay with the checkout
     }
-    assert contents == on_disk | {path.name for path in ROOT.glob("*.py")}
+    assert contents == on_disk | {path.name for path in ROOT.glob("*.py")} | {"py.typed"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -99,6 +99,15 @@ def test_wheel_carries_the_licence_and_its_commands(wheel: Path, pyproject: dict
         commands = archive.read(entries).decode()
     for command, target in pyproject["project"]["scripts"].items():
         assert f"{command} = {target}" in commands
+
+
+def test_type_checkers_find_the_package(tmp_path: Path) -> None:
+    """From elsewhere, in this environment; in a wheel it is py.typed that tells them."""
+    pytest.importorskip("mypy")
+    (tmp_path / "use.py").write_text("from alexnet_triton import Engine\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=skip", "use.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout
 
 
 # Run with the unpacked wheel as its one argument. An editable install would lend the wheel any

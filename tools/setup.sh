@@ -101,6 +101,17 @@ install_core() { # BUILD OPTIONS
         PYTHONDONTWRITEBYTECODE='' .venv/bin/python -c 'import torch, triton, PIL.Image, rich'
 }
 
+site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# A folder on the path in which this checkout has the package's name: type checkers look through
+# folders, not through the finder of an editable install. It is no link in site-packages itself:
+# through that a later `pip install .` would write into the checkout.
+show_checkout() {
+    mkdir -p .venv/checkout
+    ln -sfn ../.. .venv/checkout/alexnet_triton
+    echo "$PWD/.venv/checkout" >"$(site .venv/bin/python)/alexnet_triton_checkout.pth"
+}
+
 # Asks before installing, since pip would otherwise fall back on several GB of CUDA wheels.
 install_cpu() {
     wheel="$(grep '^torch==' requirements/cpu.txt)+cpu"
@@ -122,12 +133,10 @@ install_cuda() {
 }
 
 # A venv made by a venv's Python sees what lies below that venv but not what is in it: the .pth adds
-# that. The link makes the checkout importable under the package's name without pip.
+# that.
 borrow_packages() {
-    site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    here=$(site .venv/bin/python)
-    site "$python" >"$here/system.pth"
-    ln -sfn "$PWD" "$here/alexnet_triton"
+    site "$python" >"$(site .venv/bin/python)/system.pth"
+    show_checkout
     missing=$(.venv/bin/python -c 'import sys; from importlib.util import find_spec
 print(*(name for name in sys.argv[1:] if not find_spec(name)))' \
         torch triton numpy PIL safetensors rich threadpoolctl)
@@ -135,8 +144,8 @@ print(*(name for name in sys.argv[1:] if not find_spec(name)))' \
 }
 
 case $build${1:+-$1} in
-    cpu) make_venv ensurepip; install_cpu ;;
-    cuda) make_venv ensurepip; install_cuda ;;
+    cpu) make_venv ensurepip; install_cpu; show_checkout ;;
+    cuda) make_venv ensurepip; install_cuda; show_checkout ;;
     system) make_venv venv --system-site-packages --without-pip; borrow_packages ;;
     cpu-test) install "what lint and the tests need" -c requirements/cpu.txt -e '.[test]' ;;
     cuda-test) install "what lint and the tests need" -e '.[test]' ;;
