@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from alexnet_triton.weights.digits import heldout
 Capture = pytest.CaptureFixture[str]
 
 
-def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+def run(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
     status = main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return status, out, err
@@ -162,6 +163,45 @@ def test_hostile_weights_run_nothing(capsys: Capture, tmp_path: Path) -> None:
     assert status == 1
     assert "evil.pth" in err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("program", [main, bench])
+def test_version(capsys: Capture, program: Callable[[list[str]], int]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        program(["--version"])
+    assert stop.value.code == 0
+    name, told = capsys.readouterr().out.split()
+    assert name.startswith("alexnet-triton")
+    assert told == alexnet_triton.__version__
+
+
+def test_explain_and_features_by_torch(capsys: Capture, tmp_path: Path) -> None:
+    """The notice on a CPU recommends it; without the interpreter there is no such notice."""
+    by_torch = ["--backend", "torch", "--device", "cpu"]
+    status, out, err = run(capsys, "explain", "digits", "--layer", "fc8", *by_torch)
+    assert (status, err) == (0, "")
+    assert "equal: yes" in out
+    pytest.importorskip("matplotlib")
+    image, maps = heldout()[0][0], tmp_path / "maps.png"
+    status, out, err = run(
+        capsys, "features", image, "--model", "digits", "--output", maps, *by_torch
+    )
+    assert (status, err) == (0, "")
+    assert str(maps) in out
+
+
+def test_a_verb_that_writes_a_file_says_so(capsys: Capture, tmp_path: Path) -> None:
+    predictions, weights = tmp_path / "predictions.json", tmp_path / "digits.safetensors"
+    assert bench(["model", "--predict", "h200", "--batch", "1", "--json", str(predictions)]) == 0
+    assert str(predictions) in capsys.readouterr().err
+    status, out, _ = run(capsys, "convert", "digits", str(weights), "--model", "digits")
+    assert str(weights) in out
+    pytest.importorskip("matplotlib")
+    diagram = tmp_path / "net.svg"
+    status, out, err = run(capsys, "summary", "digits", "--diagram", str(diagram), "--json")
+    assert status == 0
+    assert json.loads(out)["layers"]
+    assert str(diagram) in err
 
 
 def test_unknown_verb_and_model_list_the_legal_ones(capsys: Capture) -> None:
