@@ -27,11 +27,11 @@ def printable(text: str) -> str:
 
 def shortened(text: str) -> str:
     """`text`, printable, as one line that fits a screen."""
-    line = printable(text)
-    if len(line) <= LONGEST:
-        return line
     half = (LONGEST - 5) // 2
-    return f"{line[:half]} ... {line[-half:]}"
+    first, last = printable(text[:LONGEST]), printable(text[LONGEST:][-LONGEST:])
+    if len(text) <= 2 * LONGEST and len(first + last) <= LONGEST:
+        return first + last
+    return f"{first[:half]} ... {(first + last)[-half:]}"
 
 
 def exit_status(program: str, verb: Callable[[], int]) -> int:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from textwrap import shorten
 
-import torch
 from safetensors.torch import load_file
 
-from . import keras
+from . import checkpoint, keras
 from .state import WeightsError
 
 SUFFIXES = (".pth", ".pt", ".safetensors", *keras.SUFFIXES)
@@ -43,25 +40,16 @@ def read(
     try:
         if suffix in keras.SUFFIXES:
             return keras.read(path, expected, flattened)
-        return load_file(path) if suffix == ".safetensors" else _unpickled(path)
+        return load_file(path) if suffix == ".safetensors" else checkpoint.read(path)
     except WeightsError:
         raise
+    except UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused, nothing in it was run: {error}; "
+            "cure: save model.state_dict(), or a .safetensors file"
+        ) from None
     except Exception as error:  # broken bytes raise nearly anything in the parsers below
         reason = shorten(f"{type(error).__name__}: {error}".partition(". ")[0], 120)
         raise WeightsError(
             f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again"
-        ) from None
-
-
-def _unpickled(path: Path) -> object:
-    """torch's restricted unpickler knows tensors and containers, and refuses every other name."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; the refusal says all
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"its pickle asks for {named[1]}" if named else "it is no pickle of plain tensors"
-        raise WeightsError(
-            f"{path}: refused, nothing in it was run: {what}; "
-            "cure: save model.state_dict(), or a .safetensors file"
         ) from None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from ..errors import Error
 
@@ -53,19 +54,24 @@ def canonical(
 
 def _tensors(state: object, origin: str) -> State:
     """`state`, or the state dict nested in it, once it is known to be names and tensors."""
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping) and "state_dict" in state:
+        nested = state["state_dict"]
+        state = nested if isinstance(nested, Mapping) else state
     cure = "cure: save model.state_dict() alone"
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise WeightsError(f"{origin}: wanted a state dict of tensors, got {kind}; {cure}")
-    for key, value in state.items():
+    tensors: State = {}
+    for key in state:
         if not isinstance(key, str):
-            raise WeightsError(f"{origin}: wanted tensor names, got the key {key!r}; {cure}")
-        if not isinstance(value, torch.Tensor):
+            kind = type(key).__name__
+            raise WeightsError(f"{origin}: wanted tensor names, got a key of type {kind}; {cure}")
+        value = state[key]
+        if not isinstance(value, torch.Tensor) or is_lazy(value):
             kind = type(value).__name__
             raise WeightsError(f"{origin}: {key!r} wanted a tensor, got {kind}; {cure}")
-    return dict(state)
+        tensors[key] = torch.Tensor.detach(value)  # without what somebody set on it, as dim = 3
+    return tensors
 
 
 def _stored_names(
@@ -115,8 +121,9 @@ def _torchvision_layers(
 
 
 def _converted(tensor: torch.Tensor, shape: tuple[int, ...], label: str) -> torch.Tensor:
-    if tensor.layout != torch.strided or tensor.is_meta:
-        got = "a meta tensor" if tensor.is_meta else f"layout {tensor.layout}"
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else ""
+        got = f"a {kind} tensor" if kind else f"layout {tensor.layout}"
         raise WeightsError(f"{label} wanted dense values, got {got}; cure: store it dense")
     if not tensor.is_floating_point():
         raise WeightsError(
@@ -127,9 +134,13 @@ def _converted(tensor: torch.Tensor, shape: tuple[int, ...], label: str) -> torc
             f"{label} wanted shape {tuple(shape)}, got {tuple(tensor.shape)}; "
             "cure: load the weights of this network"
         )
-    values = tensor.detach().to(
-        "cpu", torch.float32, copy=True, memory_format=torch.contiguous_format
-    )
+    try:
+        values = tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    except RuntimeError as error:  # of dtypes that hold two values in a byte
+        raise WeightsError(
+            f"{label} wanted values that torch can convert, got {tensor.dtype} ({error}); "
+            "cure: store it as float32"
+        ) from None
     broken = ~values.isfinite()
     if broken.any():
         first = tuple(broken.nonzero()[0].tolist())
