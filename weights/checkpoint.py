@@ -8,10 +8,10 @@ pickles in a row and then the storages; that format has no checksums.
 from __future__ import annotations
 
 import os
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
         return _zipped(file) if zipped else _in_a_row(file)
 
 
-def _zipped(file: IO[bytes]) -> Any:
+def _zipped(file: BufferedReader) -> Any:
     records = _records(file)
     if records.get("byteorder", b"little") != b"little":
         raise UnpicklingError("its numbers are not little-endian")
@@ -50,7 +50,7 @@ def _zipped(file: IO[bytes]) -> Any:
     return unpickled(BytesIO(records["data.pkl"]), storage)
 
 
-def _records(file: IO[bytes]) -> dict[str, bytearray]:
+def _records(file: BufferedReader) -> dict[str, bytearray]:
     """The records of an archive by name, without the folder that all of them are in."""
     size = os.stat(file.fileno()).st_size
     file.seek(max(size - 98, 0))
@@ -75,11 +75,11 @@ def _records(file: IO[bytes]) -> dict[str, bytearray]:
             records[name] = record = bytearray(info.file_size)
             with archive.open(info) as stored, memoryview(record) as view:
                 for start in range(0, len(record), _CHUNK):  # the last one checks the CRC-32
-                    stored.readinto(view[start : start + _CHUNK])
+                    view[start : start + _CHUNK] = stored.read(_CHUNK)
     return records
 
 
-def _in_a_row(file: IO[bytes]) -> Any:
+def _in_a_row(file: BufferedReader) -> Any:
     """The format before 2020: magic number, version, system, object, keys; then the storages."""
     room = os.stat(file.fileno()).st_size
     storages: dict[str, torch.Tensor] = {}
@@ -89,13 +89,13 @@ def _in_a_row(file: IO[bytes]) -> Any:
 
     def storage(identity: Any) -> torch.Tensor:
         nonlocal room
-        dtype, key, numel, view = _identified(identity)
+        dtype, key, numel, cut = _identified(identity)
         if key not in storages:
             room -= numel * dtype.itemsize
             if room < 0:
                 raise ValueError("its storages are larger than the file")
             storages[key] = torch.empty(numel, dtype=dtype)  # filled below
-        match view:
+        match cut:
             case None:
                 return storages[key]
             case (str(), int(offset), int(length)) if 0 <= offset <= offset + length <= numel:
@@ -113,7 +113,7 @@ def _in_a_row(file: IO[bytes]) -> Any:
     for key in keys:
         values = storages[key].view(torch.uint8)
         numel = int.from_bytes(file.read(8), "little")
-        if numel != len(storages[key]) or file.readinto(values.numpy()) != len(values):
+        if numel != len(storages[key]) or file.readinto(values.numpy().data) != len(values):
             raise ValueError(f"its storage {key} has another size than its pickle says")
     if file.read(1):
         raise ValueError("it goes on after its last storage")
@@ -122,7 +122,9 @@ def _in_a_row(file: IO[bytes]) -> Any:
 
 def _identified(identity: Any) -> tuple[torch.dtype, str, int, Any]:
     """dtype, key, length and, in the format before 2020, the cut of the storage that is meant."""
+    if isinstance(identity, tuple) and len(identity) == 5:
+        identity = (*identity, None)
     match identity:
-        case ("storage", torch.dtype() as dtype, str(key), str(), int(numel), *view) if numel >= 0:
-            return dtype, key, numel, view[0] if view else None
+        case ("storage", torch.dtype() as dtype, str(key), str(), int(numel), cut) if numel >= 0:
+            return dtype, key, numel, cut
     raise UnpicklingError("its pickle names a storage in no way of torch.save")

@@ -49,7 +49,7 @@ def read(
             "cure: save model.state_dict(), or a .safetensors file"
         ) from None
     except Exception as error:  # broken bytes raise nearly anything in the parsers below
-        reason = shorten(f"{type(error).__name__}: {error}".partition(". ")[0], 120)
+        reason = shorten(f"{type(error).__name__}: {error}"[:1000].partition(". ")[0], 120)
         raise WeightsError(
             f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again"
         ) from None

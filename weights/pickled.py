@@ -3,11 +3,12 @@
 A pickle is a program. `torch.load(weights_only=True)` takes dangerous words from it but runs the
 rest: a tuple of tuples as a dictionary's key crashes Python, sixty tuples that hold each other
 twice never end, a storage may be smaller than its tensor says. Here each opcode does only what a
-checkpoint needs, so a pickle of n opcodes costs time and memory in proportion to n:
+checkpoint needs, and costs the same however often what it works on is used again:
 
 - no name in a pickle is ever imported: it is looked up in `NAMES`, by what torch.save writes;
-- keys are strings and numbers, so nothing nested is ever hashed or compared;
-- nothing that a pickle makes gets an attribute, and no call makes anything larger than its inputs.
+- keys are strings and small whole numbers, so nothing nested is hashed, and no hashes collide;
+- nothing that a pickle makes gets an attribute;
+- a call has few arguments, a tensor few dimensions, and a list becomes a dictionary only once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import IO, Any
 import torch
 
 MAX_OPCODES = 1_000_000  # a tensor takes about fifty
+MAX_ARGUMENTS = 8  # what _rebuild_tensor_v3 takes
+MAX_DIMENSIONS = 64
+MAX_KEY = 2**60  # larger whole numbers share their hashes
 _COUNTED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -38,6 +42,7 @@ def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stack under each MARK
     memo: dict[int, Any] = {}
+    value: Any
     for count, (opcode, value, _) in enumerate(genops(file)):
         if count >= MAX_OPCODES:
             raise UnpicklingError(f"its pickle has more than {MAX_OPCODES} opcodes")
@@ -73,6 +78,8 @@ def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
                     raise UnpicklingError("its pickle calls what is no function of torch")
+                if len(arguments) > MAX_ARGUMENTS:
+                    raise UnpicklingError(f"a call in its pickle has {len(arguments)} arguments")
                 stack.append(function(*arguments))
             case "BUILD":
                 state = stack.pop()
@@ -104,8 +111,10 @@ def _put(target: object, items: Iterable[tuple[Any, Any]]) -> None:
     if not isinstance(target, dict):
         raise UnpicklingError("its pickle puts a key into what is no dictionary")
     for key, value in items:
-        if not isinstance(key, str | int | float | None):
-            raise UnpicklingError(f"a key in its pickle is a {type(key).__name__}, no name")
+        if not isinstance(key, str | int | None) or (isinstance(key, int) and abs(key) > MAX_KEY):
+            raise UnpicklingError(
+                f"a key in its pickle is no name, but of type {type(key).__name__}"
+            )
         if key in target:
             raise UnpicklingError(f"its pickle holds {key!r} twice")
         target[key] = value
@@ -127,10 +136,12 @@ def _build(target: object, state: Any) -> None:
 
 
 def _ordered(items: object = ()) -> dict[Any, Any]:
-    if not isinstance(items, list | tuple):
-        raise UnpicklingError("its pickle makes an OrderedDict of no list")
     ordered: dict[Any, Any] = {}
-    _put(ordered, items)
+    if isinstance(items, list):  # of pairs, as Python 2 wrote it
+        _put(ordered, items)
+        items.clear()
+    elif items != ():
+        raise UnpicklingError("its pickle makes an OrderedDict of no list")
     return ordered
 
 
@@ -146,6 +157,8 @@ def _tensor(
     """A view of a storage; torch refuses one that leaves it."""
     if metadata:  # says that the values are meant negated or conjugated
         raise UnpicklingError("a tensor in it is a negated view")
+    if len(size) > MAX_DIMENSIONS:
+        raise UnpicklingError(f"a tensor in it has {len(size)} dimensions")
     return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
 
