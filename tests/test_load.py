@@ -83,6 +83,7 @@ def test_a_fine_tuned_alexnet_does_not_answer_with_imagenets_names() -> None:
         {"fc8.bias": torch.zeros(9)},
         {"fc8.weight": torch.zeros(10, 511)},
         {"fc8.weight": torch.zeros(0, 512), "fc8.bias": torch.zeros(0)},
+        {"fc8.weight": torch.zeros(10)},
         {"fc7.weight": torch.zeros(511, 512), "fc7.bias": torch.zeros(511)},
     ],
 )

@@ -91,7 +91,7 @@ def _seed(source: str) -> int:
     digits = source.removeprefix("random:")
     if not re.fullmatch("[0-9]{1,10}", digits) or int(digits) > MAX_SEED:
         raise WeightsError(
-            f"weights 'random:SEED': wanted a seed from 0 to {MAX_SEED}, got {digits[:99]!r}; "
+            f"weights {source[:99]!r}: wanted a seed from 0 to {MAX_SEED}, got {digits[:99]!r}; "
             "cure: for example 'random:0'"
         )
     return int(digits)

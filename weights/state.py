@@ -43,13 +43,18 @@ def canonical(
             f"{origin}: {found}; wanted {len(expected)} tensors, got {len(tensors)}; "
             "cure: load the state dict of this network, whole and alone"
         )
-    if head and len(outputs := tensors[stored[f"{head}.weight"]].shape[:1]) and outputs[0]:
+    if head and (outputs := _outputs(tensors[stored[f"{head}.weight"]])):
         own = {f"{head}.weight", f"{head}.bias"}
-        expected = {n: (*outputs, *s[1:]) if n in own else s for n, s in expected.items()}
+        expected = {n: (outputs, *s[1:]) if n in own else s for n, s in expected.items()}
     return {
         name: _converted(tensors[stored[name]], shape, f"{origin}: {_label(name, stored[name])}")
         for name, shape in expected.items()
     }
+
+
+def _outputs(weight: torch.Tensor) -> int:
+    """How many a linear layer has; 0 for what is no weight of one, which is refused later."""
+    return 0 if weight.is_nested or weight.dim() != 2 else len(weight)
 
 
 def _tensors(state: object, origin: str) -> State:
