@@ -24,11 +24,23 @@ from .spec import Network
 
 
 def errors(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
-    """Largest and RMS error of float64 tensors of one shape, relative to those of `wanted`."""
+    """Largest and RMS error of float64 tensors of one shape, relative to those of `wanted`.
+
+    Where zeros are wanted, zeros have no error and anything else has an infinite one.
+    """
     error = made - wanted
-    largest = error.abs().max() / wanted.abs().max()
-    rms = error.square().mean().sqrt() / wanted.square().mean().sqrt()
-    return largest.item(), rms.item()
+    largest = error.abs().max(), wanted.abs().max()
+    rms = error.square().mean().sqrt(), wanted.square().mean().sqrt()
+    return _relative(*largest), _relative(*rms)
+
+
+def _relative(error: torch.Tensor, size: torch.Tensor) -> float:
+    return (error / size).item() if error else 0.0  # 0 / 0 would be NaN
+
+
+def finite(error: float) -> float | None:
+    """The error, None where it is NaN or infinite: JSON has no word for these."""
+    return error if math.isfinite(error) else None
 
 
 def within(max_error: float, rms_error: float, tolerance: float) -> bool:
@@ -69,7 +81,12 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        checks = [
+            asdict(check)
+            | {"max_error": finite(check.max_error), "rms_error": finite(check.rms_error)}
+            | {"passed": check.passed}
+            for check in self.checks
+        ]
         return asdict(self) | {"checks": checks, "first_failure": self.first_failure}
 
     def __str__(self) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 import alexnet_triton
 import pytest
 import torch
+from alexnet_triton import weights
 from alexnet_triton.bench.__main__ import main as bench
 from alexnet_triton.bench.__main__ import parser as bench_parser
 from alexnet_triton.engine import verbs
 from alexnet_triton.engine.__main__ import main, parser
+from alexnet_triton.engine.zoo import network
 from alexnet_triton.weights.digits import heldout
 
 Capture = pytest.CaptureFixture[str]
@@ -59,22 +61,48 @@ def test_verify_digits(capsys: Capture) -> None:
     assert all(0 <= c["max_error"] <= c["tolerance"] for c in result["checks"])
 
 
-def test_verify_names_the_first_layer_out_of_tolerance(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, layer: str, by: float) -> None:
+    """Let `verify` run with something added to a layer's bias."""
     from alexnet_triton.engine import bind
 
     pack = bind.pack
 
     def spoiled(*arguments: object) -> bind.Packed:
         packed = pack(*arguments)  # type: ignore[arg-type]
-        packed.bias["conv3"] = packed.bias["conv3"] + 0.01
+        packed.bias[layer] = packed.bias[layer] + by
         return packed
 
     monkeypatch.setattr("alexnet_triton.engine.verify.pack", spoiled)
+
+
+def test_verify_names_the_first_layer_out_of_tolerance(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "conv3", by=0.01)
     status, out, _ = run(capsys, "verify", "digits")
     assert status == 1
     assert "first failure: conv3" in out
+
+
+@pytest.mark.parametrize("by", [0.0, 0.01, float("nan")])
+def test_verify_of_zeros(
+    by: float, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Zero weights make zeros: no error if they come, an infinite one if anything else does."""
+    shapes = network("digits").parameter_shapes()
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    weights.save(zeros, tmp_path / "zeros.safetensors")
+    spoil(monkeypatch, "fc8", by)
+    options = ("--weights", str(tmp_path / "zeros.safetensors"), "--images", "1", "--json")
+    status, out, _ = run(capsys, "verify", "digits", *options)
+    result = json.loads(out, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    checks = {check["name"]: check for check in result["checks"]}
+    assert checks["conv1"]["passed"]
+    assert checks["conv1"]["max_error"] == checks["conv1"]["rms_error"] == 0
+    assert (status, result["first_failure"]) == ((1, "fc8") if by else (0, None))
+    assert checks["fc8"]["passed"] is not bool(by)
+    assert checks["fc8"]["max_error"] == (None if by else 0)
+    assert checks["fc8"]["rms_error"] == (None if by else 0)
 
 
 def test_classify_rows_and_files(capsys: Capture, tmp_path: Path) -> None:
