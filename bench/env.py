@@ -14,10 +14,20 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("alexnet-triton", "torch", "triton", "numpy", "pillow", "safetensors")
+GPU = (
+    "name",
+    "driver_version",
+    "memory.total",
+    "clocks.max.sm",
+    "clocks.sm",
+    "power.limit",
+    "power.draw",
+)
+"""What nvidia-smi is asked."""
 
 
-def environment() -> dict[str, str | None]:
-    """Date, commit, machine, versions and GPU; None where there is no such thing here."""
+def environment(device: torch.device | None) -> dict[str, str | None]:
+    """Date, commit, machine, versions, and `device` if it is a GPU; None for what is not here."""
     found: dict[str, str | None] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -29,15 +39,18 @@ def environment() -> dict[str, str | None]:
     found |= {name: _version(name) for name in PACKAGES}
     found["cuda"] = torch.version.cuda
     found["cudnn"] = str(torch.backends.cudnn.version() or "") or None
-    fields = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,power.draw"
-    answer = _ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-    for field, value in zip(
-        fields.split(","),
-        (answer or "").splitlines()[0].split(", ") if answer else [None] * 7,
-        strict=True,
-    ):
-        found[f"gpu {field}"] = value
-    return found
+    gpu = dict.fromkeys(GPU) if device is None or device.type != "cuda" else _gpu(device)
+    return found | {f"gpu {field}": value for field, value in gpu.items()}
+
+
+def _gpu(device: torch.device) -> dict[str, str | None]:
+    """What the driver says of this GPU, by its UUID: its own numbers are not CUDA's."""
+    here = torch.cuda.get_device_properties(device)
+    query = f"--query-gpu={','.join(GPU)}", "--format=csv,noheader"
+    answer = _ask("nvidia-smi", f"--id=GPU-{here.uuid}", *query)
+    if answer is None:
+        return dict.fromkeys(GPU) | {"name": here.name}
+    return dict(zip(GPU, answer.split(", "), strict=True))
 
 
 def _commit() -> str | None:
@@ -85,8 +98,8 @@ def _ask(*command: str) -> str | None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the environment."""
-    found = environment()
+    """Print the environment, with the GPU that torch would use."""
+    found = environment(torch.device("cuda") if torch.cuda.is_available() else None)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

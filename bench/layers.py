@@ -258,7 +258,7 @@ def run(options: argparse.Namespace) -> int:
         results = begun(options, device, [dtype])
     else:
         notes = (f"The plan of {card} in Triton's interpreter: matches, no times.",)
-        results = Results(environment(), {}, (), notes=notes)
+        results = Results(environment(device), {}, (), notes=notes)
     if printed:
         print(title(f"{network.name}, {dtype},", device, results))
         print(HEAD)

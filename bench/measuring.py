@@ -72,7 +72,7 @@ def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[st
     """
     tell(f"measuring the roofs of {device}")
     notes = (INTERPRETED,) if device.type == "cpu" else ()
-    results = Results(environment(), measure_roofs(device, dtypes), (), notes=notes)
+    results = Results(environment(device), measure_roofs(device, dtypes), (), notes=notes)
     keep(results, options)
     return results
 

@@ -21,6 +21,7 @@ from ..engine.load import find, load_state
 from ..engine.pipeline import Pipeline
 from ..engine.run import Engine
 from ..engine.spec import NetworkError
+from ..engine.verify import errors, finite
 from .env import environment
 
 MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
@@ -58,7 +59,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return asdict(self)
+        rows = [
+            asdict(row) | {"difference": row.difference and finite(row.difference)}
+            for row in self.rows
+        ]
+        return asdict(self) | {"rows": rows}
 
     def __str__(self) -> str:
         lines = [
@@ -123,10 +128,8 @@ def compare(
         refused.append(Row("towers", None, None, None, None, None, f"not possible: {error}"))
 
     wanted = single(images).double()
-    largest = wanted.abs().max()
     differences = {
-        name: ((way().to(single.device).double() - wanted).abs().max() / largest).item()
-        for name, way in ways.items()
+        name: errors(way().to(single.device).double(), wanted)[0] for name, way in ways.items()
     }
     matching = {name: way for name, way in ways.items() if differences[name] <= MATCH[dtype]}
     times: dict[str, list[float]] = {name: [] for name in matching}
@@ -175,7 +178,8 @@ def run(options: argparse.Namespace) -> int:
         options.repeats,
     )
     if options.json:
-        print(json.dumps({"environment": environment(), **found.to_dict()}, indent=2))
+        where = environment(torch.device(found.devices[0]))
+        print(json.dumps({"environment": where, **found.to_dict()}, indent=2))
     else:
         print(found)
     return 0 if found.passed else 1

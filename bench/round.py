@@ -50,7 +50,7 @@ def begin(
     `commit` is the code's, for a copy of it without git. Raises RecordError for results that
     cannot be read, EngineError for those of another GPU.
     """
-    here = environment()
+    here = environment(device)
     here["commit"] = here["commit"] or commit
     notes = [INTERPRETED] if device.type == "cpu" else []
     results = Results(here, {}, (), notes=tuple(notes))

@@ -98,7 +98,7 @@ def _tune(options: argparse.Namespace) -> int:
     _plot(options, [trial for outcome in outcomes for trial in outcome.trials])
     if options.json:
         found = {
-            "environment": environment(),
+            "environment": environment(device),
             "cache": str(cache.path),
             "table": None if path is None else str(path),
             "searches": [outcome.to_dict() for outcome in outcomes],

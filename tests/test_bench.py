@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from alexnet_triton import weights
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.engine.pipeline import Pipeline
+from alexnet_triton.engine.zoo import network
 
 
 def test_pipeline_rows_match_and_are_timed(
@@ -30,21 +34,80 @@ def test_pipeline_rows_match_and_are_timed(
 
 
 def test_a_way_that_does_not_match_is_not_timed(
-    device: torch.device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    """With weights of zero, so that the others match in zeros alone."""
     run = Pipeline.run
 
     def wrong(self: Pipeline, *arguments: object) -> dict[str, torch.Tensor]:
         found = run(self, *arguments)  # type: ignore[arg-type]
-        return {name: output + 1 for name, output in found.items()}
+        return {name: output + torch.nan for name, output in found.items()}
 
     monkeypatch.setattr(Pipeline, "run", wrong)
-    places = [str(device)] * 2
-    common = ["--devices", *places, "--batch", "2", "--micro-batch", "2", "--repeats", "1"]
-    assert main(["pipeline", "digits", "--weights", "digits", *common]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    (line,) = (line for line in lines if line.startswith("pipeline"))
-    assert "NO MATCH, so not timed" in line
+    shapes = network("digits").parameter_shapes()
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    weights.save(zeros, tmp_path / "zeros.safetensors")
+    given = ["--weights", str(tmp_path / "zeros.safetensors"), "--devices", *[str(device)] * 2]
+    common = [*given, "--batch", "2", "--micro-batch", "2", "--repeats", "1", "--json"]
+    assert main(["pipeline", "digits", *common]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
+    rows = {row["way"]: row for row in found["rows"]}
+    assert rows["pipeline"]["note"] == "NO MATCH, so not timed"
+    assert rows["pipeline"]["difference"] is rows["pipeline"]["median_ms"] is None
+    assert rows["half the batch"]["difference"] == 0
+    assert rows["half the batch"]["median_ms"] > 0
+
+
+# Where it was made
+
+SMI = """#!/bin/sh
+case "$*" in
+  *--id=GPU-1111-1111*) echo "Second, 580.1, 80 GiB, 1980 MHz, 345 MHz, 700 W, 70 W" ;;
+  *--id=*) exit 6 ;;
+  *) echo "First, 1, 2, 3, 4, 5, 6"; echo "Second, 1, 2, 3, 4, 5, 6" ;;
+esac
+"""
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver that lists two GPUs, and a torch that may see the second alone, as its first."""
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    here = {
+        "cuda": SimpleNamespace(uuid="1111-1111", name="Second"),
+        "cuda:0": SimpleNamespace(uuid="1111-1111", name="Second"),
+        "cuda:1": SimpleNamespace(uuid="2222-2222", name="A slice that the driver has no name for"),
+    }
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: here[str(device)])
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_environment_is_that_of_the_device_measured() -> None:
+    def gpu(device: str | None) -> list[str | None]:
+        found = env.environment(None if device is None else torch.device(device))
+        return [value for name, value in found.items() if name.startswith("gpu ")]
+
+    assert gpu("cuda:0") == ["Second", "580.1", "80 GiB", "1980 MHz", "345 MHz", "700 W", "70 W"]
+    assert gpu("cuda:1") == ["A slice that the driver has no name for", *[None] * 6]
+    assert gpu("cpu") == gpu(None) == [None] * 7
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("there", "name"), [(True, "Second"), (False, None)])
+def test_a_bug_report_has_the_gpu_that_torch_would_use(
+    there: bool,
+    name: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpu name"] == name
 
 
 @pytest.mark.parametrize(

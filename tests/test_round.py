@@ -298,7 +298,7 @@ def test_another_gpus_round_is_refused(tmp_path: Path) -> None:
 def test_the_commit_can_be_told_where_there_is_no_git(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(round, "environment", lambda: {"commit": None, "gpu name": None})
+    monkeypatch.setattr(round, "environment", lambda device: {"commit": None, "gpu name": None})
     begin(tmp_path, CPU, commit="1234")
     assert load(tmp_path / "results.json").environment["commit"] == "1234"
 

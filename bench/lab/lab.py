@@ -335,7 +335,7 @@ def device_name(device: torch.device) -> str:
     """A GPU by its driver's name; a CPU by its own, and that it interprets."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{environment()['cpu']}, Triton's interpreter"
+    return f"{environment(device)['cpu']}, Triton's interpreter"
 
 
 def _timed(trial: Trial, ran: Ran) -> Trial:

@@ -45,7 +45,7 @@ class League:
     def to_dict(self) -> dict[str, Any]:
         """A results file of `records.py`, with the verdicts beside the rows."""
         return {
-            **Results(environment(), {}, self.rows).to_dict(),
+            **Results(environment(torch.device(self.entry.device)), {}, self.rows).to_dict(),
             "seed": self.entry.seed,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "passed": self.passed,
