@@ -644,13 +644,34 @@ def test_classes_that_are_not_read(keras: Any, tmp_path: Path) -> None:
         (make.Permute((2, 1, 3), name="turn"), "layers/permute", "'Permute'"),
         (Own(2, name="own"), "layers/own", "'Own', which is not Keras's own"),
         (inner, "layers/sequential", "'Sequential'"),
-        (Dense(2, name="alike"), "", "'Dense', which is not Keras's own"),
+        (Dense(2, name="alike"), "", "'Dense', registered as 'Custom>Dense', which is not Keras's"),
     ):
         model = keras.Sequential([keras.Input((8, 10, 3)), layer])
         path = save(model, tmp_path / "model.keras")
         refused(path, f"layer '{layer.name}' wanted a class that is read, got {words}", CHAIN)
         if group:
             refused(save(model, tmp_path / "model.weights.h5"), group, CHAIN)
+
+
+def test_a_class_registered_under_another_name(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Which Keras would load instead of its own, though the file says Conv2D of keras.layers."""
+
+    def under(name: object, layer: int | None) -> Path:
+        def edit(config: Any) -> None:
+            item = config if layer is None else config["config"]["layers"][layer]
+            item["registered_name"] = name
+
+        return reconfigured(saved[".keras"], tmp_path / "other.keras", edit)
+
+    words = "'Conv2D', registered as 'mypkg>Conv2D', which is not Keras's own"
+    refused(under("mypkg>Conv2D", 1), "layer 'conv1'", f"got {words}")
+    words = "'Functional', registered as 'mypkg>Net', which is not Keras's own"
+    refused(under("mypkg>Net", None), f"wanted a Sequential or Functional model, got {words}")
+    refused(under(["Conv2D"], 1), "layer 'conv1'")
+    for name in (None, "", "Conv2D"):  # no other name
+        assert torch.equal(
+            loaded(under(name, 1))["conv1.bias"], loaded(saved[".keras"])["conv1.bias"]
+        )
 
 
 def test_a_model_class_of_its_authors_own(keras: Any, tmp_path: Path) -> None:

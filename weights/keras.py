@@ -216,8 +216,7 @@ def _chained(model: Any, names: Mapping[str, str], origin: str) -> list[_Owner]:
     """The layers with weights of a `.keras`, in the order in which its config chains them."""
     if model["class_name"] not in ("Sequential", "Functional") or not _by_keras(model):
         raise WeightsError(
-            f"{origin}: wanted a Sequential or Functional model, got {model['class_name']!r}; "
-            f"{_REBUILD}"
+            f"{origin}: wanted a Sequential or Functional model, got {_told(model)}; {_REBUILD}"
         )
     layers = model["config"]["layers"]
     for layer in layers:
@@ -244,16 +243,30 @@ def _chained(model: Any, names: Mapping[str, str], origin: str) -> list[_Owner]:
 
 
 def _by_keras(item: Mapping[str, Any]) -> bool:
-    """Whether this class is Keras's own, and not one of the same name."""
-    return str(item["module"]).partition(".")[0] == "keras"
+    """Whether this class is Keras's own, and not one of the same name.
+
+    Keras gives its public classes no registered name, its others that of the class; and whatever
+    else is registered under a name comes before its own when it loads.
+    """
+    return str(item["module"]).partition(".")[0] == "keras" and _name(item) == item["class_name"]
+
+
+def _name(item: Mapping[str, Any]) -> Any:
+    return item.get("registered_name") or item["class_name"]
+
+
+def _told(item: Mapping[str, Any]) -> str:
+    """The class, by both of its names if they differ, and whose it is if it is not Keras's."""
+    kind, name = item["class_name"], _name(item)
+    alias = "" if name == kind else f", registered as {name!r}"
+    return f"{kind!r}{alias}" + ("" if _by_keras(item) else ", which is not Keras's own")
 
 
 def _check_layer(layer: Mapping[str, Any], origin: str) -> None:
     kind, config = layer["class_name"], layer["config"]
     label = f"{origin}: layer {config['name']!r}"
     if kind not in LAYERS or not _by_keras(layer):
-        own = "" if _by_keras(layer) else ", which is not Keras's own"
-        raise WeightsError(f"{label} wanted a class that is read, got {kind!r}{own}; {_REBUILD}")
+        raise WeightsError(f"{label} wanted a class that is read, got {_told(layer)}; {_REBUILD}")
     wanted = {"data_format": ("channels_last", None), "axis": (-1, 3)}
     for setting, values in wanted.items():
         if setting in config and config[setting] not in values:
