@@ -25,6 +25,7 @@ UNKNOWN = int(np.iinfo(np.int64).min)
 """The N of a graph that leaves it open, a number that no shape holds."""
 
 _OLDEST = 7  # before this opset Dropout, Gemm and BatchNormalization meant something else
+_NEWEST = 28  # up to this opset `onnx_layers.py` was held against ONNX's list of changes
 _DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operators
 
 
@@ -40,7 +41,7 @@ class Node:
     name: str  # that of its first output if it has none
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any]  # numbers, str, lists of them, arrays
+    attributes: dict[str, Any]  # numbers, str, lists of them, arrays, a `Branch`
 
     def known(self, **defaults: Any) -> dict[str, Any]:
         """The attributes over `defaults`. One that is not among them is refused: it would count."""
@@ -53,6 +54,14 @@ class Node:
     def refused(self, reason: object) -> OnnxError:
         """The error that names this node."""
         return OnnxError(f"node {self.name!r} ({self.op}): {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What an If may do: nodes that also read what was made around it, and what comes out."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +80,11 @@ def parse(path: Path) -> Graph:
     """The graph in a file. Raises OnnxError, which leaves it to the caller to name the file."""
     model = _model(path)
     opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=0)
-    if opset < _OLDEST:
+    newest = min(_NEWEST, _checked_opset())
+    if not _OLDEST <= opset <= newest:
         raise OnnxError(
-            f"wanted opset {_OLDEST} or newer, got {opset}; cure: onnx.version_converter"
+            f"wanted an opset of {_OLDEST} to {newest}, got {opset}; "
+            "cure: export with one of these, or onnx.version_converter"
         )
     for sparse in model.graph.sparse_initializer:
         raise OnnxError(f"tensor {sparse.values.name!r} wanted dense, got sparse; cure: densify it")
@@ -86,6 +97,13 @@ def parse(path: Path) -> Graph:
         {tensor.name: _array(tensor) for tensor in model.graph.initializer},
         tuple(value.name for value in model.graph.output),
     )
+
+
+def _checked_opset() -> int:
+    """The newest that the onnx package here knows: its checker lets later ones pass unchecked."""
+    from onnx import defs
+
+    return defs.onnx_opset_version()
 
 
 def _model(path: Path) -> onnx.ModelProto:
@@ -134,7 +152,7 @@ def _image(graph: onnx.GraphProto) -> tuple[str, int, Shape]:
 
 
 def _node(proto: onnx.NodeProto) -> Node:
-    from onnx import TensorProto, helper
+    from onnx import GraphProto, TensorProto, helper
 
     def value(attribute: onnx.AttributeProto) -> Any:
         match helper.get_attribute_value(attribute):
@@ -142,6 +160,9 @@ def _node(proto: onnx.NodeProto) -> Node:
                 return text.decode(errors="replace")
             case TensorProto() as tensor:
                 return _array(tensor)
+            case GraphProto() as branch if not branch.initializer:  # these may hide names outside
+                outputs = tuple(value.name for value in branch.output)
+                return Branch(tuple(_node(node) for node in branch.node), outputs)
             case other:
                 return other
 

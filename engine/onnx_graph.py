@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -27,13 +28,14 @@ import numpy as np
 import torch
 
 from .. import weights
-from .onnx_file import Array, Graph, Node, OnnxError, parse
-from .onnx_layers import OPERATORS, TORCH_NORM, Made, Site, per_channel, torch_norm
+from .onnx_file import UNKNOWN, Array, Graph, Node, OnnxError, parse
+from .onnx_layers import OPERATORS, Made, Site, per_channel, torch_norm
 from .spec import Conv2d, Layer, Linear, Network, Owner, Preprocess, Shape
 
 State = dict[str, torch.Tensor]
 
 _FILLED = 2**31  # bytes that ConstantOfShape may make: what a file without external data can hold
+_INT64 = 7  # as ONNX numbers the types
 _SMALL = 16  # numbers in a constant that a shape is computed from
 _FLOATS = ("float16", "float32", "float64")
 _ALONE = ("avgpool", "flatten", "sigmoid", "softmax")  # names without a number
@@ -71,6 +73,17 @@ def _preset(channels: int, crop: int) -> Preprocess:
     return Preprocess(resize, crop, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+@contextmanager
+def _named(node: Node) -> Iterator[None]:
+    """Whatever goes wrong with a node names it: the checker lets constants of odd sizes pass."""
+    try:
+        yield
+    except OnnxError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise node.refused(f"malformed: {error}") from None
+
+
 class _Chain:
     """Collects layers and state while the nodes are walked, the first node always the next."""
 
@@ -92,28 +105,17 @@ class _Chain:
         """Take all nodes."""
         rest = self._graph.nodes
         while rest:
-            try:
+            with _named(rest[0]):
                 rest = rest[self._take(rest) :]
-            except OnnxError:
-                raise
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                # The checker lets constants of odd types and sizes pass.
-                raise rest[0].refused(f"malformed: {error}") from None
 
     def _take(self, nodes: Sequence[Node]) -> int:
         """Take the first node, or the first few that are one layer; how many they were."""
         node = nodes[0]
-        if node.op == "Shape" and node.inputs[0] in self._shapes:
-            self._constants[node.outputs[0]] = self._shape_of(node)
-            return 1
-        if all(name in self._constants for name in node.inputs if name):
-            self._constants[node.outputs[0]] = self._folded(node)
+        if self._settled(node):
             return 1
         site = Site(node, self._graph.batch, self._shape, self._constants)
-        nine = nodes[: len(TORCH_NORM)]
-        if node.inputs[0] == self._current and (norm := torch_norm(site, nine)):
-            self._append(site, norm, nine[-1].outputs[0])
-            return len(nine)
+        if node.op == "Mul" and node.inputs[0] == self._current and (taken := self._norm(nodes)):
+            return taken
         if node.op not in (*OPERATORS, "Add"):
             known = ", ".join(sorted((*OPERATORS, "Add")))
             raise node.refused(f"not supported; wanted a chain of {known}")
@@ -123,6 +125,32 @@ class _Chain:
         made = OPERATORS[node.op](site) if node.op in OPERATORS else ()
         self._append(site, made, node.outputs[0])
         return 1
+
+    def _settled(self, node: Node) -> bool:
+        """Whether the node is worth a constant, which is then known."""
+        with _named(node):
+            if node.op == "Shape" and node.inputs[0] in self._shapes:
+                self._constants[node.outputs[0]] = self._shape_of(node)
+            elif all(name in self._constants for name in node.inputs if name):
+                self._constants[node.outputs[0]] = self._folded(node)
+            else:
+                return False
+        return True
+
+    def _norm(self, nodes: Sequence[Node]) -> int:
+        """Take what torch writes for a LocalResponseNorm, if it is that; how many nodes it was."""
+        site = Site(nodes[0], self._graph.batch, self._shape, self._constants)
+        left: list[Node] = []
+        for count, node in enumerate(nodes, start=1):
+            if self._settled(node):
+                continue
+            left.append(node)
+            if node.op == "Div":  # the last of them
+                made = torch_norm(site, left)
+                if made:
+                    self._append(site, made, node.outputs[0])
+                return count if made else 0
+        return 0
 
     def finish(self) -> int:
         """The number of classes. Refuses a graph whose one output is not the end of the chain."""
@@ -236,6 +264,16 @@ class _Chain:
                 return np.expand_dims(x, tuple(axes))
             case "Concat", [_, *_] if small:
                 return np.concatenate(inputs, node.known(axis=None)["axis"])
+            case "Reshape", [x, shape] if small:
+                return x.reshape(shape)
+            case "Transpose", [x] if small:
+                return np.transpose(x, node.known(perm=None)["perm"])
+            case "Slice", [x, start, end, axis, step] if small:
+                cuts = [slice(None)] * x.ndim
+                cuts[axis.item()] = slice(_bound(node, start), _bound(node, end), step.item())
+                return x[tuple(cuts)]
+            case "Cast", [x] if x.dtype == np.int64 and node.attributes["to"] == _INT64:
+                return x
         raise node.refused("not supported on constants; cure: export with constant folding")
 
     def _filled(self, node: Node, shape: list[int]) -> Array:
@@ -244,6 +282,14 @@ class _Chain:
         if self._fillable < 0:
             raise node.refused(f"wanted at most {_FILLED} bytes filled so, got more with {shape}")
         return np.broadcast_to(value, shape)
+
+
+def _bound(node: Node, index: Array) -> int:
+    """Where a slice begins or ends."""
+    bound: int = index.item()
+    if bound == UNKNOWN:
+        raise node.refused("wanted a slice that does not depend on N")
+    return bound
 
 
 def _stored(node: Node) -> Array:

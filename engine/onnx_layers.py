@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_file import UNKNOWN, Array, Node, OnnxError
+from .onnx_file import UNKNOWN, Array, Branch, Node, OnnxError
 from .spec import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -310,41 +310,73 @@ def _lrn(site: Site) -> tuple[Made, ...]:
 TORCH_NORM = ("Mul", "Reshape", "Pad", "AveragePool", "Squeeze", "Mul", "Add", "Pow", "Div")
 """How torch.onnx writes local_response_norm: x / (k + alpha * mean of x * x) ** beta."""
 
+_ASKED = ("Shape", "Gather", "Equal", "If", "Reshape")
+OLDER_NORM = (*TORCH_NORM[:4], *_ASKED, *TORCH_NORM[5:])
+"""How its older exporter does: squeezed if the axis is 1 long, which it always is, then shaped."""
+
+_LOOK = ("AveragePool", "Shape", "If")  # the nodes between the first and the last without constants
+
 
 def torch_norm(site: Site, nodes: Sequence[Node]) -> tuple[Made, ...]:
-    """The layer, if `nodes` at `site` are `TORCH_NORM` with its meaning; nothing if they are not.
+    """The layer, if `nodes` at `site` are one of the two with its meaning; nothing if they are not.
 
     The first of them squares the input, the last divides the input by what became of it; between,
     the channels are taken as depth, padded with zeros and averaged.
     """
-    if tuple(node.op for node in nodes) != TORCH_NORM or len(site.shape) != 3:
+    ops = tuple(node.op for node in nodes)
+    if ops not in (TORCH_NORM, OLDER_NORM) or len(site.shape) != 3:
         return ()
-    square, _, pad, mean, *_, power, quotient = nodes
-    x = square.inputs[0]
+    square, *between, quotient = nodes
+    x, power = square.inputs[0], between[-1]
     chained = all(after.inputs[0] == before.outputs[0] for before, after in pairwise(nodes[:-1]))
     if not chained or square.inputs[1] != x or quotient.inputs != (x, power.outputs[0]):
         return ()
-    reads = [name for node in nodes[1:-1] for name in node.inputs[1:]]
-    given = [site.constants[name] for name in reads if name in site.constants]
-    if (len(pad.inputs), len(mean.inputs), len(reads), len(given)) != (2, 1, 6, 6):
+    reads = [[name for name in node.inputs[1:] if name] for node in between]
+    if [len(names) for names in reads] != [node.op not in _LOOK for node in between]:
         return ()
-    target, pads, axes, *terms = (np.ravel(constant).tolist() for constant in given)
-    volume = (site.batch, 1, *site.shape)
+    if any(name not in site.constants for names in reads for name in names):
+        return ()
+    given = [np.ravel(site.constants[name]).tolist() for names in reads for name in names]
+    target, pads, *squeezed, alpha, k, beta = given
+    pad, mean = between[1:3]
+    if ops == OLDER_NORM:
+        shape, gather, _, choice = between[3:7]
+        index, length, back = squeezed
+        asked = gather.attributes.get("axis", 0) == 0 and not shape.attributes
+        if not asked or (index, length) != ([1], [1]) or not _fits(back, (site.batch, *site.shape)):
+            return ()
+        squeezed = [_squeezed(choice.attributes["then_branch"], mean.outputs[0])]
     size = mean.attributes["kernel_shape"][0]
     averages = {"kernel_shape": [size, 1, 1], "strides": [1, 1, 1], "pads": [0] * 6}
     plain = {"auto_pad": "NOTSET", "dilations": [1, 1, 1], "mode": "constant", **averages}
     attributes = pad.attributes | mean.attributes
     if (
-        len(target) != len(volume)
-        or any(side not in (-1, wanted) for side, wanted in zip(target, volume, strict=True))
+        not _fits(target, (site.batch, 1, *site.shape))
         or pads != [0, 0, size // 2, 0, 0, 0, 0, (size - 1) // 2, 0, 0]
-        or axes != [1]
+        or squeezed != [[1]]
         or any(attributes.get(name, wanted) != wanted for name, wanted in plain.items())
-        or any(len(term) != 1 for term in terms)
+        or any(len(term) != 1 for term in (alpha, k, beta))
     ):
         return ()
-    alpha, k, beta = (_decimal(term[0]) for term in terms)
-    return _made("norm", LocalResponseNorm(size, alpha, beta, k))
+    layer = LocalResponseNorm(size, _decimal(alpha[0]), _decimal(beta[0]), _decimal(k[0]))
+    return _made("norm", layer)
+
+
+def _fits(target: Sequence[int], shape: Shape) -> bool:
+    """Whether a Reshape to `target` makes `shape`."""
+    sides = zip(target, shape, strict=False)
+    return len(target) == len(shape) and all(side in (-1, wanted) for side, wanted in sides)
+
+
+def _squeezed(branch: Any, x: str) -> list[int]:
+    """The axes that a branch squeezes of `x`, which is all that it does; none if it does not."""
+    match branch:
+        case Branch(
+            (Node("Constant", _, _, (axes,), constant), Node("Squeeze", _, inputs, outputs)), ends
+        ) if inputs == (x, axes) and outputs == ends:
+            squeezed: list[int] = np.ravel(constant.get("value", ())).tolist()
+            return squeezed
+    return []
 
 
 def _decimal(number: Any) -> float:

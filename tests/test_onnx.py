@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alexnet_triton.engine import Engine, onnx_graph, reference
+from alexnet_triton.engine import Engine, onnx_file, onnx_graph, onnx_layers, reference
 from alexnet_triton.engine.onnx_file import Node, OnnxError
 from alexnet_triton.engine.spec import (
     AdaptiveAvgPool2d,
@@ -105,12 +105,21 @@ def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Module:
     return model.eval()
 
 
-def export(model: nn.Module, image: Sequence[int], path: Path, dynamo: bool) -> None:
-    """torch.onnx by either exporter, with N left open."""
-    x = torch.randn(2, *image)
-    shapes: dict[str, Any] = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
-    if dynamo:
-        shapes = {"input_names": ["x"], "dynamic_shapes": ({0: torch.export.Dim("n")},)}
+def export(
+    model: nn.Module,
+    image: Sequence[int],
+    path: Path,
+    dynamo: bool,
+    batch: int | None = None,
+    **how: Any,
+) -> None:
+    """torch.onnx by either exporter, with N left open if it is None."""
+    x = torch.randn(batch or 2, *image)
+    shapes: dict[str, Any] = {"input_names": ["x"], **how}
+    if batch is None and dynamo:
+        shapes["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
+    elif batch is None:
+        shapes["dynamic_axes"] = {"x": {0: "n"}}
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(model, (x,), str(path), dynamo=dynamo, verbose=False, **shapes)
 
@@ -160,9 +169,6 @@ def test_what_torch_exports_comes_back(net: Network, dynamo: bool, tmp_path: Pat
     state = load("random:1", net.parameter_shapes(), network=net.name)
     model, path = twin(net, state), tmp_path / "model.onnx"
     export(model, net.input_shape, path, dynamo)
-    if not dynamo and net.name == "alexnet2012_caffe":
-        refused(path, "node '/norm1/Mul' (Mul): not supported")  # which has no end of nodes
-        return
     got, weights = onnx_graph.read(path)
     kept = [pair for pair in net.layers if not isinstance(pair[1], Dropout)]
     assert [*got.layers] == kept
@@ -244,6 +250,116 @@ def test_torchs_normalisation_is_known_by_its_constants_too(
     refused_graph(
         graph([square, *nodes], tensors=other, outputs=["z"]), tmp_path, "node 'square' (Mul)"
     )
+    # As many constants, but one of them is what is padded with.
+    nodes[1].input.append("one")
+    del nodes[3].input[1]
+    other = constants | {"one": np.float32(1)}
+    refused_graph(
+        graph([square, *nodes], tensors=other, outputs=["z"]), tmp_path, "node 'square' (Mul)"
+    )
+
+
+def normalised(size: int) -> nn.Module:
+    """Two of them, alone: nothing that a difference could hide in."""
+    norms = nn.LocalResponseNorm(size, 0.5, 0.75, 2.0), nn.LocalResponseNorm(1, 0.25, 0.5, 1.0)
+    return nn.Sequential(*norms, nn.Flatten())
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+@pytest.mark.parametrize(("opset", "size"), [(13, 5), (15, 4), (17, 3), (18, 11)])
+def test_normalisation_by_torchs_older_exporter(
+    opset: int, size: int, batch: int | None, tmp_path: Path
+) -> None:
+    """It writes a question into the graph, whose answer is always yes."""
+    model, path = normalised(size), tmp_path / "a.onnx"
+    export(model, IMAGE, path, dynamo=False, batch=batch, opset_version=opset)
+    assert "If" in {node.op_type for node in onnx.load(path).graph.node}
+    net, state = onnx_graph.read(path)
+    first = LocalResponseNorm(size, 0.5, 0.75, 2.0)
+    assert [layer for _, layer in net.layers] == [first, LocalResponseNorm(1, 0.25, 0.5), Flatten()]
+    x = random(3, *IMAGE)
+    wanted = model(torch.from_numpy(x))
+    torch.testing.assert_close(last(net, state, x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def then_axes(graph: Any) -> Any:
+    """The axes that are squeezed if the answer is yes."""
+    (choice,) = (node for node in graph.node if node.op_type == "If")
+    (branch,) = (a.g for a in choice.attribute if a.name == "then_branch")
+    return branch.node[0].attribute[0].t
+
+
+def constant(op: str, input: int, which: int = 0) -> Callable[[Any], Any]:
+    """The constant that is an input of a node of that operator, the first unless told."""
+
+    def of(graph: Any) -> Any:
+        reader = [node for node in graph.node if node.op_type == op][which]
+        (maker,) = (node for node in graph.node if reader.input[input] in node.output)
+        return maker.attribute[0].t
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("where", "values"),
+    [
+        (then_axes, [0]),
+        (constant("Gather", 1), [0]),
+        (constant("Equal", 1), [4]),
+        (constant("Concat", 0), [0, 0, 0, 0, 1, 3]),
+        (constant("Concat", 0), [0, 0, 2, 2, 0, 0]),
+        (constant("Slice", 4), [-2]),
+        (constant("Reshape", 1), [2, 1, 11, 4, -1]),
+        (constant("Reshape", 1, -1), [2, 11, 4, 11]),
+        (constant("Add", 1), [1, 2]),
+    ],
+)
+def test_the_older_exporters_normalisation_with_another_constant(
+    where: Callable[[Any], Any], values: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.onnx"
+    model = nn.Sequential(nn.LocalResponseNorm(5, 0.5, 0.75, 2.0), nn.Flatten())
+    export(model, IMAGE, path, dynamo=False, batch=2, opset_version=17)
+    changed = onnx.load(path)
+    tensor = where(changed.graph)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    tensor.CopyFrom(numpy_helper.from_array(np.array(values, dtype)))
+    refused_graph(changed, tmp_path, "(Mul): ")
+
+
+@pytest.mark.parametrize(
+    "change", ["branches", "initializer", "reader", "start", "squeezed", "more", "output"]
+)
+def test_the_older_exporters_normalisation_with_another_question(
+    change: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.onnx"
+    model = nn.Sequential(nn.LocalResponseNorm(5, 0.5, 0.75, 2.0), nn.Flatten())
+    export(model, IMAGE, path, dynamo=False, batch=2, opset_version=17)
+    changed = onnx.load(path)
+    (choice,) = (node for node in changed.graph.node if node.op_type == "If")
+    shape = next(node for node in changed.graph.node if node.op_type == "Shape")
+    padded = next(node.output[0] for node in changed.graph.node if node.op_type == "Pad")
+    then = choice.attribute[0].g
+    match change:
+        case "branches":
+            choice.attribute[0].name, choice.attribute[1].name = "else_branch", "then_branch"
+        case "initializer":  # of a name outside, which it hides
+            mean = then.node[1].input[0]
+            zeros = np.zeros((2, 1, *IMAGE), np.float32)
+            then.initializer.append(numpy_helper.from_array(zeros, mean))
+        case "reader":
+            shape.input[0] = padded
+        case "start":
+            shape.attribute.append(helper.make_attribute("start", 1))
+        case "squeezed":
+            then.node[1].input[0] = padded
+        case "output":
+            then.output[0].name = then.node[0].output[0]
+        case "more":
+            then.node.append(helper.make_node("Neg", [then.output[0].name], ["negated"]))
+            then.output[0].name = "negated"
+    refused_graph(changed, tmp_path, "(Mul): ")
 
 
 # Models made by hand
@@ -813,8 +929,32 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
     refused_graph(model, tmp_path, "wanted one input, the images, got 'x', 'given'")
 
 
-def test_old_opsets_are_refused(tmp_path: Path) -> None:
-    refused_graph(chain(step("Relu"), FLAT, opset=6), tmp_path, "opset 7 or newer, got 6", "cure: ")
+def test_opsets_before_and_behind_those_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(opset: int) -> Any:
+        return chain(step("Relu"), FLAT, opset=opset)
+
+    newest = onnx_file._NEWEST
+    refused_graph(model(6), tmp_path, f"opset of 7 to {newest}, got 6; cure: ")
+    refused_graph(model(newest + 1), tmp_path, f"opset of 7 to {newest}, got {newest + 1}; cure: ")
+    # What the onnx package does not know, it has not checked.
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 20)
+    assert onnx_graph.read(saved(model(20), tmp_path))[0].layers
+    refused_graph(model(21), tmp_path, "opset of 7 to 20, got 21; cure: ")
+
+
+def test_the_operators_are_held_against_all_opsets_that_the_package_knows() -> None:
+    """One that changed behind `_NEWEST` must be read before files with it are."""
+    ours = {*onnx_layers.OPERATORS, *onnx_layers.TORCH_NORM, *onnx_layers.OLDER_NORM}
+    changed = {s.name: s.since_version for s in onnx.defs.get_all_schemas() if not s.domain}
+    assert max(changed[name] for name in ours) <= onnx_file._NEWEST
+
+
+def test_a_later_version_of_the_format_is_refused(tmp_path: Path) -> None:
+    model = chain(step("Relu"), FLAT)
+    model.ir_version = onnx.IR_VERSION + 1
+    refused_graph(model, tmp_path, "ir_version", "cure: ")
 
 
 def test_statistics_for_each_pixel_are_refused(tmp_path: Path) -> None:
