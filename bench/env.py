@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("alexnet-triton", "torch", "triton", "numpy", "pillow", "safetensors")
+from .. import __version__
+
+PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors")
 GPU = (
     "name",
     "driver_version",
@@ -36,6 +38,7 @@ def environment(device: torch.device | None) -> dict[str, str | None]:
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
     }
+    found["alexnet-triton"] = __version__
     found |= {name: _version(name) for name in PACKAGES}
     found["cuda"] = torch.version.cuda
     found["cudnn"] = str(torch.backends.cudnn.version() or "") or None
