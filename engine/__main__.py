@@ -99,7 +99,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--output",
         type=Path,
-        help="write a row an image to this file, Parquet if it ends in .parquet, else JSON lines",
+        help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if in "
+        ".jsonl or .ndjson; - is standard output, as JSON lines",
     )
     there = made.add_mutually_exclusive_group()
     there.add_argument(
@@ -108,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
         help="keep the rows that are in the output, errors too, and do the images that have none",
     )
     there.add_argument("--overwrite", action="store_true", help="replace what is in the output")
+    made.add_argument(
+        "--retry-errors", action="store_true", help="as --resume, and do those with an error again"
+    )
 
     made = verb("summary", "print a network's layers, parameters and MACs", "summary alexnet")
     made.add_argument("model", help=_MODEL)

@@ -48,11 +48,14 @@ class Tally:
 
 
 def remaining(
-    sources: Iterable[Source | ImageError], kept: Iterable[Kept], tally: Tally
+    sources: Iterable[Source | ImageError],
+    kept: Iterable[Kept],
+    tally: Tally,
+    retry: bool = False,
 ) -> Iterator[Source | ImageError]:
-    """The sources that have no row yet; those that have are counted in `tally`."""
+    """The sources that have no row, or with `retry` an error; what is done counts in `tally`."""
     for source, done in pair(sources, kept):
-        if done is None:
+        if done is None or (retry and done.error is not None):
             yield source
         else:
             tally.kept += 1

@@ -3,7 +3,8 @@
 A job's state is one file of JSON lines that only ever grows by whole rows, so that whatever ends
 the job, `--resume` can go on. For JSON lines that file is the output itself. For Parquet, whose
 files are nothing without their end, it lies beside the output as `FILE.parquet.partial.jsonl`, and
-`FILE.parquet` is made of it in one piece when the job ends, interrupted or not.
+`FILE.parquet` is made of it in one piece when the job ends, interrupted or not. How the rows were
+made (`provenance.py`) lies beside either as `FILE.job.json`, and in the metadata of Parquet.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from errno import EISDIR
+from errno import EACCES, EISDIR
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from ..errors import Error
+from . import provenance
 from .images import ImageError, Source
 from .run import Prediction
 
-Existing = Literal["refuse", "resume", "overwrite"]
+Existing = Literal["refuse", "resume", "retry", "overwrite"]
 
+_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+_METADATA = b"alexnet_triton"  # where a Parquet file tells how its rows were made
 _GROUP = 8 << 20  # bytes of JSON lines that become one row group: flat memory, some 20,000 rows
 
 
@@ -136,23 +140,37 @@ def _pyarrow() -> Any:
 class Output:
     """The file that a job writes its rows to: a context manager, safe against whatever ends it.
 
-    A path that ends in .parquet becomes Parquet of `schema()`, any other JSON lines
-    (`Row.to_dict`). Every row goes to the operating system when it is written; one that was torn
-    by a kill or a full disk is cut off. `existing` says what becomes of rows that are there
-    already: they are refused, kept and continued ("resume", which may also find none), or replaced
-    ("overwrite", when the first new row is written). Devices and pipes take JSON lines, too, and
-    keep nothing. When the context is left, also by Ctrl-C or an error, a Parquet file is made of
-    the rows so far; its partial file goes when the job is done.
+    A path that ends in .parquet becomes Parquet of `schema()`, one in .jsonl or .ndjson JSON lines
+    (`Row.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row goes
+    to the operating system when it is written; one that was torn by a kill or a full disk is cut
+    off. `existing` says what becomes of rows that are there already: they are refused, kept and
+    continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
+    ("overwrite"). How they were made is kept with them, in FILE.job.json or in a Parquet file's
+    metadata, and `agree` holds it against what is asked for now. Nothing is touched before the
+    first new row is written. When the context is left, also by Ctrl-C or an error, a Parquet file
+    is made of the rows so far; its partial file goes when the job is done.
 
     Raises OutputError, one line: at once for what cannot be written, for rows that are there and
-    refused, and while another job writes to it; from `write` and on leaving for a full disk.
+    refused, for what no job wrote, and while another job writes to it; from `write` and on leaving
+    for a full disk, and where somebody else moved, deleted or changed the file meanwhile.
     """
 
     def __init__(self, path: str | os.PathLike[str], existing: Existing = "refuse") -> None:
         self.path = Path(path)
-        self._parquet = self.path.suffix.lower() == ".parquet"
+        self._existing = existing
+        self._resuming = existing in ("resume", "retry")
+        self._regular = not _is_stream(self.path)
+        suffix = self.path.suffix.lower()
+        if self._regular and suffix not in _SUFFIXES and not self.path.is_dir():
+            raise OutputError(
+                f"{self.path}: wanted a name that ends in {', '.join(_SUFFIXES)}, got "
+                f"{suffix or 'none'}; for example {self.path.with_suffix('.jsonl')}"
+            )
+        if self._resuming and not self._regular:
+            raise OutputError(f"{self.path}: is no regular file: there is nothing to resume")
+        self._parquet = self._regular and suffix == ".parquet"
         self._lines = _beside(self.path, ".partial.jsonl") if self._parquet else self.path
-        self._begun = existing != "overwrite"  # until then the rows to be replaced stand
+        self._record = _beside(self._lines, ".job.json")
         if self._parquet:
             _pyarrow()
         if existing == "refuse" and (_size(self.path) or _size(self._lines)):
@@ -160,47 +178,57 @@ class Output:
                 f"{self.path}: holds something already; "
                 "go on with it (--resume), replace it (--overwrite), or name another file"
             )
+        self._created = self._begun = False
+        self._made: provenance.Record | None = None  # of the rows that are kept
+        self._asked: dict[str, Any] = {}
+        self._finished = False  # whether what is kept is in the Parquet file
+        self._kept = 0  # bytes of whole rows in the lines that are kept
+        self._size = 0  # bytes that are in the lines, unless somebody else changes them
         try:
-            self._file = self._open(existing)
+            self._file = self._open()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:
-            self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
             if self._regular:
                 self._claim()
-            self._kept = self._size = self._whole() if existing == "resume" else 0
+                self._look()
         except BaseException:
-            os.close(self._file)
+            self._close()
             raise
 
+    def agree(self, **asked: Any) -> None:
+        """Say what is asked for (see `provenance`), in parts as it gets known, before any row.
+
+        Raises OutputError where the rows that are kept were made in another way.
+        """
+        if self._made is not None and (differs := provenance.difference(self._made, asked)):
+            raise OutputError(
+                f"{self.path}: {differs}; go on as it was made, "
+                "replace it (--overwrite), or name another file"
+            )
+        self._asked |= asked
+
     def kept(self) -> Iterator[Kept]:
-        """The rows that were there when the job was resumed, in order, lazily.
+        """The rows that were there when the job was resumed, in order, lazily; errors, too.
 
         Raises OutputError at a line that is no row.
         """
-        with open(self._lines, "rb") if self._kept else io.BytesIO() as lines:
-            end = 0
-            for number, line in enumerate(lines, 1):
-                try:
-                    found = json.loads(line)
-                    row = Kept(found["path"], found.get("error"))
-                    if not isinstance(row.path, str) or not isinstance(row.error, str | None):
-                        raise TypeError
-                except (ValueError, LookupError, TypeError, AttributeError):
-                    raise self._foreign(f"line {number}") from None
-                yield row
-                end += len(line)
-                if end == self._kept:  # what follows was written since
-                    return
+        if self._finished:
+            yield from (kept for kept, _ in self._restored(["path", "error"]))
+        else:
+            yield from (kept for kept, _ in self._whole())
 
     def write(self, row: Row) -> None:
         """Append one row. Raises OutputError where it finds no room; the rows before it stay."""
         line = rest = _line(row.to_dict())
+        self._check_untouched()
         try:
             if not self._begun:
                 self._begin()
             while rest:
                 rest = rest[os.write(self._file, rest) :]
+        except BrokenPipeError:  # nothing is told to a reader that has left
+            raise
         except OSError as error:
             raise self._no_room(error) from error
         self._size += len(line)
@@ -215,64 +243,225 @@ class Output:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if self._regular and self._begun:
-                os.ftruncate(self._file, self._size)  # a row may be torn
-                if self._parquet and self._size and not isinstance(error, OutputError):
-                    self._render()
-                    if error is None:
-                        self._lines.unlink()
-            if self._regular and not os.fstat(self._file).st_size:
-                self._lines.unlink(missing_ok=True)
+            if self._regular and (self._begun or error is None):
+                self._check_untouched(torn=error is not None)
+                self._end(error)
         finally:
-            os.close(self._file)
+            self._close()
 
-    def _open(self, existing: Existing) -> int:
-        if self._parquet and self.path.is_dir():
+    # Before the first row: nothing is touched
+
+    def _open(self) -> int:
+        if self.path.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        if self._parquet and existing == "resume" and not _size(self._lines) and _size(self.path):
-            self._restore()
-        return os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        if self._regular and self.path.parent.exists() and not os.access(self.path.parent, os.W_OK):
+            raise PermissionError(EACCES, "its folder is closed to us")  # where its record will lie
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            file = os.open(self._lines, flags | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return os.open(self._lines, flags, 0o666)
+        self._created = True
+        return file
 
     def _claim(self) -> None:
         """Two jobs must not write to one file; where a file system has no locks, they may."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"{self.path}: another job is writing to it; wait for it") from None
+            raise self._taken() from None
         except OSError:
             return
+        if not self._in_place():  # whoever had it ended, and took its empty file away
+            raise self._taken()
 
-    def _whole(self) -> int:
-        """Cut off a torn last row; the bytes that are left."""
-        if not self._regular:
-            raise OutputError(f"{self.path}: is no regular file: there is nothing to resume")
-        size = end = os.fstat(self._file).st_size
+    def _look(self) -> None:
+        """What is there, and whether it is a job's."""
+        self._size = _size(self._lines)
+        self._finished = self._parquet and not self._size and _size(self.path) > 0
+        made = self._read_record()
+        if self._parquet and _size(self.path):
+            with self._parquet_file() as file:
+                metadata = file.schema_arrow.metadata or {}
+            if self._finished:
+                made = _decoded(metadata.get(_METADATA))
+        if self._size and made is None and not self._begins_with_row():
+            raise self._foreign("it")
+        if not self._resuming:  # it is to be replaced
+            self._finished = False
+        elif self._size or self._finished:
+            self._keep(made)
+
+    def _keep(self, made: provenance.Record | None) -> None:
+        if made is None:
+            where = "its metadata" if self._finished else self._record
+            raise OutputError(
+                f"{self.path}: how its rows were made should stand in {where} and does not; "
+                "replace it (--overwrite), or name another file"
+            )
+        self._kept = self._whole_bytes()
+        if self._kept or self._finished:
+            self._made = made
+
+    def _read_record(self) -> provenance.Record | None:
+        try:
+            text = self._record.read_bytes()
+        except FileNotFoundError:
+            return None
+        if (record := _decoded(text)) is None:
+            raise OutputError(
+                f"{self._record}: is no record of a job; delete it, or name another output"
+            )
+        return record
+
+    def _begins_with_row(self) -> bool:
+        with open(self._lines, "rb") as lines:
+            line = lines.readline(_GROUP)
+        return _kept(line) is not None if line.endswith(b"\n") else line.startswith(_ROW_BEGINS)
+
+    def _whole_bytes(self) -> int:
+        """Bytes of the lines but for a torn last row."""
         block = b""
-        while end and b"\n" not in block:
-            end = max(0, end - io.DEFAULT_BUFFER_SIZE)
-            block = os.pread(self._file, io.DEFAULT_BUFFER_SIZE, end)
-        whole = end + block.rfind(b"\n") + 1
-        torn = os.pread(self._file, len(_ROW_BEGINS), whole)
+        with open(self._lines, "rb") as lines:
+            end = self._size
+            while end and b"\n" not in block:
+                end = max(0, end - io.DEFAULT_BUFFER_SIZE)
+                lines.seek(end)
+                block = lines.read(io.DEFAULT_BUFFER_SIZE)
+            whole = end + block.rfind(b"\n") + 1
+            lines.seek(whole)
+            torn = lines.read(len(_ROW_BEGINS))
         # A power failure may leave zeros. Anything else was not written by a job: hands off.
-        if torn.strip(b"\0") and not (_ROW_BEGINS.startswith(torn)):
+        if torn.strip(b"\0") and not _ROW_BEGINS.startswith(torn):
             raise self._foreign("its end")
-        if whole < size:
-            os.ftruncate(self._file, whole)
         return whole
 
+    # The rows that are kept, each as what resuming needs and as its line
+
+    def _whole(self) -> Iterator[tuple[Kept, bytes]]:
+        with open(self._lines, "rb") if self._kept else io.BytesIO() as lines:
+            end = 0
+            for number, line in enumerate(lines, 1):
+                if (row := _kept(line)) is None:
+                    raise self._foreign(f"line {number}")
+                yield row, line
+                end += len(line)
+                if end == self._kept:  # what follows was written since
+                    return
+
+    def _restored(self, columns: list[str] | None = None) -> Iterator[tuple[Kept, bytes]]:
+        try:
+            with self._parquet_file() as file:
+                for batch in file.iter_batches(batch_size=1024, columns=columns):
+                    for found in batch.to_pylist():
+                        row = {name: value for name, value in found.items() if value is not None}
+                        yield Kept(found["path"], found["error"]), _line(row)
+        except (_pyarrow().ArrowInvalid, OSError):
+            raise self._foreign("it", self.path) from None
+
+    def _parquet_file(self) -> Any:
+        pa = _pyarrow()
+        try:
+            file = pa.parquet.ParquetFile(self.path)
+        except pa.ArrowInvalid:
+            raise self._foreign("it", self.path) from None
+        if not file.schema_arrow.equals(schema()):
+            file.close()
+            raise self._foreign("its schema", self.path)
+        return file
+
+    # The first row, and what comes after
+
+    @property
+    def _provenance(self) -> provenance.Record:
+        return self._asked if self._made is None else self._made
+
     def _begin(self) -> None:
+        """Make the lines what the first new row follows; their record is there before they are."""
         if self._regular:
-            os.ftruncate(self._file, 0)
-        if self._parquet:
-            self.path.unlink(missing_ok=True)
+            if self._finished:
+                provenance.store(self._provenance, self._record)
+                self._rewrite(self._restored())
+            elif self._existing == "retry" and self._kept:
+                self._rewrite(self._whole())
+            else:
+                os.ftruncate(self._file, self._kept)
+                if not self._kept:
+                    provenance.store(self._provenance, self._record)
+            if self._parquet and self._existing == "overwrite":
+                self.path.unlink(missing_ok=True)
+            self._size = os.fstat(self._file).st_size
         self._begun = True
+
+    def _rewrite(self, rows: Iterable[tuple[Kept, bytes]]) -> None:
+        """`rows`, but for errors to retry, in place of the lines only when they are complete."""
+        lines = self._lines.resolve()
+        temporary = _beside(lines, ".job.new")
+        try:
+            with open(temporary, "wb") as new:
+                os.fchmod(new.fileno(), stat.S_IMODE(os.fstat(self._file).st_mode))
+                for kept, line in rows:
+                    if self._existing != "retry" or kept.error is None:
+                        new.write(line)
+                new.flush()
+                os.fsync(new.fileno())
+            file = os.open(temporary, os.O_WRONLY | os.O_APPEND)
+            try:
+                with contextlib.suppress(OSError):  # no locks, as in `_claim`
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.replace(temporary, lines)
+                os.dup2(file, self._file, inheritable=False)
+            finally:
+                os.close(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _check_untouched(self, torn: bool = False) -> None:
+        """Raises OutputError where somebody else changed the lines; `torn`: a row may be, too."""
+        if not self._regular:
+            return
+        if not self._in_place():
+            raise OutputError(
+                f"{self._lines}: was moved, deleted or replaced while the job wrote to it; "
+                "put it back and go on with --resume, or begin anew"
+            )
+        size = os.fstat(self._file).st_size
+        if size < self._size or (size > self._size and not torn):
+            raise OutputError(
+                f"{self._lines}: holds {size} bytes where the job left {self._size}: something "
+                "else changed it; look at it, then go on with --resume or begin anew"
+            )
+
+    def _in_place(self) -> bool:
+        """Whether the file that is written to is still the one of that name."""
+        try:
+            return os.path.samestat(os.stat(self._lines), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._begun or self._resuming:
+            size = self._size if self._begun else self._kept
+            os.ftruncate(self._file, size)  # a row may be torn
+            if self._parquet and size and not isinstance(error, OutputError):
+                self._render()
+            if not size or (self._parquet and error is None):
+                self._lines.unlink()
+                self._record.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        """Leave the folder as it was, where there was nothing and nothing was written."""
+        if self._created and self._in_place() and not os.fstat(self._file).st_size:
+            self._lines.unlink()
+        os.close(self._file)
 
     def _render(self) -> None:
         """The Parquet file of all rows, in place of the last one only when it is complete."""
         parquet = _pyarrow().parquet
         temporary = _beside(self.path, ".partial")
+        described = schema().with_metadata({_METADATA: provenance.encode(self._provenance)})
         try:
-            with parquet.ParquetWriter(temporary, schema()) as writer:
+            with parquet.ParquetWriter(temporary, described) as writer:
                 for group in self._groups():
                     writer.write_table(group)
             with open(temporary, "rb") as made:
@@ -292,25 +481,16 @@ class Output:
                 read = pa.json.ReadOptions(use_threads=False, block_size=len(group))
                 yield pa.json.read_json(io.BytesIO(group), read, parse)
 
-    def _restore(self) -> None:
-        """The partial file that a finished Parquet file was made of."""
-        pa = _pyarrow()
-        temporary = _beside(self._lines, ".new")
-        try:
-            with pa.parquet.ParquetFile(self.path) as file, open(temporary, "wb") as lines:
-                if not file.schema_arrow.equals(schema()):
-                    raise self._foreign("its schema")
-                for batch in file.iter_batches(batch_size=1024):
-                    for record in batch.to_pylist():
-                        lines.write(_line({k: v for k, v in record.items() if v is not None}))
-            os.replace(temporary, self._lines)
-        except pa.ArrowInvalid:
-            raise self._foreign("it") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+    # Refusals
 
-    def _foreign(self, what: str) -> OutputError:
-        return OutputError(f"{self._lines}: {what} was not written by a job; name another file")
+    def _foreign(self, what: str, path: Path | None = None) -> OutputError:
+        return OutputError(
+            f"{path or self._lines}: {what} was not written by a job; "
+            "delete it, or name another file"
+        )
+
+    def _taken(self) -> OutputError:
+        return OutputError(f"{self.path}: another job is writing to it; wait for it")
 
     def _no_room(self, error: OSError) -> OutputError:
         cause = error.strerror or str(error)
@@ -329,8 +509,37 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
+def _kept(line: bytes) -> Kept | None:
+    """The row that a line is, None if it is none."""
+    try:
+        found = json.loads(line)
+        path, error, best = found["path"], found.get("error"), found.get("predictions")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    answered = isinstance(best, list) if error is None else isinstance(error, str)
+    return Kept(path, error) if isinstance(path, str) and answered else None
+
+
+def _decoded(text: bytes | None) -> provenance.Record | None:
+    try:
+        return None if text is None else provenance.decode(text)
+    except ValueError:
+        return None
+
+
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe, or a name of a file that this process has open."""
+    if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _size(path: Path) -> int:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,7 +32,7 @@ from rich.text import Text
 
 from .. import weights
 from ..errors import printable
-from . import onnx_graph, ray
+from . import onnx_graph, provenance, ray
 from .advice import advise
 from .canvas import check
 from .cards import CARDS, find_card
@@ -174,33 +175,66 @@ def run_classify(options: argparse.Namespace) -> int:
     A bad file found in a folder or by a glob is a row with its error and fails nothing. Rows that
     a resumed job has kept count, those of images that are gone do not.
     """
-    tally = Tally()
+    tally, file = Tally(), _file(options)
     try:
         with _terminated_as_interrupted():
-            _job(options, tally)
+            _job(options, file, tally)
     except KeyboardInterrupt:
-        kept = f"; {options.output} holds the rows so far, go on with --resume"
-        words = kept if options.output and tally.total else ""
+        kept = f"; {file} holds the rows so far, go on with --resume"
+        words = kept if file and file.is_file() and tally.total > tally.kept else ""
         print(f"alexnet-triton: interrupted{words}", file=sys.stderr)
         return 130
-    if options.output and not options.json:
-        print(f"{options.output}: {tally.total} rows")
+    if file and not options.json:
+        print(f"{file}: {tally.total} rows")
+    if options.output and not file:
+        print(f"standard output: {tally.total} rows", file=sys.stderr)
     if tally.bad:
         print(f"alexnet-triton: {tally.bad} of {tally.total} images had errors", file=sys.stderr)
     return 1 if tally.failed else 0
 
 
-def _job(options: argparse.Namespace, tally: Tally) -> None:
-    existing: Existing = (
-        "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
-    )
-    if existing != "refuse" and not options.output:
-        raise OutputError(f"--{existing} is about a file of rows: name it with --output")
+def _file(options: argparse.Namespace) -> Path | None:
+    """The file that rows go to; None is standard output, which gets JSON lines if it is named."""
+    return None if options.output in (Path("-"), Path("/dev/stdout")) else options.output
+
+
+def _existing(options: argparse.Namespace, file: Path | None) -> Existing:
+    """What becomes of rows that are there. Raises OutputError for options that cannot be."""
+    asked = [name for name in ("resume", "retry_errors", "overwrite") if getattr(options, name)]
+    if asked and not file:
+        flag = asked[0].replace("_", "-")
+        raise OutputError(f"--{flag} is about a file of rows: name it with --output")
+    if options.json and options.output and not file:
+        raise OutputError("--json: wanted a file beside it, got --output -, which is JSON lines")
+    if options.retry_errors and options.overwrite:
+        raise OutputError("--retry-errors keeps rows, --overwrite replaces them: leave one out")
+    if options.retry_errors:
+        return "retry"
+    return "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a row but for the weights, as `provenance` keeps it."""
+    from_file = options.model.lower().endswith(".onnx")
+    return {
+        "model": provenance.of_file(options.model) if from_file else options.model,
+        "top": options.top,
+        "views": options.views,
+        # In any order; a folder is the same with a slash, which shells like to add.
+        "sources": sorted(word.rstrip("/") or "/" for word in options.source),
+    }
+
+
+def _job(options: argparse.Namespace, file: Path | None, tally: Tally) -> None:
+    existing = _existing(options, file)
     with contextlib.ExitStack() as stack:
         # Opened first: an unwritable output must not cost the work.
-        output = stack.enter_context(Output(options.output, existing)) if options.output else None
+        output = stack.enter_context(Output(file, existing)) if file else None
+        if output:
+            output.agree(**_asked(options))
         kept = output.kept() if output else ()
-        rows = _rows(options, remaining(listing(options.source), kept, tally))
+        todo = remaining(listing(options.source), kept, tally, retry=existing == "retry")
+        rows = _rows(options, todo, output)
         stack.enter_context(contextlib.closing(rows))  # ends its workers
         for row in _shown(_progress(rows, options, tally), options):
             if output:
@@ -208,10 +242,19 @@ def _job(options: argparse.Namespace, tally: Tally) -> None:
             tally.add(row.error, row.named)
 
 
-def _rows(options: argparse.Namespace, sources: Iterator[Source | ImageError]) -> Generator[Row]:
+def _rows(
+    options: argparse.Namespace, sources: Iterator[Source | ImageError], output: Output | None
+) -> Generator[Row]:
     """The rows of `sources`, from Ray or from an engine of this process."""
+    model, weights = options.model, options.weights
+    if output:
+        model, published = find(model)
+        weights = load_state(model, published if weights is None else weights)
+        word = options.weights or (published if isinstance(published, str) else options.model)
+        sha256 = provenance.fingerprint(weights)
+        output.agree(weights=provenance.by_content(word, sha256))
     engine = {
-        "weights": options.weights,
+        "weights": weights,
         "device": options.device,
         "dtype": options.dtype,
         "backend": options.backend,
@@ -222,9 +265,9 @@ def _rows(options: argparse.Namespace, sources: Iterator[Source | ImageError]) -
             raise EngineError("--target: wanted without --ray, whose workers run their own devices")
         engines = options.workers or 1
         address = options.ray or None
-        return ray.run(sources, address, model=options.model, workers=engines, **engine, **how)
+        return ray.run(sources, address, model=model, workers=engines, **engine, **how)
     size, target = options.batch_size, options.target
-    loaded = Engine.load(options.model, **engine, max_batch=size, target=target)
+    loaded = Engine.load(model, **engine, max_batch=size, target=target)
     return classify(loaded, sources, **how, workers=options.workers)
 
 
@@ -242,13 +285,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _shown(rows: Iterator[Row], options: argparse.Namespace) -> Iterator[Row]:
-    """Print rows on the way: as JSON if asked for, else as text where no file takes them."""
+    """Print rows on the way as JSON or JSON lines if asked for, else as text if to no file."""
     first = True
     for row in rows:
         if options.json:
             print("[\n" if first else ",\n", json.dumps(row.to_dict()), sep="", end="")
         elif not options.output:
             _print_row(row)
+        elif not _file(options):
+            print(json.dumps(row.to_dict()), flush=True)
         first = False
         yield row
     if options.json:
@@ -270,7 +315,7 @@ def _progress(rows: Iterator[Row], options: argparse.Namespace, tally: Tally) ->
     A second look at the folders, beside the work, counts what there is to do: until it is through,
     the time that remains is unknown.
     """
-    printed = options.json or not options.output
+    printed = options.json or not _file(options)
     if not sys.stderr.isatty() or (printed and sys.stdout.isatty()):
         yield from rows
         return

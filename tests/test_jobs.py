@@ -138,6 +138,12 @@ def lines_of(output: Path) -> Path:
     return output.with_name("rows.parquet.partial.jsonl") if parquet else output
 
 
+def left_by(output: Path) -> list[Path]:
+    """What is in the folder of an output whose job is done: JSON lines have their record beside."""
+    record = output.with_name(output.name + ".job.json")
+    return [output] if output.suffix == ".parquet" else [output, record]
+
+
 def few(folder: Path, count: int) -> list[str]:
     """`count` good images in `folder`, which is made."""
     folder.mkdir(exist_ok=True)
@@ -474,7 +480,7 @@ def test_killed_three_times_and_resumed_it_has_the_same_rows(
     assert out == f"{output}: {IMAGES} rows\n"
     assert err == f"alexnet-triton: {BAD} of {IMAGES} images had errors\n"
     assert_same(read(output), unbroken)
-    assert [*output.parent.iterdir()] == [output]
+    assert sorted(output.parent.iterdir()) == left_by(output)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +515,7 @@ def test_interrupted_it_leaves_a_valid_output_that_resumes(
     assert run(capsys, folder, "--output", output)[0] == 1, "not without --resume"
     assert run(capsys, folder, "--output", output, "--resume")[0] == 0
     assert_same(read(output), unbroken)
-    assert [*output.parent.iterdir()] == [output]
+    assert sorted(output.parent.iterdir()) == left_by(output)
 
 
 def gone(session: int) -> bool:
@@ -585,7 +591,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(
     assert lines.read_bytes().endswith(b"\n")
     assert run(capsys, photos, "--output", output, "--resume")[0] == 0
     assert len(read(output)) == 12
-    assert [*output.parent.iterdir()] == [output]
+    assert sorted(output.parent.iterdir()) == left_by(output)
 
 
 @contextlib.contextmanager
@@ -605,7 +611,8 @@ def test_a_disk_that_fills_up_as_the_parquet_file_is_made_costs_no_row(tmp_path:
     with pytest.raises(OutputError, match="cannot be written"), at_most(400):
         write(output, rows)
     assert len(read(tmp_path / "rows.parquet.partial.jsonl")) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet.partial.jsonl"]
+    partial = "rows.parquet.partial.jsonl"
+    assert sorted(os.listdir(tmp_path)) == [partial, f"{partial}.job.json"]
     write(output, [], existing="resume")
     assert read(output) == [row.to_dict() for row in rows]
 
@@ -655,6 +662,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
 
 def test_lines_of_something_else_are_left_alone(tmp_path: Path) -> None:
     output = tmp_path / "other.jsonl"
+    write(output, some_rows(1))  # and then somebody put in its place:
     for text in ('{"path": "a.png", "error": null}\n{"x": 1}\n', "1\n", '{"path": "a.png"}\n[]\n'):
         output.write_text(text)
         with pytest.raises(OutputError, match="was not written by a job"):  # noqa: SIM117
@@ -680,7 +688,7 @@ def test_overwriting_replaces_the_rows_with_the_first_new_one(output: Path) -> N
     assert len(read(output)) == 3, "nothing was put in their place"
     write(output, some_rows(5)[3:], existing="overwrite")
     assert read(output) == [row.to_dict() for row in some_rows(5)[3:]]
-    assert [*output.parent.iterdir()] == [output]
+    assert sorted(output.parent.iterdir()) == left_by(output)
 
 
 def test_a_job_that_fails_before_its_first_row_leaves_no_file(output: Path) -> None:
