@@ -178,7 +178,7 @@ class Output:
                 f"{self.path}: holds something already; "
                 "go on with it (--resume), replace it (--overwrite), or name another file"
             )
-        self._created = self._begun = False
+        self._created = self._begun = self._torn = False
         self._made: provenance.Record | None = None  # of the rows that are kept
         self._asked: dict[str, Any] = {}
         self._finished = False  # whether what is kept is in the Parquet file
@@ -225,6 +225,7 @@ class Output:
         try:
             if not self._begun:
                 self._begin()
+            self._torn = True
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except BrokenPipeError:  # nothing is told to a reader that has left
@@ -232,6 +233,7 @@ class Output:
         except OSError as error:
             raise self._no_room(error) from error
         self._size += len(line)
+        self._torn = False
 
     def __enter__(self) -> Output:
         return self
@@ -244,7 +246,7 @@ class Output:
     ) -> None:
         try:
             if self._regular and (self._begun or error is None):
-                self._check_untouched(torn=error is not None)
+                self._check_untouched()
                 self._end(error)
         finally:
             self._close()
@@ -416,8 +418,8 @@ class Output:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _check_untouched(self, torn: bool = False) -> None:
-        """Raises OutputError where somebody else changed the lines; `torn`: a row may be, too."""
+    def _check_untouched(self) -> None:
+        """Raises OutputError where somebody else changed the lines."""
         if not self._regular:
             return
         if not self._in_place():
@@ -426,7 +428,7 @@ class Output:
                 "put it back and go on with --resume, or begin anew"
             )
         size = os.fstat(self._file).st_size
-        if size < self._size or (size > self._size and not torn):
+        if size < self._size or (size > self._size and not self._torn):
             raise OutputError(
                 f"{self._lines}: holds {size} bytes where the job left {self._size}: something "
                 "else changed it; look at it, then go on with --resume or begin anew"

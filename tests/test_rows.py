@@ -1,0 +1,435 @@
+"""Whose rows an output holds, and what a job may do with them: nothing before it knows."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from alexnet_triton import weights
+from alexnet_triton.engine import verbs
+from alexnet_triton.engine.__main__ import main
+from alexnet_triton.engine.load import find, load_state
+from alexnet_triton.engine.provenance import fingerprint
+from alexnet_triton.engine.rows import Output, OutputError, Row
+from alexnet_triton.engine.run import Prediction
+from PIL import Image
+
+Capture = pytest.CaptureFixture[str]
+Snapshot = dict[str, tuple[bytes, int]]
+
+BEST = (Prediction(0, "zero", 0.5),)
+
+
+def row(name: str, error: str | None = None) -> Row:
+    return Row(name, () if error else BEST, error, named=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three digits, and a file that is none."""
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "1bad.png").write_bytes(b"")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where a job is to write, alone in its folder, in either format."""
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / f"rows.{request.param}"
+
+
+def lines_of(output: Path) -> Path:
+    """The file of JSON lines that grows while a job writes."""
+    return output if output.suffix == ".jsonl" else output.with_name("rows.parquet.partial.jsonl")
+
+
+def snapshot(folder: Path) -> Snapshot:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def read(output: Path) -> list[dict[str, Any]]:
+    if output.suffix == ".jsonl":
+        return [json.loads(line) for line in output.read_bytes().splitlines()]
+    found = pytest.importorskip("pyarrow.parquet").read_table(output).to_pylist()
+    return [{name: value for name, value in row.items() if value is not None} for row in found]
+
+
+def names(output: Path) -> list[str]:
+    return [Path(row["path"]).name for row in read(output)]
+
+
+def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
+    job = ["classify", *map(str, arguments), "--backend", "torch", "--device", "cpu"]
+    status = main(job if "--model" in arguments else [*job, "--model", "digits"])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refusal(capsys: Capture, *arguments: object) -> str:
+    """The one line that a job ends with before it did anything."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("alexnet-triton: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def killed(output: Path, rows: list[Row], existing: Any = "refuse", **asked: Any) -> None:
+    """What a job leaves that is killed when it has written `rows`."""
+    if not (child := os.fork()):
+        try:
+            opened = Output(output, existing)
+            opened.agree(**asked)
+            for made in rows:
+                opened.write(made)
+        finally:
+            os._exit(9)
+    os.waitpid(child, 0)
+
+
+# How the rows were made
+
+
+def test_another_way_is_refused_and_nothing_touched(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    job = (photos, "http://localhost:1/x", "--output", output)
+    assert run(capsys, *job, "--top", 2)[0] == 1
+    before = snapshot(output.parent)
+    for other, said in (
+        (("--top", 3), "--top 2, got --top 3"),
+        (("--top", 2, "--views", "ten-crop"), "--views center, got --views ten-crop"),
+        (("--top", 2, "--weights", "random:1"), "--weights digits, got --weights random:1"),
+        (("--top", 2, "--model", "alexnet"), "--model digits, got --model alexnet"),
+        (("--top", 2, photos / "0.png"), f"sources: '{photos / '0.png'}' is new"),
+    ):
+        for keep in ("--resume", "--retry-errors"):
+            assert said in (err := refusal(capsys, *job, keep, *other))
+            assert "--overwrite" in err, "the cure"
+            assert snapshot(output.parent) == before
+    fewer = refusal(capsys, photos, "--output", output, "--resume", "--top", 2)
+    assert "'http://localhost:1/x' is missing" in fewer
+    assert snapshot(output.parent) == before
+
+
+def test_another_way_is_refused_after_a_kill(output: Path) -> None:
+    killed(output, [row("a.png")], top=2)
+    before = snapshot(output.parent)
+    assert lines_of(output).name in before
+    with pytest.raises(OutputError, match="--top 2, got"), Output(output, "resume") as opened:
+        opened.agree(top=3)
+    assert snapshot(output.parent) == before
+
+
+def test_what_computes_may_change_and_folders_grow(
+    photos: Path, output: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    more = photos / "2.png"
+    assert run(capsys, f"{photos}/", more, "--output", output)[0] == 0
+    (photos / "3.png").write_bytes((photos / "0.png").read_bytes())
+    (tmp_path / "copy").mkdir()
+    same = tmp_path / "copy" / "same.safetensors"
+    weights.save(load_state(*find("digits")), same)
+    job = (more, photos, "--output", output, "--resume", "--batch-size", 2)
+    status, out, _ = run(capsys, *job, "--weights", same)
+    assert (status, out) == (0, f"{output}: 6 rows\n")
+    assert names(output) == ["0.png", "1.png", "1bad.png", "2.png", "2.png", "3.png"]
+
+
+def test_a_weights_file_that_was_replaced_is_noticed(
+    photos: Path, output: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    file, (network, _) = tmp_path / "w.safetensors", find("digits")
+    job = (photos, "--weights", file, "--output", output)
+    weights.save(load_state(network, "random:0"), file)
+    assert run(capsys, *job)[0] == 0
+    before = snapshot(output.parent)
+    file.unlink()
+    weights.save(load_state(network, "random:1"), file)
+    assert "changed since" in refusal(capsys, *job, "--resume")
+    assert snapshot(output.parent) == before
+
+
+def test_a_fingerprint_is_of_names_shapes_and_numbers() -> None:
+    state = {"a": torch.zeros(2, 3), "b": torch.ones(4)}
+    others = (
+        {"a": torch.zeros(3, 2), "b": torch.ones(4)},
+        {"c": torch.zeros(2, 3), "b": torch.ones(4)},
+        {"a": torch.zeros(2, 3), "b": torch.tensor([1.0, 1, 1, 1 + 2**-23])},
+    )
+    assert len({fingerprint(some) for some in (state, *others)}) == 4
+    assert fingerprint({"a": torch.zeros(3, 2).T, "b": torch.ones(4)}) == fingerprint(state)
+
+
+def test_rows_without_a_record_are_not_resumed(photos: Path, output: Path, capsys: Capture) -> None:
+    job = (photos, "--output", output)
+    assert run(capsys, *job)[0] == 0
+    if output.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(parquet.read_table(output).replace_schema_metadata(), output)
+    else:
+        output.with_name("rows.jsonl.job.json").unlink()
+    before = snapshot(output.parent)
+    assert "--overwrite" in refusal(capsys, *job, "--resume")
+    assert snapshot(output.parent) == before
+    assert run(capsys, *job, "--overwrite")[0] == 0, "they are rows"
+    assert run(capsys, *job, "--resume")[0] == 0
+
+
+def test_a_finished_parquet_suffices_and_is_left_as_it_is(
+    photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("pyarrow")
+    output = tmp_path / "rows.parquet"
+    assert run(capsys, photos, "--output", output)[0] == 0
+    (tmp_path / "out").mkdir()
+    moved = output.rename(tmp_path / "out" / "moved.parquet")
+    before = snapshot(moved.parent)
+    assert run(capsys, photos, "--output", moved, "--resume")[0] == 0
+    assert snapshot(moved.parent) == before
+
+
+def test_without_rows_a_job_begins_anew(output: Path) -> None:
+    killed(output, [], top=2)
+    with Output(output, "resume") as opened:
+        opened.agree(top=3)
+    assert snapshot(output.parent) == {}
+    killed(output, [row("a.png")], top=2)
+    lines_of(output).write_bytes(b'{"path": "a.pn')  # torn
+    with Output(output, "resume") as opened:
+        opened.agree(top=3)
+        opened.write(row("b.png"))
+    with Output(output, "resume") as opened:
+        opened.agree(top=3)
+        assert [kept.path for kept in opened.kept()] == ["b.png"]
+
+
+def test_the_record_is_there_before_the_first_row(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = lines_of(output).with_name(lines_of(output).name + ".job.json")
+    write, seen = os.write, []
+
+    def look(file: int, line: bytes) -> int:
+        seen.append(json.loads(record.read_bytes()))
+        return write(file, line)
+
+    with Output(output) as opened:
+        opened.agree(top=3)
+        monkeypatch.setattr(os, "write", look)
+        opened.write(row("a.png"))
+        monkeypatch.undo()
+    assert seen == [{"classify": {"top": 3}}]
+
+
+# Errors done again
+
+
+def test_errors_are_done_again_and_good_rows_stay(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    job = (photos, "--output", output)
+    assert run(capsys, *job)[0] == 0
+    before = read(output)
+    assert run(capsys, *job, "--retry-errors")[0] == 0
+    assert sorted(map(str, read(output))) == sorted(map(str, before)), "it is as bad as it was"
+    (photos / "1bad.png").write_bytes((photos / "0.png").read_bytes())
+    assert run(capsys, *job, "--resume")[0] == 0
+    assert names(output).count("1bad.png") == 1
+    status, out, err = run(capsys, *job, "--resume", "--retry-errors")
+    assert (status, out, err) == (0, f"{output}: 4 rows\n", "")
+    after = read(output)
+    assert after[:3] == [row for row in before if "error" not in row]
+    assert [Path(row["path"]).name for row in after[3:]] == ["1bad.png"]
+    assert "error" not in after[3]
+
+
+def test_a_kill_while_errors_are_done_again_loses_and_doubles_nothing(output: Path) -> None:
+    rows = [row("0"), row("1", "is empty"), row("2"), row("3", "is empty")]
+    with Output(output) as opened:
+        for made in rows:
+            opened.write(made)
+    killed(output, [], "retry")
+    with Output(output, "resume") as opened:
+        assert [kept.path for kept in opened.kept()] == ["0", "1", "2", "3"]
+    killed(output, [row("1")], "retry")
+    with Output(output, "resume") as opened:
+        assert [kept.path for kept in opened.kept()] == ["0", "2", "1"]
+        opened.write(row("3"))
+    assert read(output) == [row(name).to_dict() for name in "0213"]
+
+
+# What others do to the file meanwhile
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "truncated", "appended"])
+def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> None:
+    lines = lines_of(output)
+
+    def change() -> None:
+        match how:
+            case "deleted":
+                lines.unlink()
+            case "moved":
+                lines.rename(lines.with_name("elsewhere"))
+            case "replaced":
+                os.replace(lines, lines.with_name("old"))
+                lines.write_bytes(lines.with_name("old").read_bytes())
+            case "truncated":
+                os.truncate(lines, 30)
+            case "appended":
+                with open(lines, "a") as file:
+                    file.write("mine\n")
+
+    def job(more: list[Row]) -> None:
+        nonlocal before
+        with Output(output) as opened:
+            opened.write(row("a"))
+            opened.write(row("b"))
+            change()
+            before = snapshot(output.parent)
+            for made in more:
+                opened.write(made)
+
+    before: Snapshot = {}
+    for more in ([row("c")], []):  # it is told at once, and at the latest at the end
+        with pytest.raises(OutputError, match=r"moved, deleted|something else changed"):
+            job(more)
+        assert snapshot(output.parent) == before
+        for path in output.parent.iterdir():
+            path.unlink()
+
+
+def test_a_job_whose_output_is_gone_fails(
+    photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = verbs.listing
+
+    def gone(words: list[str]) -> Iterator[Any]:
+        yield from listing(words)
+        for _ in range(3):
+            yield from listing(words)
+        lines_of(output).unlink()
+
+    monkeypatch.setattr(verbs, "listing", gone)
+    status, out, err = run(capsys, photos, "--output", output, "--batch-size", 1)
+    assert (status, out) == (1, "")
+    assert "deleted" in err
+    assert not output.exists()
+
+
+# Names
+
+
+def test_a_name_must_say_its_format(photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = [*tmp_path.iterdir()]
+    for name in ("labels.csv", "labels.json", "labels", "labels.jsonl.gz"):
+        for options in ((), ("--resume",), ("--overwrite",)):
+            err = refusal(capsys, photos, "--output", tmp_path / name, *options)
+            assert ".jsonl, .ndjson, .parquet" in err
+    assert [*tmp_path.iterdir()] == before
+    assert run(capsys, photos, "--output", tmp_path / "labels.NDJSON")[0] == 0
+
+
+def test_pipes_have_any_name(photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    pipe = tmp_path / "labels.csv"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    assert run(capsys, photos, "--output", pipe)[0] == 0
+    reader.join()
+    ours, theirs = os.pipe()
+    assert run(capsys, photos, "--output", f"/dev/fd/{theirs}")[0] == 0
+    os.close(theirs)
+    with open(ours, "rb") as end:
+        assert end.read() == read[0]
+    assert len([json.loads(line) for line in read[0].splitlines()]) == 4
+    assert sorted(os.listdir(tmp_path)) == ["labels.csv", "photos"]
+    assert "nothing to resume" in refusal(capsys, photos, "--output", pipe, "--resume")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_standard_output_gets_json_lines_alone(photos: Path, capsys: Capture, name: str) -> None:
+    status, out, err = run(capsys, photos, "--output", name)
+    assert status == 0
+    assert [Path(json.loads(line)["path"]).name for line in out.splitlines()] == [
+        "0.png",
+        "1.png",
+        "1bad.png",
+        "2.png",
+    ]
+    assert "4 rows" in err
+    for option in ("--json", "--resume", "--retry-errors", "--overwrite"):
+        assert option in refusal(capsys, photos, "--output", name, option)
+
+
+def test_options_that_cannot_be_together(photos: Path, output: Path, capsys: Capture) -> None:
+    assert "--output" in refusal(capsys, photos, "--retry-errors")
+    both = ("--retry-errors", "--overwrite")
+    assert "leave one out" in refusal(capsys, photos, "--output", output, *both)
+
+
+# What no job wrote
+
+FOREIGN: dict[str, Callable[[], bytes]] = {
+    "binary": lambda: bytes(range(256)),
+    "text": lambda: b"dear diary",
+    "other lines": lambda: b'{"text": "a"}\n{"text": "b"}\n',
+    "paths": lambda: b'{"path": "a.png", "text": "b"}\n',
+    "zeros": lambda: bytes(100),
+    "table": lambda: _parquet_of_paths(),
+}
+
+
+def _parquet_of_paths() -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"path": ["a.png"]}), sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_no_job_wrote_is_not_touched(
+    photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(verbs.Engine, "load", lambda *_, **__: pytest.fail("work was begun"))
+    for path in (output, lines_of(output)):
+        path.write_bytes(FOREIGN[kind]())
+        before = snapshot(output.parent)
+        for options in ((), ("--resume",), ("--retry-errors",), ("--overwrite",)):
+            assert "name another file" in refusal(capsys, photos, "--output", output, *options)
+            assert snapshot(output.parent) == before
+        path.unlink()
+
+
+def test_rows_that_turn_into_something_else_are_not_touched(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    lines = lines_of(output)
+    sources = {"sources": [str(photos)], "model": "digits", "top": 5, "views": "center"}
+    state = load_state(*find("digits"))
+    digits = {"word": "digits", "sha256": fingerprint(state)}
+    killed(output, [row(str(photos / "0.png"))], **sources, weights=digits)
+    with open(lines, "ab") as file:
+        file.write(b'{"text": "mine"}\n{"path": "torn')
+    before = snapshot(output.parent)
+    for option in ("--resume", "--retry-errors"):
+        assert "line 2 was not written by a job" in refusal(
+            capsys, photos, "--output", output, option
+        )
+        assert snapshot(output.parent) == before
