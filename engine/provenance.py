@@ -35,7 +35,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().numpy())
+        digest.update(tensor.flatten().numpy().data)
     return digest.hexdigest()
 
 

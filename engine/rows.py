@@ -163,7 +163,7 @@ class Output:
         suffix = self.path.suffix.lower()
         if self._regular and suffix not in _SUFFIXES and not self.path.is_dir():
             raise OutputError(
-                f"{self.path}: wanted a name that ends in {', '.join(_SUFFIXES)}, got "
+                f"{self.path}: wanted a name that ends in {' or '.join(_SUFFIXES)}, got "
                 f"{suffix or 'none'}; for example {self.path.with_suffix('.jsonl')}"
             )
         if self._resuming and not self._regular:
@@ -288,7 +288,7 @@ class Output:
             if self._finished:
                 made = _decoded(metadata.get(_METADATA))
         if self._size and made is None and not self._begins_with_row():
-            raise self._foreign("it")
+            raise self._foreign("its content")
         if not self._resuming:  # it is to be replaced
             self._finished = False
         elif self._size or self._finished:
@@ -359,14 +359,14 @@ class Output:
                         row = {name: value for name, value in found.items() if value is not None}
                         yield Kept(found["path"], found["error"]), _line(row)
         except (_pyarrow().ArrowInvalid, OSError):
-            raise self._foreign("it", self.path) from None
+            raise self._foreign("its content", self.path) from None
 
     def _parquet_file(self) -> Any:
         pa = _pyarrow()
         try:
             file = pa.parquet.ParquetFile(self.path)
         except pa.ArrowInvalid:
-            raise self._foreign("it", self.path) from None
+            raise self._foreign("its content", self.path) from None
         if not file.schema_arrow.equals(schema()):
             file.close()
             raise self._foreign("its schema", self.path)
@@ -453,7 +453,7 @@ class Output:
 
     def _close(self) -> None:
         """Leave the folder as it was, where there was nothing and nothing was written."""
-        if self._created and self._in_place() and not os.fstat(self._file).st_size:
+        if self._created and not self._begun and self._in_place() and not _size(self._lines):
             self._lines.unlink()
         os.close(self._file)
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from alexnet_triton import weights
-from alexnet_triton.engine import verbs
+from alexnet_triton.engine import Engine
 from alexnet_triton.engine.__main__ import main
+from alexnet_triton.engine.listing import listing
 from alexnet_triton.engine.load import find, load_state
 from alexnet_triton.engine.provenance import fingerprint
 from alexnet_triton.engine.rows import Output, OutputError, Row
@@ -289,10 +290,12 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
                 os.replace(lines, lines.with_name("old"))
                 lines.write_bytes(lines.with_name("old").read_bytes())
             case "truncated":
-                os.truncate(lines, 30)
+                os.truncate(lines, 0)
             case "appended":
                 with open(lines, "a") as file:
                     file.write("mine\n")
+
+    before: Snapshot = {}
 
     def job(more: list[Row]) -> None:
         nonlocal before
@@ -304,7 +307,6 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
             for made in more:
                 opened.write(made)
 
-    before: Snapshot = {}
     for more in ([row("c")], []):  # it is told at once, and at the latest at the end
         with pytest.raises(OutputError, match=r"moved, deleted|something else changed"):
             job(more)
@@ -316,15 +318,13 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
 def test_a_job_whose_output_is_gone_fails(
     photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listing = verbs.listing
-
     def gone(words: list[str]) -> Iterator[Any]:
         yield from listing(words)
         for _ in range(3):
             yield from listing(words)
         lines_of(output).unlink()
 
-    monkeypatch.setattr(verbs, "listing", gone)
+    monkeypatch.setattr("alexnet_triton.engine.verbs.listing", gone)
     status, out, err = run(capsys, photos, "--output", output, "--batch-size", 1)
     assert (status, out) == (1, "")
     assert "deleted" in err
@@ -339,7 +339,7 @@ def test_a_name_must_say_its_format(photos: Path, tmp_path: Path, capsys: Captur
     for name in ("labels.csv", "labels.json", "labels", "labels.jsonl.gz"):
         for options in ((), ("--resume",), ("--overwrite",)):
             err = refusal(capsys, photos, "--output", tmp_path / name, *options)
-            assert ".jsonl, .ndjson, .parquet" in err
+            assert ".jsonl or .ndjson or .parquet" in err
     assert [*tmp_path.iterdir()] == before
     assert run(capsys, photos, "--output", tmp_path / "labels.NDJSON")[0] == 0
 
@@ -407,7 +407,7 @@ def _parquet_of_paths() -> bytes:
 def test_what_no_job_wrote_is_not_touched(
     photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(verbs.Engine, "load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("work was begun"))
     for path in (output, lines_of(output)):
         path.write_bytes(FOREIGN[kind]())
         before = snapshot(output.parent)
