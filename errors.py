@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 LONGEST = 1000  # characters of a refusal: half a screen of 80 x 24
@@ -34,12 +35,23 @@ def shortened(text: str) -> str:
     return f"{first[:half]} ... {(first + last)[-half:]}"
 
 
+def _told(program: str) -> Callable[..., None]:
+    """A warning is a line like those of errors, without the place in the code where it arose."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"{program}: {shortened(str(message))}", file=sys.stderr)
+
+    return show
+
+
 def exit_status(program: str, verb: Callable[[], int]) -> int:
     """What `verb` returns, or what it was ended by: one line on standard error, and 1, or 130 for
     Ctrl-C. Nothing is said to a reader that has left, as `head` does.
     """
     try:
-        status = verb()
+        with warnings.catch_warnings():
+            warnings.showwarning = _told(program)
+            status = verb()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

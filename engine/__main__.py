@@ -82,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
         help="average over ten views, as in 2012 (default center)",
     )
     made.add_argument(
+        "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
+    )
+    made.add_argument(
+        "--classes", metavar="FILE", help="names of the classes, one a line (default: the model's)"
+    )
+    made.add_argument(
         "--workers",
         type=_natural,
         default=0,

@@ -213,6 +213,7 @@ def _decode(file: BinaryIO, name: str, exif: bool) -> Image.Image:
 
 def _rgb(image: Image.Image, name: str, exif: bool) -> Image.Image:
     try:
+        image.load()  # here, where an error is one: a PNG's EXIF may lie behind its pixels
         if _turned(image):
             if exif:
                 image = ImageOps.exif_transpose(image)

@@ -69,27 +69,28 @@ def classify(
     top: int = 5,
     views: Views = "center",
     workers: int = 0,
+    exif: bool = False,
 ) -> Generator[Row]:
     """A row for each of `sources` (what `images.expand` yields), in order, lazily.
 
-    `workers` processes decode; with 0, this one does between batches. When a batch is too large
-    for the GPU's memory, it and all after it are halved until they fit, which one line on standard
-    error says; a single image that does not fit raises EngineError.
+    `exif` turns pictures. `workers` processes decode; with 0, this one does between batches. When a
+    batch is too large for the GPU's memory, it and all after it are halved until they fit, which
+    one line on standard error says; a single image that does not fit raises EngineError.
     """
     if not workers:
         yield from answered(
-            engine, ((source, source) for source in sources), batch_size, top, views
+            engine, ((source, source) for source in sources), batch_size, top, views, exif
         )
         return
     preprocess = worker_preset(engine.network.preprocess, views)
-    ahead = decode_ahead(sources, preprocess, workers, batch_size)
+    ahead = decode_ahead(sources, preprocess, workers, batch_size, exif)
     with closing(ahead):
         pairs = ((source, worker_item(decoded, views)) for source, decoded in ahead)
         yield from answered(engine, pairs, batch_size, top, views)
 
 
 def answered(
-    engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views
+    engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views, exif: bool = False
 ) -> Iterator[Row]:
     """A row for every source, from what the engine is to take for it, in batches that fit."""
     size = min(batch_size, engine.max_batch)
@@ -99,7 +100,7 @@ def answered(
         unanswered.clear()
         items = _recorded(pairs, unanswered)
         try:
-            for result in engine.stream(items, batch_size=size, top=top, views=views):
+            for result in engine.stream(items, batch_size=size, top=top, views=views, exif=exif):
                 yield row(unanswered.popleft()[0], result)
             return
         except torch.cuda.OutOfMemoryError as error:

@@ -30,7 +30,16 @@ from PIL import Image
 from .. import weights as weight_sources
 from .images import ImageError, Pixels, Source, Views, load
 from .jobs import answered, worker_item, worker_preset
-from .load import Backend, EngineError, find, load_state, resolve
+from .load import (
+    Backend,
+    Classes,
+    EngineError,
+    find,
+    load_state,
+    named,
+    read_classes,
+    resolve,
+)
 from .plan import NUMBERS
 from .rows import Row, row, to_table
 from .run import Engine, Prediction
@@ -55,6 +64,8 @@ def classify(
     workers: int = 1,
     num_gpus: float | None = None,
     views: Views = "center",
+    exif: bool = False,
+    classes: Classes | None = None,
 ) -> Dataset:
     """A row for every image of a dataset, lazily: nothing runs until rows are asked for.
 
@@ -69,7 +80,8 @@ def classify(
     `Engine.load` and `Engine.classify`.
 
     Raises EngineError for a dataset without these columns, for more workers than GPUs, and without
-    Ray; NetworkError and WeightsError as `Engine.load` does.
+    Ray; NetworkError and WeightsError as `Engine.load` does. That a picture has an orientation in
+    its EXIF and lies otherwise is not told: warnings of Ray's workers stay there.
     """
     ray = _ray()
     _check_choice("dtype", dtype, (None, *NUMBERS))
@@ -79,17 +91,20 @@ def classify(
         if count < 1:
             raise EngineError(f"{name}: wanted 1 or more, got {count}")
     _check_columns(dataset)
+    classes = read_classes(classes)  # here, not where the engines are
     network, published = find(model)
     network, state = load_state(network, published if weights is None else weights)
+    named(network, classes)
     num_gpus = _gpus(workers) if num_gpus is None else num_gpus
     if not num_gpus:  # what actors refuse comes under a traceback each; here it is one line
-        Engine.load(network, state, "cpu", dtype, backend, batch_size)
+        Engine.load(network, state, "cpu", dtype, backend, batch_size, classes=classes)
     engine = {
         "network": network,
         "device": "cuda" if num_gpus else "cpu",
         "dtype": dtype,
         "backend": backend,
         "max_batch": batch_size,
+        "classes": classes,
     }
     preprocess = worker_preset(network.preprocess, views)
     # Small blocks, for there must be more of them than engines.
@@ -98,7 +113,7 @@ def classify(
         _decode,
         batch_format="pyarrow",
         batch_size=min(DECODED, batch_size),
-        fn_args=(preprocess, Image.MAX_IMAGE_PIXELS),
+        fn_args=(preprocess, exif, Image.MAX_IMAGE_PIXELS),
     )
     rows: Dataset = pixels.map_batches(
         _Classifier,
@@ -185,7 +200,7 @@ def _row(source: Source, record: dict[str, Any]) -> Row:
 # What tasks and actors do
 
 
-def _decode(table: Any, preprocess: Preprocess, pixel_limit: int | None) -> Any:
+def _decode(table: Any, preprocess: Preprocess, exif: bool, pixel_limit: int | None) -> Any:
     """`table` with its images read: `pixels`, uint8 [3, crop, crop], or null with an `error`."""
     import pyarrow as pa
 
@@ -196,7 +211,8 @@ def _decode(table: Any, preprocess: Preprocess, pixel_limit: int | None) -> Any:
     errors: list[str | None] = []
     for item, path in zip(encoded, paths, strict=True):
         try:
-            pixels.append(load(item, preprocess, str(path)).contiguous().numpy().tobytes())
+            loaded = load(item, preprocess, str(path), exif=exif)
+            pixels.append(loaded.contiguous().numpy().tobytes())
             errors.append(None)
         except ImageError as error:
             pixels.append(None)

@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 from .. import weights
-from ..errors import printable
+from ..errors import printable, shortened
 from . import onnx_graph, provenance, ray
 from .advice import advise
 from .canvas import check
@@ -180,12 +180,12 @@ def run_classify(options: argparse.Namespace) -> int:
         with _terminated_as_interrupted():
             _job(options, file, tally)
     except KeyboardInterrupt:
-        kept = f"; {file} holds the rows so far, go on with --resume"
+        kept = f"; {printable(str(file))} holds the rows so far, go on with --resume"
         words = kept if file and file.is_file() and tally.total > tally.kept else ""
         print(f"alexnet-triton: interrupted{words}", file=sys.stderr)
         return 130
     if file and not options.json:
-        print(f"{file}: {tally.total} rows")
+        print(f"{printable(str(file))}: {tally.total} rows")
     if options.output and not file:
         print(f"standard output: {tally.total} rows", file=sys.stderr)
     if tally.bad:
@@ -220,6 +220,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "model": provenance.of_file(options.model) if from_file else options.model,
         "top": options.top,
         "views": options.views,
+        "exif": options.exif or None,
+        "classes": options.classes and provenance.of_file(options.classes),
         # In any order; a folder is the same with a slash, which shells like to add.
         "sources": sorted(word.rstrip("/") or "/" for word in options.source),
     }
@@ -233,7 +235,9 @@ def _job(options: argparse.Namespace, file: Path | None, tally: Tally) -> None:
         if output:
             output.agree(**_asked(options))
         kept = output.kept() if output else ()
-        todo = remaining(listing(options.source), kept, tally, retry=existing == "retry")
+        resumed = existing in ("resume", "retry")
+        sources = listing(options.source, gone=resumed)
+        todo = remaining(sources, kept, tally, retry=existing == "retry")
         rows = _rows(options, todo, output)
         stack.enter_context(contextlib.closing(rows))  # ends its workers
         for row in _shown(_progress(rows, options, tally), options):
@@ -249,7 +253,7 @@ def _rows(
     model, weights = options.model, options.weights
     if output:
         model, published = find(model)
-        weights = load_state(model, published if weights is None else weights)
+        model, weights = load_state(model, published if weights is None else weights)
         word = options.weights or (published if isinstance(published, str) else options.model)
         sha256 = provenance.fingerprint(weights)
         output.agree(weights=provenance.by_content(word, sha256))
@@ -258,8 +262,9 @@ def _rows(
         "device": options.device,
         "dtype": options.dtype,
         "backend": options.backend,
+        "classes": options.classes,
     }
-    how = {"batch_size": options.batch_size, "top": options.top, "views": options.views}
+    how = {name: getattr(options, name) for name in ("batch_size", "top", "views", "exif")}
     if options.ray is not None:
         if options.target is not None:
             raise EngineError("--target: wanted without --ray, whose workers run their own devices")
@@ -302,11 +307,11 @@ def _shown(rows: Iterator[Row], options: argparse.Namespace) -> Iterator[Row]:
 
 def _print_row(row: Row) -> None:
     if row.error is not None:
-        print(f"{row.path}\n  error: {row.error}")
+        print(f"{printable(row.path)}\n  error: {shortened(row.error)}")
         return
-    print(row.path)
+    print(printable(row.path))
     for prediction in row.predictions:
-        print(f"  {prediction.score:7.2%}  {prediction.label}")
+        print(f"  {prediction.score:7.2%}  {printable(prediction.label)}")
 
 
 def _progress(rows: Iterator[Row], options: argparse.Namespace, tally: Tally) -> Iterator[Row]:
@@ -327,7 +332,7 @@ def _progress(rows: Iterator[Row], options: argparse.Namespace, tally: Tally) ->
         task = progress.add_task("images", total=None)
 
         def count() -> None:
-            progress.update(task, total=sum(1 for _ in listing(options.source)))
+            progress.update(task, total=sum(1 for _ in listing(options.source, gone=True)))
 
         threading.Thread(target=count, daemon=True).start()
         for row in rows:

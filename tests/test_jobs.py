@@ -241,7 +241,8 @@ def test_a_named_bad_file_or_no_good_one_fails_the_job(tmp_path: Path, capsys: C
     assert run(capsys, tmp_path / "photos" / "*.png", *common)[0] == 0
     assert run(capsys, paths[0], bad, *common)[0] == 1
     assert run(capsys, tmp_path / "photos" / "b*.png", *common)[0] == 1
-    assert run(capsys, tmp_path / "photos" / "no*.png", *common)[0] == 1
+    (tmp_path / "photos" / "notes.txt").touch()
+    assert run(capsys, tmp_path / "photos" / "no*", *common)[0] == 1
     assert "pattern matches no image" in read(output)[0]["error"]
 
 
@@ -446,6 +447,77 @@ def test_workers_cut_ten_views_and_obey_pillows_limit(
     assert here[0].predictions
     assert here[1].error is not None
     assert "Pillow's limit is 120000" in here[1].error
+
+
+# What is asked of pictures and of names
+
+
+def test_exif_turns_pictures_and_else_one_line_says_that_they_lie(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "photos").mkdir()
+    picture = Image.open(io.BytesIO(png(5, side=40))).crop((0, 0, 40, 28))
+    for number, orientation in enumerate((6, 8, 3, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "photos" / f"{number}.png", exif=exif)
+    args = (tmp_path / "photos", "--json", "--top", 10)
+    told = {}
+    for flags in ((), ("--exif",), ("--workers", 2), ("--workers", 2, "--exif")):
+        status, out, err = run(capsys, *args, *flags)
+        assert status == 0
+        assert err.count("EXIF") == ("--exif" not in flags), "once, whoever decodes"
+        assert len(err.splitlines()) == ("--exif" not in flags)
+        told[flags] = json.loads(out)
+    plain, turned, *by_workers = told.values()
+    assert by_workers == [plain, turned]
+    answers = [row["predictions"] for row in plain]
+    assert answers == [answers[0]] * 4, "they lie alike in their files"
+    seen = [row["predictions"] for row in turned]
+    assert seen[3] == answers[0]
+    assert all(seen[number] != answers[0] for number in range(3))
+
+
+def test_classes_have_the_names_in_a_file(tmp_path: Path, capsys: Capture) -> None:
+    paths, names = few(tmp_path / "photos", 1), tmp_path / "names.txt"
+    names.write_text("".join(f"digit {n}\x1b[31m\n" for n in range(10)))
+    status, out, _ = run(capsys, *paths, "--json", "--classes", names, "--top", 10)
+    assert status == 0
+    for best in json.loads(out)[0]["predictions"]:
+        assert best["label"] == f"digit {best['index']}\x1b[31m"
+    _, out, _ = run(capsys, *paths, "--classes", names)
+    assert out.replace("\n", "").isprintable()
+    names.write_text("one\ntwo\n")
+    status, out, err = run(capsys, *paths, "--classes", names)
+    assert (status, out) == (1, "")
+    assert "wanted 10 names" in err
+
+
+def test_names_of_files_reach_a_terminal_printable(tmp_path: Path, capsys: Capture) -> None:
+    odd = tmp_path / "photos" / "a\x1b[2J\nb.png"
+    odd.parent.mkdir()
+    odd.write_bytes(png(1))
+    (odd.parent / "bad\r.png").write_bytes(b"")
+    status, out, err = run(capsys, odd.parent)
+    assert status == 0
+    assert all(line.isprintable() for text in (out, err) for line in text.split("\n"))
+    assert r"a\x1b[2J\nb.png" in out
+    assert r"bad\r.png" in out
+    assert json.loads(run(capsys, odd, "--json")[1])[0]["path"] == str(odd)
+    output = tmp_path / "o\nut.jsonl"
+    assert run(capsys, odd, "--output", output)[1].count("\n") == 1
+
+
+def test_a_resumed_job_may_name_what_has_gone(tmp_path: Path, capsys: Capture) -> None:
+    paths, output = few(tmp_path / "photos", 3), tmp_path / "rows.jsonl"
+    job = (*paths, "--output", output)
+    assert run(capsys, *job)[0] == 0
+    Path(paths[1]).unlink()
+    status, _, err = run(capsys, *job, "--overwrite")
+    assert status == 1
+    assert paths[1] in err
+    assert run(capsys, *job, "--resume")[0] == 0
+    assert [row["path"] for row in read(output)] == paths
 
 
 # What ends a job

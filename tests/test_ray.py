@@ -119,7 +119,8 @@ def test_the_rows_are_those_of_a_job_without_ray(
     cluster: str, folder: Path, expected: list[Row]
 ) -> None:
     sources = [str(folder), str(folder / "003.png"), str(folder / "none")]
-    rows = list(on_ray.run(listing(sources), **DIGITS, workers=2, batch_size=32))
+    found = listing(sources, gone=True)
+    rows = list(on_ray.run(found, **DIGITS, workers=2, batch_size=32))
     assert [row.path for row in rows if row.named] == sources[1:], "only these were named"
     assert answers(dicts(row for row in rows if not row.named)) == answers(dicts(expected))
     assert sum(row.error is not None for row in expected) == IMAGES // 10

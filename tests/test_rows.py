@@ -115,6 +115,8 @@ def test_another_way_is_refused_and_nothing_touched(
         (("--top", 2, "--views", "ten-crop"), "--views center, got --views ten-crop"),
         (("--top", 2, "--weights", "random:1"), "--weights digits, got --weights random:1"),
         (("--top", 2, "--model", "alexnet"), "--model digits, got --model alexnet"),
+        (("--top", 2, "--exif"), "no --exif, got --exif"),
+        (("--top", 2, "--classes", photos / "0.png"), "no --classes, got --classes"),
         (("--top", 2, photos / "0.png"), f"sources: '{photos / '0.png'}' is new"),
     ):
         for keep in ("--resume", "--retry-errors"):
@@ -143,7 +145,7 @@ def test_what_computes_may_change_and_folders_grow(
     (photos / "3.png").write_bytes((photos / "0.png").read_bytes())
     (tmp_path / "copy").mkdir()
     same = tmp_path / "copy" / "same.safetensors"
-    weights.save(load_state(*find("digits")), same)
+    weights.save(load_state(*find("digits"))[1], same)
     job = (more, photos, "--output", output, "--resume", "--batch-size", 2)
     status, out, _ = run(capsys, *job, "--weights", same)
     assert (status, out) == (0, f"{output}: 6 rows\n")
@@ -155,11 +157,11 @@ def test_a_weights_file_that_was_replaced_is_noticed(
 ) -> None:
     file, (network, _) = tmp_path / "w.safetensors", find("digits")
     job = (photos, "--weights", file, "--output", output)
-    weights.save(load_state(network, "random:0"), file)
+    weights.save(load_state(network, "random:0")[1], file)
     assert run(capsys, *job)[0] == 0
     before = snapshot(output.parent)
     file.unlink()
-    weights.save(load_state(network, "random:1"), file)
+    weights.save(load_state(network, "random:1")[1], file)
     assert "changed since" in refusal(capsys, *job, "--resume")
     assert snapshot(output.parent) == before
 
@@ -318,7 +320,7 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
 def test_a_job_whose_output_is_gone_fails(
     photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(words: list[str]) -> Iterator[Any]:
+    def gone(words: list[str], **_: bool) -> Iterator[Any]:
         yield from listing(words)
         for _ in range(3):
             yield from listing(words)
@@ -422,7 +424,7 @@ def test_rows_that_turn_into_something_else_are_not_touched(
 ) -> None:
     lines = lines_of(output)
     sources = {"sources": [str(photos)], "model": "digits", "top": 5, "views": "center"}
-    state = load_state(*find("digits"))
+    _, state = load_state(*find("digits"))
     digits = {"word": "digits", "sha256": fingerprint(state)}
     killed(output, [row(str(photos / "0.png"))], **sources, weights=digits)
     with open(lines, "ab") as file:
