@@ -250,15 +250,16 @@ def _rows(
     options: argparse.Namespace, sources: Iterator[Source | ImageError], output: Output | None
 ) -> Generator[Row]:
     """The rows of `sources`, from Ray or from an engine of this process."""
-    model, weights = options.model, options.weights
+    if options.ray is not None and options.target is not None:
+        raise EngineError("--target: wanted without --ray, whose workers run their own devices")
+    model, source = options.model, options.weights
     if output:
         model, published = find(model)
-        model, weights = load_state(model, published if weights is None else weights)
-        word = options.weights or (published if isinstance(published, str) else options.model)
-        sha256 = provenance.fingerprint(weights)
-        output.agree(weights=provenance.by_content(word, sha256))
+        word = source or (published if isinstance(published, str) else options.model)
+        model, source = load_state(model, published if source is None else source)
+        output.agree(weights=provenance.by_content(word, provenance.fingerprint(source)))
     engine = {
-        "weights": weights,
+        "weights": source,
         "device": options.device,
         "dtype": options.dtype,
         "backend": options.backend,
@@ -266,8 +267,6 @@ def _rows(
     }
     how = {name: getattr(options, name) for name in ("batch_size", "top", "views", "exif")}
     if options.ray is not None:
-        if options.target is not None:
-            raise EngineError("--target: wanted without --ray, whose workers run their own devices")
         engines = options.workers or 1
         address = options.ray or None
         return ray.run(sources, address, model=model, workers=engines, **engine, **how)

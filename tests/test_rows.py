@@ -17,7 +17,7 @@ from alexnet_triton.engine import Engine
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.listing import listing
 from alexnet_triton.engine.load import find, load_state
-from alexnet_triton.engine.provenance import fingerprint
+from alexnet_triton.engine.provenance import by_content, difference, fingerprint
 from alexnet_triton.engine.rows import Output, OutputError, Row
 from alexnet_triton.engine.run import Prediction
 from PIL import Image
@@ -88,10 +88,14 @@ def refusal(capsys: Capture, *arguments: object) -> str:
     return err
 
 
-def killed(output: Path, rows: list[Row], existing: Any = "refuse", **asked: Any) -> None:
-    """What a job leaves that is killed when it has written `rows`."""
+def killed(
+    output: Path, rows: list[Row], existing: Any = "refuse", at: str = "", **asked: Any
+) -> None:
+    """What a job leaves that is killed when it has written `rows`, or calls `at` of os."""
     if not (child := os.fork()):
         try:
+            if at:
+                setattr(os, at, lambda *_, **__: os._exit(9))
             opened = Output(output, existing)
             opened.agree(**asked)
             for made in rows:
@@ -175,6 +179,15 @@ def test_a_fingerprint_is_of_names_shapes_and_numbers() -> None:
     )
     assert len({fingerprint(some) for some in (state, *others)}) == 4
     assert fingerprint({"a": torch.zeros(3, 2).T, "b": torch.ones(4)}) == fingerprint(state)
+
+
+def test_what_differs_is_said() -> None:
+    made = {"model": by_content("a.onnx", "1"), "exif": None, "top": 5}
+    assert difference(made, {"model": by_content("b/a.onnx", "1"), "exif": None}) is None
+    assert difference(made, {"other": None}) is None, "which nobody asked for then, nor now"
+    assert difference(made, {"exif": True}) == "made with no --exif, got --exif"
+    changed = difference(made, {"top": 5, "model": by_content("a.onnx", "2")})
+    assert changed == "made with --model a.onnx, whose content has changed since"
 
 
 def test_rows_without_a_record_are_not_resumed(photos: Path, output: Path, capsys: Capture) -> None:
@@ -265,9 +278,13 @@ def test_a_kill_while_errors_are_done_again_loses_and_doubles_nothing(output: Pa
     with Output(output) as opened:
         for made in rows:
             opened.write(made)
-    killed(output, [], "retry")
+    for again, at in (([], ""), ([row("1")], "replace")):
+        killed(output, again, "retry", at)
+        with Output(output, "resume") as opened:
+            assert [kept.path for kept in opened.kept()] == ["0", "1", "2", "3"]
+    killed(output, [row("1")], "retry", "dup2")
     with Output(output, "resume") as opened:
-        assert [kept.path for kept in opened.kept()] == ["0", "1", "2", "3"]
+        assert [kept.path for kept in opened.kept()] == ["0", "2"]
     killed(output, [row("1")], "retry")
     with Output(output, "resume") as opened:
         assert [kept.path for kept in opened.kept()] == ["0", "2", "1"]
@@ -410,11 +427,12 @@ def test_what_no_job_wrote_is_not_touched(
     photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("work was begun"))
-    for path in (output, lines_of(output)):
+    lines = lines_of(output)
+    for path in (output, lines, lines.with_name(lines.name + ".job.json")):
         path.write_bytes(FOREIGN[kind]())
         before = snapshot(output.parent)
         for options in ((), ("--resume",), ("--retry-errors",), ("--overwrite",)):
-            assert "name another file" in refusal(capsys, photos, "--output", output, *options)
+            assert "name another" in refusal(capsys, photos, "--output", output, *options)
             assert snapshot(output.parent) == before
         path.unlink()
 
@@ -425,7 +443,7 @@ def test_rows_that_turn_into_something_else_are_not_touched(
     lines = lines_of(output)
     sources = {"sources": [str(photos)], "model": "digits", "top": 5, "views": "center"}
     _, state = load_state(*find("digits"))
-    digits = {"word": "digits", "sha256": fingerprint(state)}
+    digits = by_content("digits", fingerprint(state))
     killed(output, [row(str(photos / "0.png"))], **sources, weights=digits)
     with open(lines, "ab") as file:
         file.write(b'{"text": "mine"}\n{"path": "torn')
