@@ -337,7 +337,7 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
 def test_a_job_whose_output_is_gone_fails(
     photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(words: list[str], **_: bool) -> Iterator[Any]:
+    def gone(words: list[str], **how: bool) -> Iterator[Any]:
         yield from listing(words)
         for _ in range(3):
             yield from listing(words)
@@ -441,7 +441,8 @@ def test_rows_that_turn_into_something_else_are_not_touched(
     photos: Path, output: Path, capsys: Capture
 ) -> None:
     lines = lines_of(output)
-    sources = {"sources": [str(photos)], "model": "digits", "top": 5, "views": "center"}
+    sources: dict[str, Any] = {"sources": [str(photos)], "model": "digits", "top": 5}
+    sources["views"] = "center"
     _, state = load_state(*find("digits"))
     digits = by_content("digits", fingerprint(state))
     killed(output, [row(str(photos / "0.png"))], **sources, weights=digits)
