@@ -200,6 +200,10 @@ def test_rows_without_a_record_are_not_resumed(photos: Path, output: Path, capsy
         output.with_name("rows.jsonl.job.json").unlink()
     before = snapshot(output.parent)
     assert "--overwrite" in refusal(capsys, *job, "--resume")
+    with pytest.raises(OutputError):
+        Output(output, "resume")
+    with Output(output, "overwrite"):
+        pass  # no row came to replace them
     assert snapshot(output.parent) == before
     assert run(capsys, *job, "--overwrite")[0] == 0, "they are rows"
     assert run(capsys, *job, "--resume")[0] == 0
@@ -231,6 +235,17 @@ def test_without_rows_a_job_begins_anew(output: Path) -> None:
     with Output(output, "resume") as opened:
         opened.agree(top=3)
         assert [kept.path for kept in opened.kept()] == ["b.png"]
+
+
+def test_an_empty_file_stays_where_a_job_is_refused(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    for path in (output, lines_of(output)):
+        path.touch()
+    before = snapshot(output.parent)
+    for options in ((), ("--resume",), ("--overwrite",)):
+        refusal(capsys, photos, "--output", output, "--weights", "none.pth", *options)
+        assert snapshot(output.parent) == before
 
 
 def test_the_record_is_there_before_the_first_row(
@@ -442,10 +457,10 @@ def test_rows_that_turn_into_something_else_are_not_touched(
 ) -> None:
     lines = lines_of(output)
     sources: dict[str, Any] = {"sources": [str(photos)], "model": "digits", "top": 5}
-    sources["views"] = "center"
     _, state = load_state(*find("digits"))
     digits = by_content("digits", fingerprint(state))
-    killed(output, [row(str(photos / "0.png"))], **sources, weights=digits)
+    rows = [row(str(photos / "0.png"))]
+    killed(output, rows, **sources, views="center", weights=digits)
     with open(lines, "ab") as file:
         file.write(b'{"text": "mine"}\n{"path": "torn')
     before = snapshot(output.parent)
