@@ -253,6 +253,8 @@ def _rows(
     if options.ray is not None and options.target is not None:
         raise EngineError("--target: wanted without --ray, whose workers run their own devices")
     model, source = options.model, options.weights
+    if options.ray is None:  # refuses what cannot be before weights are read
+        numbers(options.dtype, resolve(options.device), options.backend, options.target)
     if output:
         model, published = find(model)
         word = source or (published if isinstance(published, str) else options.model)
