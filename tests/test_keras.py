@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from alexnet_triton.engine import reference
+from alexnet_triton.engine.load import load_state
 from alexnet_triton.engine.spec import (
     BatchNorm2d,
     Conv2d,
@@ -223,6 +224,19 @@ def test_the_same_outputs_as_keras(
 ) -> None:
     assert min(next(iter(net.flattened().values()))[1:]) > 1, "a flatten with nothing to permute"
     assert_agrees(keras, randomised(build(keras, net)), net, tmp_path / f"model{suffix}")
+
+
+@both_formats
+def test_a_head_of_other_classes(suffix: str, keras: Any, tmp_path: Path) -> None:
+    tuned = TINY.with_outputs(5)
+    model = randomised(sequential(keras, tuned))
+    path = save(model, tmp_path / f"tuned{suffix}")
+    net, state = load_state(TINY, path)
+    assert net == tuned
+    x = images(tuned)
+    torch.testing.assert_close(
+        our_output(net, state, x), keras_output(keras, model, x), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

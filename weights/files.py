@@ -19,11 +19,12 @@ def read(
     path: Path,
     expected: Mapping[str, tuple[int, ...]],
     flattened: Mapping[str, tuple[int, ...]],
+    head: str | None = None,
 ) -> object:
     """The content of a file with one of `SUFFIXES`, on the CPU; a state dict, one hopes.
 
     Keras files have neither our names nor our layout: they are read with the network's `expected`
-    shapes and `flattened` volumes in hand (see `keras.read`).
+    shapes, `flattened` volumes and `head` in hand (see `keras.read`).
 
     Raises WeightsError for a folder, a missing or empty file, another suffix, a file that is
     truncated or corrupt, and a pickle that asks for anything but tensors and plain containers.
@@ -39,7 +40,7 @@ def read(
         raise WeightsError(f"{path}: the file is empty; cure: download or save it again")
     try:
         if suffix in keras.SUFFIXES:
-            return keras.read(path, expected, flattened)
+            return keras.read(path, expected, flattened, head)
         return load_file(path) if suffix == ".safetensors" else checkpoint.read(path)
     except WeightsError:
         raise

@@ -35,7 +35,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from .state import State, WeightsError
+from .state import State, WeightsError, with_outputs
 
 SUFFIXES = (".keras", ".h5")
 
@@ -67,6 +67,7 @@ _REBUILD = f"cure: save a flat Sequential or Functional chain of {', '.join(LAYE
 _STRAIGHTEN = "cure: save a model in which each layer reads the one before it"
 _RESAVE = "cure: save it again with model.save('NAME.keras')"
 _MIB = 2**20
+MAX_OUTPUTS = 2**16  # of a head that says so itself: a few bytes may claim any number of zeros
 _SHOWN = 8  # names listed in an error before "and N more"
 
 
@@ -83,11 +84,17 @@ class _Owner:
         return f"{self.kind} {self.name!r} ({self.group})"
 
 
-def read(path: Path, expected: Mapping[str, Shape], flattened: Mapping[str, Shape]) -> State:
+def read(
+    path: Path,
+    expected: Mapping[str, Shape],
+    flattened: Mapping[str, Shape],
+    head: str | None = None,
+) -> State:
     """The tensors of a `.keras` or `.weights.h5` file: canonical names, float32, finite.
 
     `expected` maps names to shapes in network order; `flattened` maps the weight of each linear
     layer after a flatten to the (C, H, W) it was flattened from, since Keras flattens (H, W, C).
+    The file tells how many outputs the layer `head` has, up to `MAX_OUTPUTS`.
 
     Raises WeightsError naming the file and its layer or array for whatever does not fit, before
     anything is returned; h5py, zipfile and json raise what they like on broken bytes.
@@ -112,6 +119,8 @@ def read(path: Path, expected: Mapping[str, Shape], flattened: Mapping[str, Shap
             owners = _counted(names, origin)
             pairs = _paired_by_kind(wanted, owners, origin)
         _check_variables(arrays, owners, origin)
+        if head:
+            expected = with_outputs(expected, head, _outputs(arrays, pairs[head]))
         return _tensors(arrays, pairs, expected, flattened, origin)
 
 
@@ -400,6 +409,12 @@ def _tensors(
         else:
             state[name] = torch.full(shape, _LEFT_OUT[key])
     return state
+
+
+def _outputs(arrays: Mapping[str, Any], owner: _Owner) -> int:
+    """How many a dense layer has; 0 for what is no kernel of one, which is refused later."""
+    shape = arrays[f"{owner.group}/vars/{owner.kept.index('weight')}"].shape
+    return shape[1] if len(shape) == 2 and shape[1] <= MAX_OUTPUTS else 0
 
 
 def _keras_shape(shape: Shape) -> Shape:

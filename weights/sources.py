@@ -64,7 +64,7 @@ def load(
                 f"unknown weights {source!r}; wanted 'imagenet', 'digits', 'random:SEED', "
                 f"a {', '.join(SUFFIXES)} file, or a state dict"
             )
-    return canonical(read(path, expected, flattened), expected, str(path), head)
+    return canonical(read(path, expected, flattened, head), expected, str(path), head)
 
 
 def _by_torchvision(member: Enum, expected: Mapping[str, tuple[int, ...]], network: str) -> State:

@@ -43,13 +43,20 @@ def canonical(
             f"{origin}: {found}; wanted {len(expected)} tensors, got {len(tensors)}; "
             "cure: load the state dict of this network, whole and alone"
         )
-    if head and (outputs := _outputs(tensors[stored[f"{head}.weight"]])):
-        own = {f"{head}.weight", f"{head}.bias"}
-        expected = {n: (outputs, *s[1:]) if n in own else s for n, s in expected.items()}
+    if head:
+        expected = with_outputs(expected, head, _outputs(tensors[stored[f"{head}.weight"]]))
     return {
         name: _converted(tensors[stored[name]], shape, f"{origin}: {_label(name, stored[name])}")
         for name, shape in expected.items()
     }
+
+
+def with_outputs(
+    expected: Mapping[str, tuple[int, ...]], head: str, outputs: int
+) -> Mapping[str, tuple[int, ...]]:
+    """`expected` with so many outputs of the layer `head`; 0 is as many as there are."""
+    own = {f"{head}.weight", f"{head}.bias"} if outputs else set()
+    return {n: (outputs, *shape[1:]) if n in own else shape for n, shape in expected.items()}
 
 
 def _outputs(weight: torch.Tensor) -> int:
