@@ -14,11 +14,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from .. import weights as weight_sources
+from . import reaper
 from .images import ImageError, Pixels, Source, Views, load
 from .jobs import answered, worker_item, worker_preset
 from .load import (
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 
 LISTED = 1 << 20  # sources of one dataset, some 600 MB of paths; the next one starts new engines
 DECODED = 32  # images of one call that decodes: what a task holds at most
+_MARK = "ALEXNET_TRITON_CLUSTER"  # in the environment of every process of a Ray started here
 
 
 def classify(
@@ -278,16 +283,38 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized() and address is None:
         yield
         return
-    if address is None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # what is started here reports to nobody
-        _connect("local", include_dashboard=False)
-    else:
-        _check_reachable(address)
-        _connect(address)
-    try:
+    with ExitStack() as end:
+        if address is None:
+            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # what is started here reports to nobody
+            os.environ[_MARK] = end.enter_context(_reaper())
+            try:
+                _connect("local", include_dashboard=False)
+            finally:
+                del os.environ[_MARK]  # what is not Ray's must not have it
+        else:
+            _check_reachable(address)
+            _connect(address)
+        end.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
+
+
+@contextmanager
+def _reaper() -> Iterator[str]:
+    """A process that outlives a kill of this one: it then kills what has `_MARK` with this value.
+
+    Ray's daemons die with this process, but workers and agents are the raylet's children. These
+    find out for themselves that they are not wanted, some in a minute, and what hangs never does.
+    """
+    value = secrets.token_hex()
+    command = [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), f"{_MARK}={value}"]
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=nothing, stdout=nothing, stderr=nothing, cwd="/", start_new_session=True
+    ) as process:
+        try:
+            yield value
+        finally:
+            process.kill()
 
 
 def _connect(address: str, **how: Any) -> None:

@@ -282,6 +282,14 @@ def test_normalisation_by_torchs_older_exporter(
     torch.testing.assert_close(last(net, state, x), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def older_norm(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("older") / "a.onnx"
+    model = nn.Sequential(nn.LocalResponseNorm(5, 0.5, 0.75, 2.0), nn.Flatten())
+    export(model, IMAGE, path, dynamo=False, batch=2, opset_version=17)
+    return path.read_bytes()
+
+
 def then_axes(graph: Any) -> Any:
     """The axes that are squeezed if the answer is yes."""
     (choice,) = (node for node in graph.node if node.op_type == "If")
@@ -315,12 +323,9 @@ def constant(op: str, input: int, which: int = 0) -> Callable[[Any], Any]:
     ],
 )
 def test_the_older_exporters_normalisation_with_another_constant(
-    where: Callable[[Any], Any], values: list[int], tmp_path: Path
+    where: Callable[[Any], Any], values: list[int], older_norm: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / "a.onnx"
-    model = nn.Sequential(nn.LocalResponseNorm(5, 0.5, 0.75, 2.0), nn.Flatten())
-    export(model, IMAGE, path, dynamo=False, batch=2, opset_version=17)
-    changed = onnx.load(path)
+    changed = onnx.load_from_string(older_norm)
     tensor = where(changed.graph)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     tensor.CopyFrom(numpy_helper.from_array(np.array(values, dtype)))
@@ -331,12 +336,9 @@ def test_the_older_exporters_normalisation_with_another_constant(
     "change", ["branches", "initializer", "reader", "start", "squeezed", "more", "output"]
 )
 def test_the_older_exporters_normalisation_with_another_question(
-    change: str, tmp_path: Path
+    change: str, older_norm: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / "a.onnx"
-    model = nn.Sequential(nn.LocalResponseNorm(5, 0.5, 0.75, 2.0), nn.Flatten())
-    export(model, IMAGE, path, dynamo=False, batch=2, opset_version=17)
-    changed = onnx.load(path)
+    changed = onnx.load_from_string(older_norm)
     (choice,) = (node for node in changed.graph.node if node.op_type == "If")
     shape = next(node for node in changed.graph.node if node.op_type == "Shape")
     padded = next(node.output[0] for node in changed.graph.node if node.op_type == "Pad")

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from alexnet_triton.engine import Engine, EngineError
+from alexnet_triton.engine import Engine, EngineError, reaper
 from alexnet_triton.engine import ray as on_ray
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.jobs import classify
@@ -192,30 +193,115 @@ def test_workers_run_this_code_with_a_thread_each(cluster: str) -> None:
 # Kills
 
 
+def running(mark: str) -> dict[int, str]:
+    """What runs with this value in its environment: numbers and names."""
+    found = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        process = Path("/proc", pid)
+        with suppress(OSError):  # gone, or somebody else's; a zombie has no environment
+            if os.fsencode(mark) in (process / "environ").read_bytes():
+                found[int(pid)] = (process / "comm").read_text().strip()
+    return found
+
+
+def signal_all(pids: Iterable[int], what: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
+
+
+def nothing_but(pids: Iterable[int], mark: str) -> None:
+    """Wait until no more than these run, for as long as a busy machine may need; then end them."""
+    end = time.monotonic() + 60
+    try:
+        while not running(mark).keys() <= set(pids):
+            assert time.monotonic() < end, running(mark)
+            time.sleep(0.05)
+        assert running(mark).keys() == set(pids)
+    finally:
+        signal_all(running(mark), signal.SIGKILL)
+
+
 def test_killed_and_resumed_it_has_the_same_rows(
     cluster: str, folder: Path, expected: list[Row], tmp_path: Path
 ) -> None:
+    """Both times on a Ray of its own, of which nothing is left either time.
+
+    Not even what hangs: Ray's workers look themselves whether they are still wanted.
+    """
     import pyarrow.parquet
 
     output = tmp_path / "rows.parquet"
     partial = tmp_path / "rows.parquet.partial.jsonl"
     command = [*COMMAND, str(folder), "--output", str(output), "--ray"]
-    killed = [*command, cluster, "--batch-size", "4"]
-    with subprocess.Popen(killed, stdout=subprocess.DEVNULL) as job:
+    marked = os.environ | {"A_JOB_OF_THIS_TEST": str(tmp_path)}
+    killed = [*command, "--batch-size", "4"]
+    with subprocess.Popen(killed, stdout=subprocess.DEVNULL, env=marked) as job:
         while job.poll() is None and not (partial.exists() and partial.stat().st_size):
             time.sleep(0.01)
+        there = running(str(tmp_path))
+        workers = [pid for pid, name in there.items() if name.startswith("ray::")]
+        signal_all(workers, signal.SIGSTOP)
         job.kill()
     assert job.returncode == -signal.SIGKILL, "it was through before it was killed"
+    assert workers, there
     done = len(partial.read_bytes().splitlines())
     assert 0 < done < IMAGES
+    nothing_but([], str(tmp_path))
 
-    # Without an address: on a Ray of its own.
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
+    resumed = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, timeout=600, env=marked
+    )
     assert resumed.returncode == 0, resumed.stderr
+    nothing_but([], str(tmp_path))
     assert resumed.stdout == f"{output}: {IMAGES} rows\n"
     rows = pyarrow.parquet.read_table(output).to_pylist()
     assert answers(rows) == answers(dicts(expected))
     assert not partial.exists()
+
+
+def test_a_cluster_that_was_there_outlives_a_killed_job(cluster: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from alexnet_triton.engine import ray
+with ray._cluster(sys.argv[1]):
+    print("connected", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, cluster],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"A_JOB_OF_THIS_TEST": str(tmp_path)},
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"connected\n"
+        assert [*running(str(tmp_path))] == [job.pid], "it starts nothing"
+        job.kill()
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+
+
+def test_a_reaper_kills_what_has_its_mark_alone(tmp_path: Path) -> None:
+    code = """
+import os, subprocess, sys
+for mark in ("one", "one more", "another"):
+    print(subprocess.Popen(["sleep", "1000"], env=os.environ | {"MARK": mark}).pid)
+print(subprocess.Popen([sys.executable, *sys.argv[1:], str(os.getpid()), "MARK=one"]).pid)
+sys.stdout.flush()
+input()
+"""
+    path = reaper.__file__
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "-I", "-S", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"A_JOB_OF_THIS_TEST": str(tmp_path)},
+    ) as parent:
+        assert parent.stdout is not None
+        _, *others, _ = (int(parent.stdout.readline()) for _ in range(4))
+        assert len(running(str(tmp_path))) == 5
+        parent.kill()
+    nothing_but(others, str(tmp_path))
 
 
 # Refusals
