@@ -208,7 +208,7 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_types_are_refusals(wrong: dict[str, Any]) -> None:
     right = {"network": "digits", "device": "cpu"}
     with pytest.raises(Error) as refused:
