@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 LONGEST = 1000  # characters of a refusal: half a screen of 80 x 24
 
@@ -44,10 +47,19 @@ def _told(program: str) -> Callable[..., None]:
     return show
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose usage errors are printable: they quote words that a shell may have found."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def exit_status(program: str, verb: Callable[[], int]) -> int:
     """What `verb` returns, or what it was ended by: one line on standard error, and 1, or 130 for
     Ctrl-C. Nothing is said to a reader that has left, as `head` does.
     """
+    with contextlib.suppress(AttributeError):  # not every stream can
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _told(program)
@@ -56,7 +68,7 @@ def exit_status(program: str, verb: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (Error, OSError) as error:
+    except (Error, OSError, Warning) as error:  # warnings, where Python is told to raise them
         named = isinstance(error, OSError) and error.filename is not None
         told = f"{error.filename}: {error.strerror}" if named else error  # type: ignore[union-attr]
         print(f"{program}: error: {shortened(str(told))}", file=sys.stderr)

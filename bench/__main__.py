@@ -16,7 +16,7 @@ from typing import get_args
 from .. import __version__
 from ..engine.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
-from ..errors import exit_status
+from ..errors import Parser, exit_status
 from .candidates import shipped
 from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="alexnet-triton-bench", description="Measure and inspect the Triton kernels."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _compare(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "compare",
         help="hold two results files against each other, and fail on what became slower",
@@ -64,7 +64,7 @@ def _compare(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
-def _env(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _env(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "env",
         help="tell machine, GPU and versions, for results and bug reports",
@@ -73,7 +73,7 @@ def _env(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
-def _inspect(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _inspect(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "inspect",
         help="compile kernels for GPUs that are not here: resources, occupancy, machine code",
@@ -105,7 +105,7 @@ def _inspect(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
-def _layers(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _layers(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "layers",
         help="time every layer beside cuDNN and cuBLAS, each proved right first",
@@ -123,7 +123,7 @@ def _layers(verbs: Verbs[argparse.ArgumentParser]) -> None:
     _measured(parser)
 
 
-def _model(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _model(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "model",
         help="time the whole network beside torch and cuDNN, or predict its time on a card",
@@ -152,7 +152,7 @@ def _model(verbs: Verbs[argparse.ArgumentParser]) -> None:
     _measured(parser)
 
 
-def _order(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _order(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "order",
         help="time slices of the first layers and overlapping kernels on a whole network",
@@ -172,7 +172,7 @@ def _order(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
-def _pipeline(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _pipeline(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "pipeline",
         help="time two devices as pipeline, as towers and side by side, against one",
@@ -201,7 +201,7 @@ algorithm does not solve disqualifies nobody.
 """
 
 
-def _race(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _race(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "race",
         help="prove your own kernels right, and time them beside the engine's and the best peer",
@@ -235,7 +235,7 @@ def _race(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
-def _report(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _report(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "report",
         help="turn stored results into a page, a terminal summary or README's table",
@@ -259,7 +259,7 @@ def _report(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
 
 
-def _round(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _round(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "round",
         help="test, tune, measure and report, all in one and inside a given time",
@@ -284,7 +284,7 @@ def _round(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add("--until", type=float, help=argparse.SUPPRESS)  # the process that works is told so
 
 
-def _tune(verbs: Verbs[argparse.ArgumentParser]) -> None:
+def _tune(verbs: Verbs[Parser]) -> None:
     parser = verbs.add_parser(
         "tune",
         help="search the configurations of layers on this device and keep the fastest right ones",

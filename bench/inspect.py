@@ -20,6 +20,7 @@ from ..engine.load import find
 from ..engine.plan import NUMBERS
 from ..engine.single import Planner
 from ..engine.spec import Network
+from ..errors import printable
 from .choices import ARCHS, FORMS
 from .machine.compiled import Binary, compile_for, refusal
 from .machine.configuration import DEFAULT, parse
@@ -141,4 +142,4 @@ def _save(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}") from None
-    print(f"written: {path}", file=sys.stderr)
+    print(printable(f"written: {path}"), file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..engine.load import at_least_one, one_of
+from ..errors import printable
 from .env import environment
 from .peers import KINDS
 from .records import Results, save, save_csv
@@ -89,7 +90,7 @@ def tell_kept(options: argparse.Namespace) -> None:
     """Which files hold the results."""
     for path in (options.json, options.csv):
         if path not in (None, "-"):
-            tell(f"written: {path}")
+            tell(printable(f"written: {path}"))
 
 
 def title(network: str, device: torch.device, results: Results) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..engine.cards import CARDS
 from ..engine.load import find, numbers, resolve
+from ..errors import printable
 from . import units
 from .endtoend import model_rows
 from .goals import verdicts
@@ -74,7 +75,7 @@ def _predicted(options: argparse.Namespace) -> int:
         print(text)
     else:
         Path(options.json).write_text(text + "\n")
-        tell(f"written: {options.json}")
+        tell(printable(f"written: {options.json}"))
     return 0
 
 

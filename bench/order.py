@@ -23,6 +23,7 @@ from ..engine.load import at_least_one, find, load_state, numbers, resolve
 from ..engine.plan import PLAIN, Options
 from ..engine.single import Planner, Run
 from ..engine.spec import Network
+from ..errors import printable
 from ..kernels import tuning
 from . import whole
 from .contest import admit, timed
@@ -164,7 +165,7 @@ def run(options: argparse.Namespace) -> int:
             print("\n".join([f"batch {batch}", HEAD, *map(str, found[batch])]))
         if table is not None and found[batch][0].row.median_us is not None:
             tuning.save(table, device_name(device), [tuned_row(found[batch], network, device)])
-            print(f"written: {table}", file=sys.stderr)
+            print(printable(f"written: {table}"), file=sys.stderr)
     if options.json:
         told_all = {batch: [asdict(order) for order in several] for batch, several in found.items()}
         print(json.dumps(told_all, indent=1))

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 
 from ..engine.load import EngineError, at_least_one, numbers, one_of, resolve
+from ..errors import printable
 from ..kernels.jit import interpreter_problem
 from . import timing
 from .candidates import shipped
@@ -203,4 +204,5 @@ def _named(files: Sequence[str]) -> dict[str, str]:
         )
     paths = list(dict.fromkeys(map(locate, files)))
     stems = [path.stem for path in paths]
-    return {str(path) if stems.count(path.stem) > 1 else path.stem: str(path) for path in paths}
+    names = [str(path) if stems.count(path.stem) > 1 else path.stem for path in paths]
+    return dict(zip(map(printable, names), map(str, paths), strict=True))

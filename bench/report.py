@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ..errors import printable
 from . import units
 from .drawing import landscape, panels, speed_panels, story, tuning_panel
 from .drawing.page import document, paragraph
@@ -165,7 +166,7 @@ def run(options: argparse.Namespace) -> int:
     results = load(options.results)
     if options.readme:
         rewrite(options.readme, options.results)
-        print(f"{options.readme}: table of {options.results} written", file=sys.stderr)
+        print(printable(f"{options.readme}: table of {options.results} written"), file=sys.stderr)
     output = options.output
     if output is None and not (options.text or options.readme or options.json):
         output = Path("report.html")
@@ -174,7 +175,10 @@ def run(options: argparse.Namespace) -> int:
             output.write_text(page(results), encoding="utf-8")
         except OSError as error:
             raise RecordError(f"{output}: {error.strerror}") from None
-        print(f"report: {output}", file=sys.stderr if options.json or options.text else sys.stdout)
+        print(
+            printable(f"report: {output}"),
+            file=sys.stderr if options.json or options.text else sys.stdout,
+        )
     if options.text:
         print(text(results))
     if options.json:

@@ -27,6 +27,7 @@ import torch
 
 from ..engine import EngineError
 from ..engine.load import at_least_one, find, numbers, resolve
+from ..errors import printable
 from .env import environment
 from .goals import verdicts
 from .measuring import INTERPRETED
@@ -158,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, before)
     results = load(out / "results.json")
     (out / "report.html").write_text(page(results))
-    print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")
+    print(printable(f"results: {out / 'results.json'}   report: {out / 'report.html'}"))
     for verdict in verdicts(results.rows, results.roofs):
         if verdict.met is not None:
             print(verdict)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..engine import NetworkError
 from ..engine.load import find, numbers, resolve
 from ..engine.single import Planner
+from ..errors import printable
 from ..kernels import tuning
 from . import report
 from .choices import CACHE
@@ -174,7 +175,7 @@ def _plot(options: argparse.Namespace, trials: Sequence[Trial]) -> None:
     page = draw([trial.to_dict() for trial in trials], x, y)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     options.plot.write_text(page)
-    print(f"written: {options.plot}", file=sys.stderr)
+    print(printable(f"written: {options.plot}"), file=sys.stderr)
 
 
 def _simulate(options: argparse.Namespace) -> int:

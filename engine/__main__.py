@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import exit_status
+from ..errors import Parser, exit_status
 from .cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options; made without torch, so that `--help` answers at once."""
-    parser = argparse.ArgumentParser(
-        prog="alexnet-triton", description="AlexNet inference in fused Triton kernels."
-    )
+    parser = Parser(prog="alexnet-triton", description="AlexNet inference in fused Triton kernels.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=_AnyOrder
@@ -214,7 +212,7 @@ def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
 
 
-class _AnyOrder(argparse.ArgumentParser):
+class _AnyOrder(Parser):
     """Finds an optional positional behind options too, which argparse does only if told to."""
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:

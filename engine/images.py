@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import Error, shortened
@@ -180,7 +180,7 @@ def decode(source: Encoded, name: str, exif: bool = False) -> Image.Image:
 def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    path = os.fspath(source)
+    path = os.fsdecode(source)
     if is_url(path):
         return io.BytesIO(fetch(path))
     try:
@@ -214,22 +214,35 @@ def _decode(file: BinaryIO, name: str, exif: bool) -> Image.Image:
 def _rgb(image: Image.Image, name: str, exif: bool) -> Image.Image:
     try:
         image.load()  # here, where an error is one: a PNG's EXIF may lie behind its pixels
-        if _turned(image):
-            if exif:
-                image = ImageOps.exif_transpose(image)
-            else:
-                tell_of_orientation()
-        return image.convert("RGB")
+        turn = _turn(image)
+        if exif and turn is not None:
+            image = image.transpose(turn)
+        picture = image.convert("RGB")
     except Exception as error:  # as above: the bytes are read only here
         raise ImageError(name, f"cannot be decoded: {_words(error)}") from error
+    if turn is not None and not exif:
+        tell_of_orientation()
+    return picture
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether it lies in the file otherwise than it is to be seen; broken EXIF says nothing."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each orientation in EXIF upright; 1 is upright."""
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What it takes to see a picture as it is meant to be; broken EXIF says nothing."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return False
+        return None
 
 
 def tell_of_orientation() -> None:
@@ -400,7 +413,7 @@ def name_of(item: Item, index: int) -> str:
         case Source():
             return item.location
         case str() | os.PathLike():
-            return os.fspath(item)
+            return os.fsdecode(item)
     return f"image {index}"
 
 
@@ -418,12 +431,26 @@ def _items(images: Images) -> Iterable[Item]:
 def _unbatched(item: Any) -> Iterable[Item]:
     """The images of what an iterable gives: one, or a DataLoader's batch, maybe with labels."""
     match item:
-        case [Tensor() | np.ndarray() as images, *labels] if not any(map(_is_images, labels)):
+        case [Tensor() | np.ndarray() as images, *labels] if all(map(_is_label, labels)):
             item = images
     if _is_images(item) and item.ndim == 4 and 3 in (item.shape[1], item.shape[3]):
         batch: Iterable[Item] = item
         return batch
     return (item,)
+
+
+def _is_label(item: Any) -> bool:
+    """Whether it is what datasets put behind an image, and surely no image: numbers and words."""
+    match item:
+        case Tensor():
+            return not _is_images(item) and item.layout is torch.strided and not item.is_nested
+        case np.ndarray():
+            return not _is_images(item)
+        case list() | tuple():
+            return all(map(_is_label, item))
+        case dict():
+            return all(map(_is_label, item.values()))
+    return item is None or isinstance(item, str | int | float | np.generic)
 
 
 def _is_images(item: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from .cards import GPUS, find_card
 from .dtypes import DTYPES
 from .images import class_names
 from .plan import NUMBERS, Numbers
-from .spec import Network, Sigmoid
+from .spec import Network, Sigmoid, Softmax
 from .zoo import network as network_named
 
 Backend = Literal["triton", "torch"]
@@ -62,9 +63,10 @@ def find(network: object) -> tuple[Network, Source | None]:
             f"network: wanted a name, an .onnx file or a Network, got {type(network).__name__}"
             f"{cure if isinstance(network, torch.nn.Module) else ''}"
         )
-    if Path(network).suffix.lower() == ".onnx":
-        return onnx_graph.read(network)
-    named = network_named(str(network))
+    word = os.fsdecode(network)
+    if word.lower().endswith(".onnx"):
+        return onnx_graph.read(word)
+    named = network_named(word)
     return named, named.weights
 
 
@@ -88,7 +90,18 @@ def load_state(network: Network, source: Source | None) -> tuple[Network, State]
         head=network.head,
     )
     outputs = len(state[f"{network.head}.weight"]) if network.head else 0
+    _check_end(network, outputs)
     return network.with_outputs(outputs), state
+
+
+def _check_end(network: Network, outputs: int) -> None:
+    """A softmax of one output is always 1, and sigmoids that were one are no classes."""
+    end, before = network.layers[-1][1], network.output_shape()[0]
+    if isinstance(end, Sigmoid | Softmax) and (outputs == 1) != (before == 1):
+        raise EngineError(
+            f"{network.name}: wanted weights of {before} outputs for its {type(end).__name__}, got "
+            f"{outputs}; write the Network that they are of"
+        )
 
 
 def read_classes(classes: object) -> tuple[str, ...] | None:
@@ -100,9 +113,10 @@ def read_classes(classes: object) -> tuple[str, ...] | None:
         return None
     origin = "classes"
     if isinstance(classes, str | PathLike):
-        origin = f"classes, {fspath(classes)}"
+        origin = f"classes, {os.fsdecode(classes)}"
         try:
-            classes = Path(classes).expanduser().read_text("utf-8").splitlines()
+            text = Path(os.path.expanduser(os.fsdecode(classes))).read_text("utf-8-sig")
+            classes = text.removesuffix("\n").split("\n")
         except (OSError, ValueError) as error:
             raise EngineError(f"{origin}: cannot be read: {error}") from None
     if not isinstance(classes, Sequence):
@@ -180,6 +194,14 @@ def aim(target: str | None, device: torch.device, backend: Backend = "triton") -
     raise EngineError(f"target: wanted one of {legal}, got {target!r}")
 
 
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """Our name of a dtype that torch, too, may have named. Raises EngineError."""
+    name = str(dtype).removeprefix("torch.")
+    name = {full: short for short, (full, how) in DTYPES.items() if how == "ieee"}.get(name, name)
+    one_of("dtype", name, NUMBERS)
+    return name
+
+
 def numbers(
     dtype: str | torch.dtype | None,
     device: torch.device,
@@ -192,9 +214,7 @@ def numbers(
     """
     if dtype is None:
         dtype = "fp32" if device.type == "cpu" and target is None else "fp16"
-    name = str(dtype).removeprefix("torch.")
-    name = {full: short for short, (full, how) in DTYPES.items() if how == "ieee"}.get(name, name)
-    one_of("dtype", name, NUMBERS)
+    name = dtype_name(dtype)
     if name == "bf16" and device.type == "cpu" and backend == "triton":
         raise EngineError(
             "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "

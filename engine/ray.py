@@ -38,13 +38,14 @@ from .load import (
     Backend,
     Classes,
     EngineError,
+    at_least_one,
+    dtype_name,
     find,
     load_state,
     named,
     read_classes,
     resolve,
 )
-from .plan import NUMBERS
 from .rows import Row, row, to_table
 from .run import Engine, Prediction
 from .spec import Network, Preprocess
@@ -89,12 +90,11 @@ def classify(
     its EXIF and lies otherwise is not told: warnings of Ray's workers stay there.
     """
     ray = _ray()
-    _check_choice("dtype", dtype, (None, *NUMBERS))
+    dtype = dtype and dtype_name(dtype)
     _check_choice("backend", backend, ("triton", "torch"))
     _check_choice("views", views, ("center", "ten-crop"))
     for name, count in (("top", top), ("batch_size", batch_size), ("workers", workers)):
-        if count < 1:
-            raise EngineError(f"{name}: wanted 1 or more, got {count}")
+        at_least_one(name, count)
     _check_columns(dataset)
     classes = read_classes(classes)  # here, not where the engines are
     network, published = find(model)

@@ -165,6 +165,8 @@ class Engine:
         words = read_classes(classes)
         if options is not None:
             of_kind("options", options, Options)
+        if split != "pipeline" and (at != "auto" or micro_batch is not None):
+            raise EngineError("at, micro_batch: wanted with split='pipeline' alone")
         if net.input_shape[0] != 3:
             raise EngineError(f"{net.name}: wanted a network of RGB images, got {net.input_shape}")
         if target is not None and device is None and split is None:
@@ -230,6 +232,8 @@ class Engine:
                 f"out: wanted a tensor, got {type(out).__name__}; torch.from_numpy(out) is one on "
                 "the same memory"
             )
+        elif out.is_nested or out.layout is not torch.strided or _overlaps(out):
+            raise EngineError("out: wanted a dense tensor with memory of its own for every number")
         elif out.shape != shape or out.dtype != torch.float32 or out.device != self.device:
             raise EngineError(
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
@@ -237,7 +241,7 @@ class Engine:
             )
         for start, outputs in self._pieces(batch, (self._last,)):
             with torch.inference_mode():
-                logits = outputs[self._last]
+                logits = outputs[self._last].reshape(-1, *shape[1:])  # a last Flatten is no step
                 out[start : start + len(logits)].copy_(logits)
         return out
 
@@ -288,6 +292,13 @@ class Engine:
         On a GPU, pixels travel from pinned memory while the batch before them is computed.
         """
         one_of("views", views, ("center", "ten-crop"))
+        of_kind("exif", exif, bool)
+        ends_in = self.network.layers[-1][1]
+        if self._output == (1,) and not isinstance(ends_in, Sigmoid):
+            raise EngineError(
+                f"{self.network.name}: classify wants two classes or more, got one output; "
+                "engine(images) gives it, and .sigmoid() makes a probability of a logit"
+            )
         if len(self._output) != 1:
             made = ", ".join(map(str, self._output))
             raise EngineError(
@@ -412,6 +423,12 @@ class Engine:
     def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
         outputs = self(self._send(pixels.flatten(0, -4)))
+        if outputs.shape[1:] != self._output:
+            raise EngineError(
+                f"{self.network.name}: images of {pixels.shape[-2]}x{pixels.shape[-1]} give "
+                f"{outputs[0].numel()} outputs, its classes are {self._output[0]}; classify images "
+                f"of {self.network.input_shape[1]}x{self.network.input_shape[2]}"
+            )
         match self.network.layers[-1][1]:
             case Softmax():
                 scores = outputs
@@ -452,6 +469,12 @@ class Engine:
                     Prediction(index, self.class_names[index], score)
                     for index, score in zip(*next(found), strict=True)
                 ]
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several numbers of an expanded tensor have one place in memory."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(step == 0 and side > 1 for side, step in sides)
 
 
 def _groups(

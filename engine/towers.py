@@ -59,7 +59,10 @@ def half(network: Network) -> Network:
         match layer:
             case Conv2d(out_channels=filters) | Linear(filters):
                 if filters % TOWERS:
-                    raise NetworkError(f"{where}: {filters} outputs do not divide by {TOWERS}")
+                    raise NetworkError(
+                        f"{where}: {filters} outputs do not divide by {TOWERS}; "
+                        "split='pipeline' takes any"
+                    )
         match layer:
             case Conv2d():
                 layer = replace(layer, out_channels=layer.out_channels // TOWERS, groups=1)

@@ -78,7 +78,7 @@ def run_explain(options: argparse.Namespace) -> int:
     """One output number taken apart; 1 if the engine's is another."""
     net, published = find(options.model)
     image = to_batch(options.image, net.preprocess) if options.image else default_image(net)
-    net, state = load_state(net, options.weights or published)
+    net, state = load_state(net, published if options.weights is None else options.weights)
     wanted = (options.layer, options.filter, options.at)
     how = {"device": options.device, "dtype": options.dtype, "backend": options.backend}
     seen = explain(net, state, *wanted, image, **how)
@@ -90,7 +90,7 @@ def run_features(options: argparse.Namespace) -> int:
     """Pictures of a layer's maps, and of the first layer's filters if they are wanted."""
     check(options.output)
     net, published = find(options.model)
-    net, state = load_state(net, options.weights or published)
+    net, state = load_state(net, published if options.weights is None else options.weights)
     how = {"device": options.device, "dtype": options.dtype, "backend": options.backend}
     engine = Engine.load(net, state, **how, max_batch=1)
     written = {options.output: draw_maps(engine, options.image, options.layer, options.output)}
@@ -109,7 +109,7 @@ def run_features(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     """Every layer beside float64; 1 if one is out of tolerance."""
     net, published = find(options.model)
-    net, state = load_state(net, options.weights or published)
+    net, state = load_state(net, published if options.weights is None else options.weights)
     device = resolve(options.device or (options.target and "cpu"))
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)

@@ -19,6 +19,8 @@ from urllib.request import FTPHandler, HTTPHandler, HTTPSHandler, Request, build
 
 from ..errors import Error
 
+_HEADERS = 8 << 20  # bytes that the standard library may read of headers
+
 
 class WebError(Error):
     """No body, and why."""
@@ -36,7 +38,8 @@ def get(url: str, timeout: float, limit: int) -> bytes:
         # As browsers do: spaces and letters outside ASCII are escaped, what is escaped stays.
         address = quote(url, safe=string.punctuation)
         request = Request(address, headers={"User-Agent": "alexnet-triton"})
-        with build_opener(_Handler(deadline)).open(request, timeout=timeout) as response:
+        opener = build_opener(_Handler(deadline, limit + _HEADERS))
+        with opener.open(request, timeout=timeout) as response:
             while chunk := response.read1(1 << 16):
                 body += chunk
                 if len(body) > limit:
@@ -45,12 +48,13 @@ def get(url: str, timeout: float, limit: int) -> bytes:
                 raise WebError(f"ends {response.length} bytes before the length that was announced")
     except HTTPError as error:
         with error:  # it is the open response, too
-            raise WebError(f"server answered {error.code} {error.reason}") from None
-    except (OSError, HTTPException, ValueError) as error:
+            reason = " ".join(str(error.reason).split())
+            raise WebError(f"server answered {error.code} {reason}") from None
+    except (OSError, HTTPException, ValueError, OverflowError) as error:
         cause = getattr(error, "reason", error)
         if isinstance(cause, TimeoutError):
             cause = f"no complete answer within {timeout:g} s"
-        raise WebError(f"cannot be fetched: {cause}") from error
+        raise WebError(f"cannot be fetched: {' '.join(str(cause).split())}") from error
     return bytes(body)
 
 
@@ -63,10 +67,13 @@ def _left(deadline: float) -> float:
 
 
 class _Reader(io.RawIOBase):
-    """What a socket sends, each wait ending at the deadline."""
+    """What a socket sends: each wait ends at the deadline, and so many bytes are enough.
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
+    urllib reads the body of a redirect before it follows it, whatever its length.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float, most: int) -> None:
+        self._sock, self._deadline, self._left = sock, deadline, most
         self._bytes = sock.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
@@ -74,7 +81,12 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(_left(self._deadline))
-        return self._bytes.readinto(buffer)
+        count = self._bytes.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise WebError("sends more than is fetched")
+        self._sock.settimeout(_left(self._deadline))  # for a handshake of TLS behind a proxy
+        return count
 
     def close(self) -> None:
         self._bytes.close()
@@ -82,21 +94,22 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
-    def __init__(self, deadline: float, sock: socket.socket, *more: Any, **named: Any) -> None:
+    def __init__(
+        self, deadline: float, most: int, sock: socket.socket, *more: Any, **named: Any
+    ) -> None:
         super().__init__(sock, *more, **named)
         self.fp.close()
-        self.fp = io.BufferedReader(_Reader(sock, deadline))
+        self.fp = io.BufferedReader(_Reader(sock, deadline, most))
 
 
 def _connected(deadline: float, address: tuple[str, int], *_: Any) -> socket.socket:
-    """A connection to the first of a host's addresses that takes one."""
+    """A connection to the first of a host's addresses that takes one, each in its share of time."""
     cause = OSError("its host has no address")
-    for found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+    addresses = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    for tried, found in enumerate(addresses):
         where = (str(found[4][0]), int(found[4][1]))
         try:
-            made = socket.create_connection(where, _left(deadline))
-        except TimeoutError:
-            raise
+            made = socket.create_connection(where, _left(deadline) / (len(addresses) - tried))
         except OSError as error:
             cause = error
         else:
@@ -108,9 +121,9 @@ def _connected(deadline: float, address: tuple[str, int], *_: Any) -> socket.soc
 class _Handler(HTTPHandler, HTTPSHandler, FTPHandler):
     """Opens what urllib opens, and redirects to, by one deadline."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, most: int) -> None:
         super().__init__()
-        self._deadline = deadline
+        self._deadline, self._most = deadline, most
 
     def http_open(self, req: Request) -> HTTPResponse:
         return self.do_open(partial(self._connection, HTTPConnection), req)
@@ -123,6 +136,6 @@ class _Handler(HTTPHandler, HTTPSHandler, FTPHandler):
 
     def _connection(self, kind: type[HTTPConnection], *where: Any, **how: Any) -> HTTPConnection:
         made = kind(*where, **how)
-        made.response_class = partial(_Response, self._deadline)  # type: ignore[assignment]
+        made.response_class = partial(_Response, self._deadline, self._most)  # type: ignore[assignment]
         made._create_connection = partial(_connected, self._deadline)  # type: ignore[attr-defined]
         return made

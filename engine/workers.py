@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from PIL import Image
 
@@ -133,14 +134,23 @@ class _Worker:
 def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
     Image.MAX_IMAGE_PIXELS = pixel_limit
+    turned: list[object] = []
+    show = warnings.showwarning
+
+    def look(message: Any, category: Any, filename: str, lineno: int, *more: Any) -> None:
+        if issubclass(category, OrientationWarning):
+            turned.append(message)
+        else:
+            show(message, category, filename, lineno, *more)
+
+    warnings.simplefilter("always", OrientationWarning)
+    warnings.showwarning = look  # type: ignore[assignment]
     try:
         while True:
             sources = pipe.recv()
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", OrientationWarning)
-                decoded = [_decode(source, preprocess, exif) for source in sources]
-            turned = any(issubclass(one.category, OrientationWarning) for one in told)
-            pipe.send((decoded, turned))
+            turned.clear()
+            decoded = [_decode(source, preprocess, exif) for source in sources]
+            pipe.send((decoded, bool(turned)))
     except (EOFError, OSError):
         return
 

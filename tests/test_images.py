@@ -9,6 +9,7 @@ import io
 import math
 import os
 import pickle
+import socket
 import struct
 import threading
 import time
@@ -509,6 +510,7 @@ def test_a_dataloaders_batches_are_a_stream_of_images() -> None:
         [dataset[index] for index in range(5)],  # image and label one by one
         [pixels[:3], pixels[3:]],
         [(pixels[:3], ["a", "b", "c"]), [pixels[3:]]],
+        [(pixels[:3], {"at": labels[:3], "file": ["x.png"] * 3}), (pixels[3:], None, 0.5)],
         [pixels[:3].permute(0, 2, 3, 1).numpy(), pixels[3], pixels[4:].numpy()],
     ]
     for stream in streams:
@@ -520,7 +522,18 @@ def test_a_dataloaders_batches_are_a_stream_of_images() -> None:
 def test_no_image_is_dropped_for_a_label() -> None:
     """What looks like images behind a batch is no label: whatever it is, it is not left out."""
     one = torch.zeros(3, 28, 28)
-    for pair in ([one, one], (one[None], one[None]), [one[None], np.zeros((2, 28, 28))]):
+    behind: list[Any] = [one, one[None], np.zeros((2, 28, 28)), picture(4, 4), GOOD, Path("a.png")]
+    behind += [
+        Source("a.png", named=True),
+        ImageError("a", "b"),
+        one.to_sparse(),
+        [one],
+        {"x": one},
+    ]
+    pairs = [
+        kind([first, x]) for kind in (list, tuple) for first in (one, one[None]) for x in behind
+    ]
+    for pair in pairs:
         assert "got " + type(pair).__name__ in refusal(lambda: to_batch([pair], SMALL))  # noqa: B023
 
 
@@ -732,6 +745,16 @@ class _Server(BaseHTTPRequestHandler):
                 for _ in range(12_000):
                     time.sleep(0.05)
                     self.wfile.write(b"x")
+            case "/flood":
+                self.send_response(302)
+                self.send_header("Location", "/good.png")
+                self.end_headers()
+                for _ in range(4000):
+                    self.wfile.write(bytes(1 << 16))
+            case "/nowhere":
+                self.send_response(302)
+                self.send_header("Location", "http://127.0.0.1:99999999999999999999/x")
+                self.end_headers()
             case path if path.startswith("/round"):
                 time.sleep(0.05)
                 self.send_response(302)
@@ -796,6 +819,7 @@ def test_a_url_is_fetched(url: str, path: str) -> None:
         ("/short-chunks", "cannot be fetched: "),
         ("/file", "server answered 302 "),
         ("/ftp", "cannot be fetched: "),
+        ("/nowhere", "cannot be fetched: "),
     ],
 )
 def test_a_url_that_gives_no_image_is_refused(url: str, path: str, reason: str) -> None:
@@ -807,6 +831,32 @@ def test_a_slow_server_costs_the_timeout_only(url: str, path: str) -> None:
     """Not the ten minutes that the server would take, nor a time-out for each of its redirects."""
     message = refusal(lambda: images.fetch(url + path, timeout=0.2))
     assert message == f"{url}{path}: cannot be fetched: no complete answer within 0.2 s"
+
+
+def test_the_body_of_a_redirect_is_not_endless(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexnet_triton.engine.web._HEADERS", 1 << 16)
+    message = refusal(lambda: images.fetch(url + "/flood", limit=1 << 20))
+    assert "sends more than is fetched" in message
+
+
+def test_a_hosts_other_address_is_tried(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one takes no connection, as where a machine has IPv6 and its network has none."""
+    port = int(url.rpartition(":")[2])
+    full = socket.socket()
+    full.bind(("127.0.0.2", port))  # nobody listens
+    one, two = (
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))
+        for host in ("127.0.0.2", "127.0.0.1")
+    )
+    real = socket.getaddrinfo
+
+    def looked_up(host: str, *more: Any, **named: Any) -> Any:
+        return [one, two] if host == "two.example" else real(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setenv("no_proxy", "two.example")
+    assert images.fetch(f"http://two.example:{port}/good.png") == GOOD
+    full.close()
 
 
 def test_a_long_body_is_refused(url: str) -> None:
@@ -881,7 +931,25 @@ def test_it_is_said_once_and_broken_exif_says_nothing() -> None:
         list(images.load_each([turned(6), turned(8), turned(6)], SMALL))
     assert [one.category for one in told] == [images.OrientationWarning]
     broken = turned(6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", images.OrientationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        images.decode(broken, "x", exif=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        images.decode(broken, "x")
+    assert images.OrientationWarning not in [one.category for one in told]
+    images.decode(broken, "x", exif=True)
+
+
+def test_a_damaged_picture_is_refused_though_its_exif_lies_behind_the_damage() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = encoded(picture(40, 50), "PNG", exif=exif.tobytes(), compress_level=0)
+    head, _, rest = png.partition(b"eXIf")
+    length, rest = struct.unpack(">I", head[-4:])[0], b"eXIf" + rest
+    chunk, after = head[-4:] + rest[: length + 8], rest[length + 8 :]
+    late = head[:-4] + after[:-12] + chunk + after[-12:]  # before IEND, where PNG allows it, too
+    with pytest.warns(images.OrientationWarning):
+        images.decode(late, "x")
+    for damaged in (late.replace(b"IDATx", b"IDAT?"), late[:3000]):
+        for flag in (False, True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                refusal(functools.partial(images.decode, damaged, "x", flag))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from alexnet_triton.engine import Engine, EngineError, ImageError, Options
 from alexnet_triton.engine.load import Backend, find, load_state
-from alexnet_triton.engine.spec import Conv2d, Network, Preprocess, ReLU
+from alexnet_triton.engine.spec import Conv2d, Flatten, Network, Preprocess, ReLU
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.errors import LONGEST, Error
 from alexnet_triton.weights import WeightsError, download, save
@@ -26,6 +26,7 @@ from alexnet_triton.weights.digits import heldout
 State = dict[str, torch.Tensor]
 Capture = pytest.CaptureFixture[str]
 PIXELS = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+BACKENDS: tuple[Backend, ...] = ("torch", "triton")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def torch_digits(weights: Any = None, **how: Any) -> Engine:
 # A fine-tuned head
 
 
-@pytest.mark.parametrize("rows", [[3], [7, 2, 1], [*range(10), 4, 2]])
+@pytest.mark.parametrize("rows", [[7, 2, 1], [*range(10), 4, 2]])
 def test_the_last_layers_weights_tell_the_classes(
     state: State, rows: list[int], tmp_path: Path
 ) -> None:
@@ -77,6 +78,21 @@ def test_a_fine_tuned_alexnet_does_not_answer_with_imagenets_names() -> None:
     assert state["fc8.weight"].shape == (5, 4096)
 
 
+def test_one_output_is_a_number_and_no_class(state: State) -> None:
+    engine, image = torch_digits(with_head(state, [3])), heldout()[0][0]
+    assert torch.allclose(engine(image), torch_digits()(image)[:, [3]], atol=1e-5)
+    with pytest.raises(EngineError, match="one output"):
+        engine.classify(image)
+
+
+def test_a_head_whose_end_means_something_else_is_refused() -> None:
+    for name, outputs in (("alexnet_keras_bn", 3), ("alexnet_single_tower", 1)):
+        shapes = network(name).with_outputs(outputs).parameter_shapes()
+        weights = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+        with pytest.raises(EngineError, match="write the Network"):
+            load_state(network(name), weights)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -96,7 +112,9 @@ def test_classes_have_the_callers_names(state: State, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("cat\ndog\ncrème brûlée\n", "utf-8")
     names = ("cat", "dog", "crème brûlée")
-    for classes in (names, list(names), str(file), file):
+    bom = tmp_path / "bom.txt"
+    bom.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    for classes in (names, list(names), str(file), file, bom):
         engine = torch_digits(with_head(state, [5, 3, 1]), classes=classes)
         assert engine.class_names == names
     (best,) = engine.classify(heldout()[0][0], top=3)
@@ -109,7 +127,18 @@ def test_names_that_do_not_fit_are_refused_before_weights_are_read(tmp_path: Pat
     binary, short = tmp_path / "binary", tmp_path / "short"
     binary.write_bytes(b"\xff\xfe\x00")
     short.write_text("one\n\nthree\n")
-    wrong: list[Any] = [tmp_path / "none", tmp_path, binary, short, 5, {"a", "b"}, ["a", 5], [""]]
+    wrong: list[Any] = [
+        "~nobody-has-this-name/x",
+        "x" * 5000,
+        tmp_path / "none",
+        tmp_path,
+        binary,
+        short,
+        5,
+        {"a", "b"},
+        ["a", 5],
+        [""],
+    ]
     for classes in wrong:
         with pytest.raises(EngineError, match="classes"):
             torch_digits("nowhere.pth", classes=classes)
@@ -200,6 +229,9 @@ WRONG: list[dict[str, Any]] = [
     *({"batch_invariant": value} for value in ("no", 1, None)),
     *({"options": value} for value in ({"pdl": True}, "pdl")),
     *({"weights": value} for value in (5, 2.5, ["random:0"], b"random:0", object())),
+    *({"weights": value} for value in ("x" * 5000, "", "~nobody-has-this-name/x.pth")),
+    *({"network": value} for value in ("x" * 5000, "", "~nobody-has-this-name/x.onnx")),
+    *({name: value} for name, value in (("at", "conv3"), ("micro_batch", 4))),
     *({"network": value} for value in (5, None, ["digits"], b"digits", "lenet", object())),
     *({"target": value} for value in (90, "sm_75", ["h200"])),
     *({"device": None, "devices": value, "split": "towers"} for value in (5, "cpu", ["cpu"])),
@@ -231,6 +263,9 @@ def test_wrong_types_of_calls_are_refusals(state: State) -> None:
         lambda: engine.classify(PIXELS, top="5"),  # type: ignore[arg-type]
         lambda: engine.classify(PIXELS, top=2.5),  # type: ignore[arg-type]
         lambda: list(engine.stream([], batch_size=True)),
+        lambda: list(engine.stream([], exif="no")),  # type: ignore[arg-type]
+        lambda: engine(PIXELS, out=torch.zeros(1, 1).expand(1, 10)),
+        lambda: engine(PIXELS, out=torch.zeros(1, 10).to_sparse()),
         lambda: engine.features(PIXELS, 5),  # type: ignore[arg-type]
         lambda: engine.features(PIXELS, ["conv9"]),
         lambda: torch_digits(options=Options()),
@@ -266,14 +301,29 @@ def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> Non
     preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
     layers = (("conv1", Conv2d(4, 3, stride=2)), ("relu1", ReLU()))
     headless = Network("headless", (3, 28, 28), layers, preset, classes="")
-    backends: tuple[Backend, ...] = ("torch", "triton")
-    for backend in backends:
+    for backend in BACKENDS:
         engine = Engine.load(headless, "random:0", "cpu", backend=backend)
         assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 4, 13, 13)
         assert engine(torch.zeros(2, 3, 21, 40)).shape == (2, 4, 10, 19)
         assert set(engine.features(torch.zeros(1, 3, 28, 28))) == {"conv1"}
         with pytest.raises(EngineError, match=r"\[N, classes\], got \[N, 4, 13, 13\]"):
             engine.classify(torch.zeros(1, 3, 28, 28))
+
+
+def test_a_flatten_at_the_end_is_no_step_but_shapes_the_answer() -> None:
+    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
+    layers = (("conv1", Conv2d(4, 14, stride=14)), ("relu1", ReLU()), ("flatten", Flatten()))
+    flat = Network("flat", (3, 28, 28), layers, preset, classes="")
+    for backend in BACKENDS:
+        engine = Engine.load(flat, "random:0", "cpu", backend=backend)
+        maps = engine.features(torch.ones(2, 3, 28, 28), "conv1")["conv1"]
+        assert torch.equal(engine(torch.ones(2, 3, 28, 28)), maps.flatten(1))
+        (best, _) = engine.classify(torch.ones(2, 3, 28, 28), top=16)
+        assert not isinstance(best, ImageError)
+        assert len(best) == 16
+        assert engine(torch.ones(1, 3, 42, 28)).shape == (1, 24)
+        with pytest.raises(EngineError, match="24 outputs, its classes are 16"):
+            engine.classify(torch.ones(1, 3, 42, 28))
 
 
 def test_features_of_a_vgg_are_its_own_layers() -> None:

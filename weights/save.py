@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .state import WeightsError
@@ -16,12 +17,16 @@ from .state import WeightsError
 def save(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     """Write a canonical state to a `.safetensors` file, whole or not at all.
 
-    Raises WeightsError for another suffix, OSError where the file cannot be written.
+    Raises WeightsError for another suffix and where the file cannot be written, OSError for its
+    folder.
     """
-    target = Path(path).expanduser()
+    target = Path(os.path.expanduser(path))
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: wanted a name ending in .safetensors, got {target.suffix!r}")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         written = Path(folder) / target.name
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, written)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, written)
+        except SafetensorError as error:
+            raise WeightsError(f"{target}: cannot be written: {error}") from None
         written.replace(target)

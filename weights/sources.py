@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
-from os import PathLike
+from os import PathLike, fsdecode
+from os.path import exists, expanduser
 from pathlib import Path
 from types import MappingProxyType
 
@@ -38,7 +39,7 @@ def load(
 
     Raises WeightsError, one line, when the source is unknown, out of reach, or does not fit.
     """
-    if isinstance(source, Enum):  # torchvision's: AlexNet_Weights.DEFAULT, VGG16_Weights.DEFAULT
+    if isinstance(source, Enum) and not isinstance(source, str):  # AlexNet_Weights.DEFAULT
         return _by_torchvision(source, expected, network)
     match source:
         case Mapping():
@@ -57,8 +58,8 @@ def load(
             path = digits.weights_file()
         case str() if source.startswith("random:"):
             return seeded(expected, _seed(source))
-        case str() | PathLike() if Path(source).suffix or Path(source).exists():
-            path = Path(source).expanduser()
+        case str() | PathLike() if Path(word := fsdecode(source)).suffix or exists(word):
+            path = Path(expanduser(word))
         case _:
             raise WeightsError(
                 f"unknown weights {source!r}; wanted 'imagenet', 'digits', 'random:SEED', "
