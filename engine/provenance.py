@@ -12,13 +12,15 @@ stands for may change, so weights and files are `by_content`, whatever path lead
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -95,18 +97,39 @@ def decode(text: str | bytes) -> Record:
 
 def store(record: Record, path: Path) -> None:
     """Write it so that it is on disk when this returns, whole or not at all. Raises OSError."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with open(temporary, "w") as file:
-            file.write(encode(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(encode(record).encode() + b"\n")
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # not every file system can
             os.fsync(folder)
     finally:
         os.close(folder)
+
+
+LONGER = 14  # bytes that a name grows by while it is `replacing`
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path`, whose place it takes when the block ends well; else it goes.
+
+    Nobody has a file of its name, and what a kill leaves of it is for `sweep`. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    with open(temporary, "xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sweep(path: Path) -> None:
+    """Delete what kills left of files that were to replace `path`, while no job writes to it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.new"):
+        with contextlib.suppress(OSError):  # somebody else's
+            left.unlink()

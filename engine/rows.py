@@ -4,7 +4,8 @@ A job's state is one file of JSON lines that only ever grows by whole rows, so t
 the job, `--resume` can go on. For JSON lines that file is the output itself. For Parquet, whose
 files are nothing without their end, it lies beside the output as `FILE.parquet.partial.jsonl`, and
 `FILE.parquet` is made of it in one piece when the job ends, interrupted or not. How the rows were
-made (`provenance.py`) lies beside either as `FILE.job.json`, and in the metadata of Parquet.
+made (`provenance.py`) lies beside that file of lines, as `FILE.jsonl.job.json` or
+`FILE.parquet.partial.jsonl.job.json`, and in the metadata of Parquet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from errno import EACCES, EISDIR
+from errno import EACCES, EISDIR, ENAMETOOLONG
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -145,8 +146,8 @@ class Output:
     to the operating system when it is written; one that was torn by a kill or a full disk is cut
     off. `existing` says what becomes of rows that are there already: they are refused, kept and
     continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
-    ("overwrite"). How they were made is kept with them, in FILE.job.json or in a Parquet file's
-    metadata, and `agree` holds it against what is asked for now. Nothing is touched before the
+    ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
+    with them, and `agree` holds it against what is asked for now. Nothing is touched before the
     first new row is written. When the context is left, also by Ctrl-C or an error, a Parquet file
     is made of the rows so far; its partial file goes when the job is done.
 
@@ -161,7 +162,7 @@ class Output:
         self._resuming = existing in ("resume", "retry")
         self._regular = not _is_stream(self.path)
         suffix = self.path.suffix.lower()
-        if self._regular and suffix not in _SUFFIXES and not self.path.is_dir():
+        if self._regular and suffix not in _SUFFIXES and not os.path.isdir(self.path):
             raise OutputError(
                 f"{self.path}: wanted a name that ends in {' or '.join(_SUFFIXES)}, got "
                 f"{suffix or 'none'}; for example {self.path.with_suffix('.jsonl')}"
@@ -170,17 +171,20 @@ class Output:
             raise OutputError(f"{self.path}: is no regular file: there is nothing to resume")
         self._parquet = self._regular and suffix == ".parquet"
         self._lines = _beside(self.path, ".partial.jsonl") if self._parquet else self.path
+        self._target = Path(os.path.realpath(self._lines)) if self._regular else self._lines
         self._record = _beside(self._lines, ".job.json")
         if self._parquet:
             _pyarrow()
-        if existing == "refuse" and (_size(self.path) or _size(self._lines)):
-            raise OutputError(
-                f"{self.path}: holds something already; "
-                "go on with it (--resume), replace it (--overwrite), or name another file"
-            )
+        for path in (self.path, self._lines):
+            if existing == "refuse" and _size(path):
+                raise OutputError(
+                    f"{path}: holds something already; "
+                    "go on with it (--resume), replace it (--overwrite), or name another file"
+                )
+        self._before = _identity(self.path)  # of a Parquet file that this job may replace
         self._created = self._begun = self._torn = False
-        self._made: provenance.Record | None = None  # of the rows that are kept
-        self._asked: dict[str, Any] = {}
+        self.resumed = False
+        self._made: dict[str, Any] = {}  # how the rows are made, those that are kept, too
         self._finished = False  # whether what is kept is in the Parquet file
         self._kept = 0  # bytes of whole rows in the lines that are kept
         self._size = 0  # bytes that are in the lines, unless somebody else changes them
@@ -201,22 +205,21 @@ class Output:
 
         Raises OutputError where the rows that are kept were made in another way.
         """
-        if self._made is not None and (differs := provenance.difference(self._made, asked)):
+        if not self.resumed:
+            self._made |= asked
+        elif differs := provenance.difference(self._made, asked):
             raise OutputError(
                 f"{self.path}: {differs}; go on as it was made, "
                 "replace it (--overwrite), or name another file"
             )
-        self._asked |= asked
 
     def kept(self) -> Iterator[Kept]:
         """The rows that were there when the job was resumed, in order, lazily; errors, too.
 
         Raises OutputError at a line that is no row.
         """
-        if self._finished:
-            yield from (kept for kept, _ in self._restored(["path", "error"]))
-        else:
-            yield from (kept for kept, _ in self._whole())
+        rows = self._restored(["path", "error"]) if self._finished else self._whole()
+        yield from (kept for kept, _ in rows)
 
     def write(self, row: Row) -> None:
         """Append one row. Raises OutputError where it finds no room; the rows before it stay."""
@@ -248,21 +251,27 @@ class Output:
             if self._regular and (self._begun or error is None):
                 self._check_untouched()
                 self._end(error)
+        except OSError as failed:
+            raise self._no_room(failed) from failed
         finally:
             self._close()
 
     # Before the first row: nothing is touched
 
     def _open(self) -> int:
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        if self._regular and self.path.parent.exists() and not os.access(self.path.parent, os.W_OK):
-            raise PermissionError(EACCES, "its folder is closed to us")  # where its record will lie
+        if self._regular:  # its record will lie beside it
+            length = len(os.fsencode(self._record.name)) + provenance.LONGER
+            if (more := length - os.pathconf(self.path.parent, "PC_NAME_MAX")) > 0:
+                raise OSError(ENAMETOOLONG, f"its name is too long, take {more} bytes off it")
+            if not os.access(self.path.parent, os.W_OK):
+                raise PermissionError(EACCES, "its folder is closed to us")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            file = os.open(self._lines, flags | os.O_EXCL, 0o666)
+            file = os.open(self._target, flags | os.O_EXCL, 0o666)
         except FileExistsError:
-            return os.open(self._lines, flags, 0o666)
+            return os.open(self._target, flags, 0o666)
         self._created = True
         return file
 
@@ -285,9 +294,15 @@ class Output:
         if self._parquet and _size(self.path):
             with self._parquet_file() as file:
                 metadata = file.schema_arrow.metadata or {}
+            described = _decoded(metadata.get(_METADATA))
             if self._finished:
-                made = _decoded(metadata.get(_METADATA))
-        if self._size and made is None and not self._begins_with_row():
+                made = described
+            elif self._resuming and described != made:
+                raise OutputError(
+                    f"{self.path}: was not made by the job that left {self._lines}; "
+                    "move one of them away, or replace both (--overwrite)"
+                )
+        if self._size and not self._begins_with_row(made is not None):
             raise self._foreign("its content")
         if not self._resuming:  # it is to be replaced
             self._finished = False
@@ -302,8 +317,9 @@ class Output:
                 "replace it (--overwrite), or name another file"
             )
         self._kept = self._whole_bytes()
-        if self._kept or self._finished:
-            self._made = made
+        self.resumed = self._kept > 0 or self._finished
+        if self.resumed:
+            self._made = dict(made)
 
     def _read_record(self) -> provenance.Record | None:
         try:
@@ -316,10 +332,13 @@ class Output:
             )
         return record
 
-    def _begins_with_row(self) -> bool:
+    def _begins_with_row(self, recorded: bool) -> bool:
+        """Whether the first line is a row, or a part of one: without a record, one that says so."""
         with open(self._lines, "rb") as lines:
             line = lines.readline(_GROUP)
-        return _kept(line) is not None if line.endswith(b"\n") else line.startswith(_ROW_BEGINS)
+        if line.endswith(b"\n"):
+            return _kept(line) is not None
+        return _is_torn(line) if recorded else line.startswith(_ROW_BEGINS)
 
     def _whole_bytes(self) -> int:
         """Bytes of the lines but for a torn last row."""
@@ -332,10 +351,8 @@ class Output:
                 block = lines.read(io.DEFAULT_BUFFER_SIZE)
             whole = end + block.rfind(b"\n") + 1
             lines.seek(whole)
-            torn = lines.read(len(_ROW_BEGINS))
-        # A power failure may leave zeros. Anything else was not written by a job: hands off.
-        if torn.strip(b"\0") and not _ROW_BEGINS.startswith(torn):
-            raise self._foreign("its end")
+            if not _is_torn(lines.read(len(_ROW_BEGINS))):
+                raise self._foreign("its end")
         return whole
 
     # The rows that are kept, each as what resuming needs and as its line
@@ -365,7 +382,9 @@ class Output:
         pa = _pyarrow()
         try:
             file = pa.parquet.ParquetFile(self.path)
-        except pa.ArrowInvalid:
+        except PermissionError as error:
+            raise OutputError(f"{self.path}: cannot be read: {error.strerror}") from error
+        except (pa.ArrowInvalid, OSError):
             raise self._foreign("its content", self.path) from None
         if not file.schema_arrow.equals(schema()):
             file.close()
@@ -374,22 +393,18 @@ class Output:
 
     # The first row, and what comes after
 
-    @property
-    def _provenance(self) -> provenance.Record:
-        return self._asked if self._made is None else self._made
-
     def _begin(self) -> None:
         """Make the lines what the first new row follows; their record is there before they are."""
         if self._regular:
+            if self._parquet and self._existing == "overwrite":
+                self._check_parquet()
+            os.ftruncate(self._file, self._kept)
+            if not self._kept:
+                provenance.store(self._made, self._record)
             if self._finished:
-                provenance.store(self._provenance, self._record)
                 self._rewrite(self._restored())
-            elif self._existing == "retry" and self._kept:
+            elif self._existing == "retry":
                 self._rewrite(self._whole())
-            else:
-                os.ftruncate(self._file, self._kept)
-                if not self._kept:
-                    provenance.store(self._provenance, self._record)
             if self._parquet and self._existing == "overwrite":
                 self.path.unlink(missing_ok=True)
             self._size = os.fstat(self._file).st_size
@@ -397,26 +412,17 @@ class Output:
 
     def _rewrite(self, rows: Iterable[tuple[Kept, bytes]]) -> None:
         """`rows`, but for errors to retry, in place of the lines only when they are complete."""
-        lines = self._lines.resolve()
-        temporary = _beside(lines, ".job.new")
-        try:
-            with open(temporary, "wb") as new:
+        with contextlib.ExitStack() as stack:
+            with provenance.replacing(self._target) as new:
                 os.fchmod(new.fileno(), stat.S_IMODE(os.fstat(self._file).st_mode))
                 for kept, line in rows:
                     if self._existing != "retry" or kept.error is None:
                         new.write(line)
-                new.flush()
-                os.fsync(new.fileno())
-            file = os.open(temporary, os.O_WRONLY | os.O_APPEND)
-            try:
+                file = os.open(new.name, os.O_WRONLY | os.O_APPEND)
+                stack.callback(os.close, file)
                 with contextlib.suppress(OSError):  # no locks, as in `_claim`
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.replace(temporary, lines)
-                os.dup2(file, self._file, inheritable=False)
-            finally:
-                os.close(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.dup2(file, self._file, inheritable=False)
 
     def _check_untouched(self) -> None:
         """Raises OutputError where somebody else changed the lines."""
@@ -438,8 +444,16 @@ class Output:
         """Whether the file that is written to is still the one of that name."""
         try:
             return os.path.samestat(os.stat(self._lines), os.fstat(self._file))
-        except FileNotFoundError:
+        except OSError:
             return False
+
+    def _check_parquet(self) -> None:
+        """Raises OutputError where somebody else made or changed the Parquet file."""
+        if _identity(self.path) not in (None, self._before):
+            raise OutputError(
+                f"{self.path}: was put there or changed while the job ran; "
+                "move it away, then go on with --resume"
+            )
 
     def _end(self, error: BaseException | None) -> None:
         if self._begun or self._resuming:
@@ -448,31 +462,30 @@ class Output:
             if self._parquet and size and not isinstance(error, OutputError):
                 self._render()
             if not size or (self._parquet and error is None):
-                self._lines.unlink()
+                self._target.unlink()
                 self._record.unlink(missing_ok=True)
+            elif not self._record.exists():  # somebody else deleted it
+                provenance.store(self._made, self._record)
+            for path in {self.path, self._target, self._record}:
+                provenance.sweep(path)
 
     def _close(self) -> None:
         """Leave the folder as it was, where there was nothing and nothing was written."""
-        if self._created and not self._begun and self._in_place() and not _size(self._lines):
-            self._lines.unlink()
-        os.close(self._file)
+        try:
+            if self._created and not self._begun and self._in_place() and not _size(self._lines):
+                self._target.unlink()
+        finally:
+            os.close(self._file)
 
     def _render(self) -> None:
         """The Parquet file of all rows, in place of the last one only when it is complete."""
         parquet = _pyarrow().parquet
-        temporary = _beside(self.path, ".partial")
-        described = schema().with_metadata({_METADATA: provenance.encode(self._provenance)})
-        try:
-            with parquet.ParquetWriter(temporary, described) as writer:
+        described = schema().with_metadata({_METADATA: provenance.encode(self._made)})
+        with provenance.replacing(self.path) as new:
+            with parquet.ParquetWriter(new, described) as writer:
                 for group in self._groups():
                     writer.write_table(group)
-            with open(temporary, "rb") as made:
-                os.fsync(made.fileno())
-            os.replace(temporary, self.path)
-        except OSError as error:
-            raise self._no_room(error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            self._check_parquet()
 
     def _groups(self) -> Iterator[Any]:
         """The rows so far as tables of `schema()`, each of one group of rows."""
@@ -505,6 +518,12 @@ class Output:
 
 
 _ROW_BEGINS = b'{"path": "'
+
+
+def _is_torn(piece: bytes) -> bool:
+    """Whether a job may have left it at the end: a part of a row, or a power failure's zeros."""
+    begins = piece[: len(_ROW_BEGINS)]
+    return _ROW_BEGINS.startswith(begins) or not begins.strip(b"\0")
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -542,6 +561,15 @@ def _is_stream(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file and what is in it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _size(path: Path) -> int:

@@ -266,6 +266,23 @@ def test_the_record_is_there_before_the_first_row(
     assert seen == [{"classify": {"top": 3}}]
 
 
+def test_a_record_that_was_deleted_meanwhile_is_there_at_the_end(output: Path) -> None:
+    lines = lines_of(output)
+
+    def job() -> None:
+        with Output(output) as opened:
+            opened.agree(top=3)
+            opened.write(row("a.png"))
+            lines.with_name(lines.name + ".job.json").unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    with Output(output, "resume") as opened:
+        opened.agree(top=3)
+        assert [kept.path for kept in opened.kept()] == ["a.png"]
+
+
 # Errors done again
 
 
@@ -307,7 +324,90 @@ def test_a_kill_while_errors_are_done_again_loses_and_doubles_nothing(output: Pa
     assert read(output) == [row(name).to_dict() for name in "0213"]
 
 
+@pytest.mark.parametrize("at", ["replace", "dup2"])
+def test_what_a_kill_leaves_is_gone_when_the_job_is_done(output: Path, at: str) -> None:
+    with Output(output) as opened:
+        for made in (row("0"), row("1", "is empty")):
+            opened.write(made)
+    before = sorted(os.listdir(output.parent))
+    killed(output, [row("1")], "retry", at)
+    with Output(output, "resume"):
+        pass
+    assert sorted(os.listdir(output.parent)) == before
+
+
 # What others do to the file meanwhile
+
+
+def test_files_of_other_names_are_nobodys_but_the_users(output: Path) -> None:
+    ends = ("", ".partial.jsonl")
+    names = [f"{output.name}{end}{new}" for end in ends for new in (".job.new", ".job.json.new")]
+    mine = [output.with_name(name) for name in (*names, f"{output.name}.partial")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    for existing in ("refuse", "retry", "resume", "overwrite"):
+        with Output(output, existing) as opened:  # type: ignore[arg-type]
+            opened.write(row("a", "is empty"))
+    assert [path.read_bytes() for path in mine] == [b"mine"] * len(mine)
+
+
+@pytest.mark.parametrize("existing", ["refuse", "resume", "overwrite"])
+@pytest.mark.parametrize("late", [False, True])
+def test_parquet_that_somebody_else_puts_there_stays(
+    tmp_path: Path, existing: Any, late: bool
+) -> None:
+    pytest.importorskip("pyarrow")
+    output = tmp_path / "rows.parquet"
+    if existing != "refuse":
+        with Output(output) as opened:
+            opened.write(row("a"))
+
+    def job() -> None:
+        with Output(output, existing) as opened:
+            if late:
+                opened.write(row("b"))
+            output.unlink(missing_ok=True)
+            output.write_bytes(b"mine")
+            if not late:
+                opened.write(row("b"))
+
+    with pytest.raises(OutputError):
+        job()
+    assert output.read_bytes() == b"mine"
+    output.unlink()
+    with Output(output, "resume") as opened:
+        kept = [kept.path for kept in opened.kept()]
+    rows = {"refuse": ["b"], "resume": ["a", "b"], "overwrite": ["b"]}
+    assert kept == (rows[existing] if late or existing == "refuse" else [])
+    assert late or existing == "refuse" or not os.listdir(tmp_path)
+
+
+def test_rows_of_one_job_beside_a_table_of_another_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    output, other = tmp_path / "rows.parquet", tmp_path / "other.parquet"
+    killed(output, [row("a.png")], top=2)
+    with Output(other) as opened:
+        opened.agree(top=1)
+        opened.write(row("b.png"))
+    other.rename(output)
+    before = snapshot(tmp_path)
+    for existing in ("resume", "retry"):
+        with pytest.raises(OutputError, match=r"partial\.jsonl"):
+            Output(output, existing)  # type: ignore[arg-type]
+        assert snapshot(tmp_path) == before
+
+
+def test_a_folder_that_somebody_else_moves_is_told(output: Path) -> None:
+    folder = output.parent
+
+    def job() -> None:
+        with Output(output) as opened:
+            opened.write(row("a"))
+            folder.rename(folder.with_name("elsewhere"))
+            folder.write_bytes(b"a file")
+
+    with pytest.raises(OutputError, match="moved"):
+        job()
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "truncated", "appended"])
@@ -376,6 +476,31 @@ def test_a_name_must_say_its_format(photos: Path, tmp_path: Path, capsys: Captur
             assert ".jsonl or .ndjson or .parquet" in err
     assert [*tmp_path.iterdir()] == before
     assert run(capsys, photos, "--output", tmp_path / "labels.NDJSON")[0] == 0
+
+
+def test_a_name_too_long_for_its_record_is_refused_at_once(tmp_path: Path) -> None:
+    for length in (233, 245, 300):
+        with pytest.raises(OutputError):
+            Output(tmp_path / ("x" * (length - 6) + ".jsonl"))
+        assert snapshot(tmp_path) == {}
+    with Output(tmp_path / ("x" * 226 + ".jsonl")) as opened:
+        opened.write(row("a"))
+
+
+def test_a_link_to_nothing_is_one_where_a_job_fails(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    output.symlink_to("target")
+    with pytest.raises(RuntimeError), Output(output):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+    with Output(output) as opened:
+        opened.write(row("a"))
+    assert len((tmp_path / "target").read_bytes().splitlines()) == 1
+
+
+def test_what_holds_something_is_named(output: Path, capsys: Capture) -> None:
+    killed(output, [row("a.png")])
+    assert f" {lines_of(output)}: " in refusal(capsys, "x.png", "--output", output)
 
 
 def test_pipes_have_any_name(photos: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -450,6 +575,29 @@ def test_what_no_job_wrote_is_not_touched(
             assert "name another" in refusal(capsys, photos, "--output", output, *options)
             assert snapshot(output.parent) == before
         path.unlink()
+
+
+@pytest.mark.parametrize("notes", [b"my only notes\n", b"my only notes", b'{"path": 1}\n'])
+def test_a_record_vouches_for_no_other_content(output: Path, notes: bytes) -> None:
+    killed(output, [row("a.png")], top=2)
+    lines_of(output).write_bytes(notes)
+    before = snapshot(output.parent)
+    for existing in ("resume", "retry", "overwrite"):
+        with pytest.raises(OutputError, match="name another"):
+            Output(output, existing)  # type: ignore[arg-type]
+        assert snapshot(output.parent) == before
+
+
+def test_parquet_with_a_broken_end_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    output = tmp_path / "rows.parquet"
+    with Output(output) as opened:
+        opened.write(row("a.png"))
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-200] + b"\xff" * 192 + whole[-8:])
+    for existing in ("resume", "overwrite"):
+        with pytest.raises(OutputError, match=str(output)):
+            Output(output, existing)  # type: ignore[arg-type]
 
 
 def test_rows_that_turn_into_something_else_are_not_touched(
