@@ -16,7 +16,7 @@ def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Source | Im
 
     Such a file, or folder of files as Ray and Spark write them, has them in its column `path`, of
     strings; those that are not absolute start from the working directory. They are found there,
-    not named, and come in the file's order.
+    not named, and come in the file's order. Words are taken as `plain`.
 
     Raises EngineError at once for a Parquet file that is not one or lacks that column, and for a
     word that is nothing at all, unless it may be `gone`, as when a job is resumed.
@@ -28,12 +28,27 @@ def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Source | Im
                 f"{word}: wanted an image file, a folder, a URL or a pattern that matches, and "
                 "there is no such thing here; check its spelling"
             )
-    tables = {word: _opened(word) for word in words if word.lower().endswith(".parquet")}
+    words = [plain(word) for word in words]
+    tables = {
+        word: _opened(word)
+        for word in words
+        if is_table(word) and not (gone and not os.path.lexists(word))
+    }
     return (
         source
         for word in words
         for source in (_paths(word, tables[word]) if word in tables else expand([word]))
     )
+
+
+def plain(word: str) -> str:
+    """A word without the slashes at its end, which shells like to add to folders; URLs stay."""
+    return word if is_url(word) else word.rstrip("/") or word[:1]
+
+
+def is_table(word: str) -> bool:
+    """Whether a plain word is Parquet, a file or a folder of files."""
+    return word.lower().endswith(".parquet")
 
 
 def _is_something(word: str) -> bool:

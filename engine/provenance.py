@@ -1,9 +1,9 @@
 """Provenance: what was asked for when a file of rows was made, kept with the rows.
 
 Rows of two jobs in one file cannot be told apart, so a job goes on only with rows that were made as
-it would make them. Kept is what was asked for: the model and its weights, classes an image, views
-and sources. How it was computed is not, and may change from one part of a job to the next: device,
-backend, dtype, batch size, workers, Ray.
+it would make them. Kept is what was asked for: the model and its weights, classes an image, views,
+sources and the folder that relative ones start from. How it was computed is not, and may change
+from one part of a job to the next: device, backend, dtype, batch size, workers, Ray.
 
 A record maps options to their values as JSON has them, None where one is not asked for. What a word
 stands for may change, so weights and files are `by_content`, whatever path leads to them.
@@ -66,6 +66,8 @@ def _identity(value: Any) -> Any:
 
 
 def _told(option: str, value: Any) -> str:
+    if option == "folder":
+        return f"relative sources in {value}" if value else "no relative sources"
     if value is None or value is True:
         return f"--{option}" if value else f"no --{option}"
     return f"--{option} {value['word'] if isinstance(value, dict) else value}"

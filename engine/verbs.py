@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -39,9 +40,9 @@ from .cards import CARDS, find_card
 from .demo import demo
 from .diagram import draw
 from .explain import default_image, explain
-from .images import ImageError, Source, to_batch
+from .images import ImageError, Source, is_url, to_batch
 from .jobs import Tally, classify, remaining
-from .listing import listing
+from .listing import is_table, listing, plain
 from .load import EngineError, aim, find, load_state, numbers, one_of, resolve
 from .maps import draw_filters, draw_maps
 from .plan import NUMBERS
@@ -216,14 +217,16 @@ def _existing(options: argparse.Namespace, file: Path | None) -> Existing:
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """What decides a row but for the weights, as `provenance` keeps it."""
     from_file = options.model.lower().endswith(".onnx")
+    words = sorted(map(plain, options.source))  # in any order
+    starts_here = any(is_table(w) or not (is_url(w) or os.path.isabs(w)) for w in words)
     return {
         "model": provenance.of_file(options.model) if from_file else options.model,
         "top": options.top,
         "views": options.views,
         "exif": options.exif or None,
         "classes": options.classes and provenance.of_file(options.classes),
-        # In any order; a folder is the same with a slash, which shells like to add.
-        "sources": sorted(word.rstrip("/") or "/" for word in options.source),
+        "sources": words,
+        "folder": os.getcwd() if starts_here else None,  # tables, too, may hold relative paths
     }
 
 
@@ -235,8 +238,7 @@ def _job(options: argparse.Namespace, file: Path | None, tally: Tally) -> None:
         if output:
             output.agree(**_asked(options))
         kept = output.kept() if output else ()
-        resumed = existing in ("resume", "retry")
-        sources = listing(options.source, gone=resumed)
+        sources = listing(options.source, gone=output is not None and output.resumed)
         todo = remaining(sources, kept, tally, retry=existing == "retry")
         rows = _rows(options, todo, output)
         stack.enter_context(contextlib.closing(rows))  # ends its workers

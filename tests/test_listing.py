@@ -45,6 +45,27 @@ def test_a_folder_of_parts_is_one_parquet(tmp_path: Path) -> None:
     ]
 
 
+def test_slashes_at_the_end_change_nothing_but_urls(tmp_path: Path) -> None:
+    for folder in ("photos", "set.parquet"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    write(tmp_path / "set.parquet" / "part", path=["b.png"])
+    words = [f"{tmp_path}/photos", f"{tmp_path}/set.parquet", "http://x/c"]
+    wanted = [
+        Source(f"{tmp_path}/photos/a.png", named=False),
+        Source("b.png", named=False),
+        Source("http://x/c", named=True),
+    ]
+    assert list(listing(words)) == wanted
+    assert list(listing(f"{word}//" for word in words[:2])) == wanted[:2]
+    assert list(listing(["http://x/c/"])) == [Source("http://x/c/", named=True)]
+
+
+def test_parquet_that_is_gone_is_an_image_that_is_gone(tmp_path: Path) -> None:
+    word = str(tmp_path / "gone.parquet")
+    assert list(listing([word], gone=True)) == [Source(word, named=True)]
+
+
 def test_what_is_no_parquet_of_paths_is_refused_at_once(tmp_path: Path) -> None:
     junk = tmp_path / "junk.parquet"
     junk.write_text("PAR0")

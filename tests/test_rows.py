@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,6 +155,54 @@ def test_what_computes_may_change_and_folders_grow(
     status, out, _ = run(capsys, *job, "--weights", same)
     assert (status, out) == (0, f"{output}: 6 rows\n")
     assert names(output) == ["0.png", "1.png", "1bad.png", "2.png", "2.png", "3.png"]
+
+
+def test_sources_are_the_same_with_slashes_unless_they_are_urls(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    url = "http://localhost:1/x"
+    assert run(capsys, photos, url, "--output", output)[0] == 1
+    before = read(output)
+    assert run(capsys, f"{photos}//", url, "--output", output, "--resume")[0] == 1
+    assert read(output) == before
+    assert f"'{url}/' is new" in refusal(capsys, photos, f"{url}/", "--output", output, "--resume")
+
+
+def test_relative_sources_are_those_of_their_folder(
+    photos: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = photos.parent / "other"
+    shutil.copytree(photos, other / "photos")
+    monkeypatch.chdir(photos.parent)
+    assert run(capsys, "photos", "--output", output)[0] == 0
+    before = snapshot(output.parent)
+    monkeypatch.chdir(other)
+    err = refusal(capsys, "photos", "--output", output, "--resume")
+    assert f"{photos.parent}, " in err
+    assert str(other) in err
+    assert snapshot(output.parent) == before
+    assert run(capsys, photos, "--output", output, "--overwrite")[0] == 0
+    monkeypatch.chdir(photos.parent)
+    assert run(capsys, photos, "--output", output, "--resume")[0] == 0, "absolute ones have none"
+
+
+def test_relative_paths_in_parquet_are_those_of_their_folder(
+    photos: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    job = (tmp_path / "set.parquet", "--output", tmp_path / "rows.jsonl")
+    parquet.write_table(pa.table({"path": ["0.png"]}), job[0])
+    monkeypatch.chdir(photos)
+    assert run(capsys, *job)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert str(photos) in refusal(capsys, *job, "--resume")
+
+
+def test_a_typo_is_refused_where_nothing_is_kept(output: Path, capsys: Capture) -> None:
+    for options in ((), ("--resume",), ("--retry-errors",)):
+        job = (output.parent / "nosuch.png", "--output", output, *options)
+        assert "spelling" in refusal(capsys, *job)
+        assert snapshot(output.parent) == {}
 
 
 def test_a_weights_file_that_was_replaced_is_noticed(
