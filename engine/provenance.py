@@ -88,13 +88,13 @@ def encode(record: Record) -> str:
     return json.dumps({"classify": record})
 
 
-def decode(text: str | bytes) -> Record:
-    """Raises ValueError for what is no record."""
-    found = json.loads(text)
-    if not isinstance(found, dict) or not isinstance(found.get("classify"), dict):
-        raise ValueError("no record of a job")
-    record: Record = found["classify"]
-    return record
+def decode(text: bytes) -> dict[str, Any] | None:
+    """The record that a text is, None if it is none."""
+    try:
+        record = json.loads(text)["classify"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def store(record: Record, path: Path) -> None:

@@ -294,7 +294,7 @@ class Output:
         if self._parquet and _size(self.path):
             with self._parquet_file() as file:
                 metadata = file.schema_arrow.metadata or {}
-            described = _decoded(metadata.get(_METADATA))
+            described = provenance.decode(metadata.get(_METADATA, b""))
             if self._finished:
                 made = described
             elif self._resuming and described != made:
@@ -309,7 +309,7 @@ class Output:
         elif self._size or self._finished:
             self._keep(made)
 
-    def _keep(self, made: provenance.Record | None) -> None:
+    def _keep(self, made: dict[str, Any] | None) -> None:
         if made is None:
             where = "its metadata" if self._finished else self._record
             raise OutputError(
@@ -319,14 +319,14 @@ class Output:
         self._kept = self._whole_bytes()
         self.resumed = self._kept > 0 or self._finished
         if self.resumed:
-            self._made = dict(made)
+            self._made = made
 
-    def _read_record(self) -> provenance.Record | None:
+    def _read_record(self) -> dict[str, Any] | None:
         try:
             text = self._record.read_bytes()
         except FileNotFoundError:
             return None
-        if (record := _decoded(text)) is None:
+        if (record := provenance.decode(text)) is None:
             raise OutputError(
                 f"{self._record}: is no record of a job; delete it, or name another output"
             )
@@ -539,13 +539,6 @@ def _kept(line: bytes) -> Kept | None:
         return None
     answered = isinstance(best, list) if error is None else isinstance(error, str)
     return Kept(path, error) if isinstance(path, str) and answered else None
-
-
-def _decoded(text: bytes | None) -> provenance.Record | None:
-    try:
-        return None if text is None else provenance.decode(text)
-    except ValueError:
-        return None
 
 
 def _beside(path: Path, suffix: str) -> Path:
