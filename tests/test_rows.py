@@ -395,7 +395,7 @@ def test_files_of_other_names_are_nobodys_but_the_users(output: Path) -> None:
     for path in mine:
         path.write_bytes(b"mine")
     for existing in ("refuse", "retry", "resume", "overwrite"):
-        with Output(output, existing) as opened:  # type: ignore[arg-type]
+        with Output(output, existing) as opened:
             opened.write(row("a", "is empty"))
     assert [path.read_bytes() for path in mine] == [b"mine"] * len(mine)
 
@@ -442,7 +442,7 @@ def test_rows_of_one_job_beside_a_table_of_another_are_told(tmp_path: Path) -> N
     before = snapshot(tmp_path)
     for existing in ("resume", "retry"):
         with pytest.raises(OutputError, match=r"partial\.jsonl"):
-            Output(output, existing)  # type: ignore[arg-type]
+            Output(output, existing)
         assert snapshot(tmp_path) == before
 
 
@@ -633,7 +633,7 @@ def test_a_record_vouches_for_no_other_content(output: Path, notes: bytes) -> No
     before = snapshot(output.parent)
     for existing in ("resume", "retry", "overwrite"):
         with pytest.raises(OutputError, match="name another"):
-            Output(output, existing)  # type: ignore[arg-type]
+            Output(output, existing)
         assert snapshot(output.parent) == before
 
 
@@ -646,7 +646,7 @@ def test_parquet_with_a_broken_end_is_named(tmp_path: Path) -> None:
     output.write_bytes(whole[:-200] + b"\xff" * 192 + whole[-8:])
     for existing in ("resume", "overwrite"):
         with pytest.raises(OutputError, match=str(output)):
-            Output(output, existing)  # type: ignore[arg-type]
+            Output(output, existing)
 
 
 def test_rows_that_turn_into_something_else_are_not_touched(
