@@ -102,6 +102,11 @@ def state_of(storage: bytes, w: bytes = b"") -> bytes:
     return dictionary(text("w"), w or tensor(storage), text("b"), b)
 
 
+def beside(other: bytes) -> bytes:
+    """What stands where nobody looks for weights, but for `other` that is fine."""
+    return dictionary(text("state_dict"), state_of(record()), text("other"), other)
+
+
 def archive(path: Path, body: bytes, compression: int = ZIP_STORED, **records: bytes) -> Path:
     with ZipFile(path, "w", compression) as file:
         file.writestr("a/data.pkl", b"\x80\x02" + body + b".")
@@ -188,6 +193,109 @@ def test_values_that_are_no_weights_are_no_reason_to_refuse(tmp_path: Path) -> N
     others = [torch.Size([1]), torch.device("cuda:0"), torch.half, {1}, Counter([30]), b"\xff", 1j]
     torch.save({"state_dict": WANTED, "others": others}, tmp_path / "a.pth")
     assert_wanted(loaded(tmp_path / "a.pth"))
+
+
+@pytest.mark.filterwarnings("ignore")  # a kind of tensor is deprecated, another a prototype
+def test_tensors_that_are_no_weights_stand_where_nobody_looks(tmp_path: Path) -> None:
+    numbers = torch.ones(2, 3, dtype=torch.complex64)
+    others = {
+        "sparse": torch.eye(2).to_sparse(),
+        "compressed": torch.eye(2).to_sparse_csr(),
+        "quantised": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8),
+        "channels": torch.quantize_per_channel(
+            torch.ones(2, 2), torch.ones(2), torch.zeros(2), 0, torch.quint4x2
+        ),
+        "meta": torch.ones(2, 2, device="meta"),
+        "conjugated": numbers.conj(),
+        "negated": numbers.conj().imag,
+        "nested": torch.nested.nested_tensor([torch.ones(2)]),
+        "halves of bytes": torch.ones(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    }
+    for name, tensor in others.items():
+        torch.save({"state_dict": WANTED, "other": tensor}, tmp_path / "a.pth")
+        torch.load(tmp_path / "a.pth", weights_only=True)
+        assert_wanted(loaded(tmp_path / "a.pth"))
+        torch.save(WANTED | {"w": tensor}, tmp_path / "a.pth")
+        assert "'w'" in refused(tmp_path / "a.pth"), name
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+def test_attributes_are_left_out(zipped: bool, tmp_path: Path) -> None:
+    parameter, tensor = torch.nn.Parameter(WANTED["w"].clone()), WANTED["b"].clone()
+    parameter.tag = tensor.tag = 1  # type: ignore[attr-defined]
+    state = OrderedDict(w=parameter, b=tensor)
+    state.extra = {"x": 1}  # type: ignore[attr-defined]
+    for content in (state, {"w": parameter, "b": torch.nn.Buffer(WANTED["b"])}):
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        torch.load(tmp_path / "a.pth", weights_only=True)
+        read = checkpoint.read(tmp_path / "a.pth")
+        assert_wanted(read)
+        assert not any(vars(each) for each in read.values())
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 3")
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_plain_data_of_every_kind(protocol: int, tmp_path: Path) -> None:
+    odd = {1.5: 0, -0.1: 1, 2**70: 2, (1, "a", None): 3, (): 4, True: 5}
+    others = [odd, {1}, 1j, torch.strided, torch.per_tensor_affine]
+    content = {"state_dict": WANTED, "args": others}
+    torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol)
+    torch.load(tmp_path / "a.pth", weights_only=True)
+    assert_wanted(loaded(tmp_path / "a.pth"))
+    keys = list(checkpoint.read(tmp_path / "a.pth")["args"][0])
+    assert [key.kind for key in keys[:5]] == ["float", "float", "int", "tuple", "tuple"]
+    assert keys[5:] == [True]
+
+
+def test_a_long_log(tmp_path: Path) -> None:
+    """Every loss of a training is an opcode."""
+    path = archive(tmp_path / "a.pth", b"](" + b"N" * 1_100_000 + b"e")
+    assert len(checkpoint.read(path)) == 1_100_000
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+def test_a_later_protocol_has_another_cure(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(WANTED, path, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    assert "pickle_protocol" in refused(path)
+
+
+def test_an_archive_without_checksums_has_another_cure(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(WANTED, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert "set_crc32_options" in refused(tmp_path / "a.pth")
+
+
+DTYPES = sorted({str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)})
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_dtype_that_no_storage_has(dtype: str, tmp_path: Path) -> None:
+    """Of some, torch builds a tensor that crashes Python."""
+    size = getattr(torch, dtype.removeprefix("torch.")).itemsize
+    path, raw = tmp_path / "a.pth", bytes(4 * size)
+    typed = record(numel=4).replace(name("torch.FloatStorage"), name(dtype))
+    untyped = record(numel=len(raw)).replace(
+        name("torch.FloatStorage"), name("torch.storage.UntypedStorage")
+    )
+    view = "torch._utils._rebuild_tensor_v3"
+    for body in (
+        tensor(typed, 0, [4], [1]),
+        tensor(untyped, 0, [4], [1], b"\x89N", name(dtype), function=view),
+    ):
+        archive(path, dictionary(text("w"), body), **{"data/0": raw})
+        try:
+            read = checkpoint.read(path)["w"]
+        except pickle.UnpicklingError:
+            continue
+        if isinstance(read, torch.Tensor):
+            assert str(read.dtype) == dtype
+            assert read.clone().view(torch.uint8).tolist() == [0] * len(raw)
 
 
 def test_a_dtype_without_a_storage_of_its_own(tmp_path: Path) -> None:
@@ -282,6 +390,14 @@ HOSTILE = {
     "beyond the storage": state_of(record(), tensor(record(), 3)),
     "beyond all numbers": state_of(record(), tensor(record(), 2**63 - 1)),
     "more values than numbers": state_of(record(), tensor(record(), 0, (2**40, 2**40), (0, 0))),
+    "two dtypes": beside(record().replace(name("torch.FloatStorage"), name("torch.IntStorage"))),
+    "storage without values": state_of(record().replace(text("cpu"), text("meta"))),
+    "filled by halves": beside(name("torch.FloatTensor") + b")R" + group(
+        record(), number(0), group(number(2), number(2))
+    ) + b"b"),
+    "calls of calls for attributes": name("torch._tensor._rebuild_from_type_v2") + group(
+        name("torch._tensor._rebuild_from_type_v2"), b"N", b")", b"N"
+    ) + b"R",
     "negated": state_of(record(), tensor(record(), 0, (2, 2), (2, 1), b"\x89N", NEGATED)),
     "storage smaller than said": state_of(record(numel=7)),
     "storage without end": state_of(record(numel=2**70)),
@@ -313,6 +429,16 @@ def test_a_hostile_pickle_in_an_archive(body: bytes, tmp_path: Path) -> None:
 def test_a_hostile_pickle_in_a_row(key: str, tmp_path: Path) -> None:
     refused(row(tmp_path / "a.pth", HOSTILE[key]))
     refused(row(tmp_path / "a.pth", state_of(stored()), keys=HOSTILE[key]))
+
+
+def test_a_storage_in_a_row_has_one_dtype(tmp_path: Path) -> None:
+    again = stored(kind="torch.IntStorage")
+    for other in (stored(), again):
+        body = dictionary(text("state_dict"), state_of(stored()), text("other"), other)
+        path = row(tmp_path / "a.pth", body)
+        if other is not again:
+            assert_wanted(loaded(path))
+    refused(path)
 
 
 def test_a_list_becomes_a_dictionary_once(tmp_path: Path) -> None:

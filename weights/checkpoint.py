@@ -16,7 +16,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
-from .pickled import unpickled
+from .pickled import STORED, unpickled
 
 MAX_DIRECTORY = 4 << 20  # bytes of an archive's directory; a record takes about a hundred
 _CHUNK = 1 << 20
@@ -40,9 +40,13 @@ def _zipped(file: BufferedReader) -> Any:
     if records.get("byteorder", b"little") != b"little":
         raise UnpicklingError("its numbers are not little-endian")
 
+    dtypes: dict[str, torch.dtype] = {}
+
     def storage(identity: Any) -> torch.Tensor:
         dtype, key, numel, _ = _identified(identity)
         record = records[f"data/{key}"]
+        if dtypes.setdefault(key, dtype) != dtype:
+            raise ValueError(f"its storage {key} has two dtypes")
         if len(record) != numel * dtype.itemsize:
             raise ValueError(f"its storage {key} has another size than its pickle says")
         return torch.frombuffer(record, dtype=dtype) if record else torch.empty(0, dtype=dtype)
@@ -95,6 +99,8 @@ def _in_a_row(file: BufferedReader) -> Any:
             if room < 0:
                 raise ValueError("its storages are larger than the file")
             storages[key] = torch.empty(numel, dtype=dtype)  # filled below
+        if (storages[key].dtype, len(storages[key])) != (dtype, numel):
+            raise ValueError(f"its storage {key} has two dtypes or sizes")
         match cut:
             case None:
                 return storages[key]
@@ -125,6 +131,8 @@ def _identified(identity: Any) -> tuple[torch.dtype, str, int, Any]:
     if isinstance(identity, tuple) and len(identity) == 5:
         identity = (*identity, None)
     match identity:
-        case ("storage", torch.dtype() as dtype, str(key), str(), int(numel), cut) if numel >= 0:
+        case ("storage", torch.dtype() as dtype, str(key), str(place), int(numel), cut) if (
+            dtype in STORED and place != "meta" and numel >= 0
+        ):
             return dtype, key, numel, cut
     raise UnpicklingError("its pickle names a storage in no way of torch.save")

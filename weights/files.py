@@ -45,12 +45,14 @@ def read(
     except WeightsError:
         raise
     except UnpicklingError as error:
+        reason, cure = (*error.args, "save model.state_dict(), or a .safetensors file")[:2]
         raise WeightsError(
-            f"{path}: refused, nothing in it was run: {error}; "
-            "cure: save model.state_dict(), or a .safetensors file"
+            f"{path}: refused, nothing in it was run: {reason}; cure: {cure}"
         ) from None
     except Exception as error:  # broken bytes raise nearly anything in the parsers below
         reason = shorten(f"{type(error).__name__}: {error}"[:1000].partition(". ")[0], 120)
+        crc = suffix in (".pth", ".pt") and "CRC-32" in reason
+        how = ", with torch.serialization.set_crc32_options(True)" if crc else ""
         raise WeightsError(
-            f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again"
+            f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again{how}"
         ) from None

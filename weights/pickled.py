@@ -6,7 +6,8 @@ twice never end, a storage may be smaller than its tensor says. Here each opcode
 checkpoint needs, and costs the same however often what it works on is used again:
 
 - no name in a pickle is ever imported: it is looked up in `NAMES`, by what torch.save writes;
-- keys are strings and small whole numbers, so nothing nested is hashed, and no hashes collide;
+- what need not be read is `Unbuilt`: kinds of tensors that are no weights, and keys that are
+  neither strings nor small whole numbers, so nothing nested is hashed, and no hashes collide;
 - nothing that a pickle makes gets an attribute;
 - a call has few arguments, a tensor few dimensions, and a list becomes a dictionary only once.
 """
@@ -14,6 +15,7 @@ checkpoint needs, and costs the same however often what it works on is used agai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from pickletools import genops
 from types import FunctionType
@@ -21,12 +23,22 @@ from typing import IO, Any
 
 import torch
 
-MAX_OPCODES = 1_000_000  # a tensor takes about fifty
+MAX_OPCODES = 2_000_000  # ten seconds at worst; a tensor takes about fifty
+MAX_PROTOCOL = 3  # torch.save writes 2 unless told
 MAX_ARGUMENTS = 8  # what _rebuild_tensor_v3 takes
 MAX_DIMENSIONS = 64
 MAX_KEY = 2**60  # larger whole numbers share their hashes
 _COUNTED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+_BUILTINS = ("set", "bytearray", "complex")
+_VALUES = torch.dtype | torch.qscheme
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unbuilt:
+    """Stands for what was neither built nor looked into; equal to itself alone."""
+
+    kind: str
 
 
 def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
@@ -34,10 +46,12 @@ def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
 
     `storage` makes a flat tensor of a persistent id, which is what torch.save leaves in a pickle
     for the values of a tensor. Dictionaries, lists, tuples, strings and numbers come out as such.
-    Sets, sizes and devices come out as tuples: nobody looks for weights in them.
+    Sets, sizes and devices come out as tuples: nobody looks for weights in them. Sparse, quantised
+    and other tensors that are no weights come out as `Unbuilt`, as do odd keys.
 
-    Raises UnpicklingError for an opcode or a name that no checkpoint of tensors needs, and nearly
-    anything, as other parsers do, for broken bytes.
+    Raises UnpicklingError for an opcode or a name that no checkpoint of tensors needs, with a cure
+    as its second argument where it has one of its own; and nearly anything, as other parsers do,
+    for broken bytes.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stack under each MARK
@@ -76,24 +90,32 @@ def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
                 stack.append(NAMES[value])
             case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
-                if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
-                    raise UnpicklingError("its pickle calls what is no function of torch")
-                if len(arguments) > MAX_ARGUMENTS:
-                    raise UnpicklingError(f"a call in its pickle has {len(arguments)} arguments")
-                stack.append(function(*arguments))
+                stack.append(_called(function, arguments))
             case "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)
             case "BINPERSID":
                 stack.append(storage(stack.pop()))
+            case "PROTO" if value > MAX_PROTOCOL:
+                raise UnpicklingError(
+                    f"its pickle is of protocol {value}", "save it with torch's own pickle_protocol"
+                )
             case "PROTO" | "STOP":
                 pass
             case other:
                 raise UnpicklingError(
-                    f"its pickle has the opcode {other}, which torch.save does not use"
+                    f"its pickle has the opcode {other}, which torch.save does not use unless told"
                 )
     [result] = stack
     return result
+
+
+def _called(function: object, arguments: object) -> object:
+    if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
+        raise UnpicklingError("its pickle calls what is no function of torch")
+    if len(arguments) > MAX_ARGUMENTS:
+        raise UnpicklingError(f"a call in its pickle has {len(arguments)} arguments")
+    return function(*arguments)
 
 
 def _take(stack: list[Any], opcode: str, items: list[Any]) -> None:
@@ -112,9 +134,7 @@ def _put(target: object, items: Iterable[tuple[Any, Any]]) -> None:
         raise UnpicklingError("its pickle puts a key into what is no dictionary")
     for key, value in items:
         if not isinstance(key, str | int | None) or (isinstance(key, int) and abs(key) > MAX_KEY):
-            raise UnpicklingError(
-                f"a key in its pickle is no name, but of type {type(key).__name__}"
-            )
+            key = Unbuilt(type(key).__name__)
         if key in target:
             raise UnpicklingError(f"its pickle holds {key!r} twice")
         target[key] = value
@@ -123,9 +143,9 @@ def _put(target: object, items: Iterable[tuple[Any, Any]]) -> None:
 def _build(target: object, state: Any) -> None:
     """What the opcode BUILD may do: nothing, or fill the empty tensor of a file before 2018."""
     match target, state:
-        case dict(), dict() if list(state) == ["_metadata"]:  # of torch's modules: their versions
+        case dict(), dict():  # of an OrderedDict: the versions of modules, and whatever was set
             pass
-        case torch.Tensor(), (_, _, _):  # of a Parameter: requires_grad, volatile, hooks
+        case torch.Tensor(), (bool(), _, _):  # of a Parameter: requires_grad, volatile, hooks
             pass
         case torch.Tensor(), (data, _, _, _, _):  # of a Parameter that was made empty
             target.data = data
@@ -153,10 +173,10 @@ def _tensor(
     requires_grad: object = None,
     hooks: object = None,
     metadata: object = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Unbuilt:
     """A view of a storage; torch refuses one that leaves it."""
-    if metadata:  # says that the values are meant negated or conjugated
-        raise UnpicklingError("a tensor in it is a negated view")
+    if metadata:
+        return Unbuilt("a negated or conjugated view")
     if len(size) > MAX_DIMENSIONS:
         raise UnpicklingError(f"a tensor in it has {len(size)} dimensions")
     return storage.as_strided(size, stride, storage.storage_offset() + offset)
@@ -171,12 +191,25 @@ def _tensor_v3(
     hooks: object,
     dtype: torch.dtype,
     metadata: object = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Unbuilt:
+    if dtype not in _VIEWED:  # of others torch may crash
+        return Unbuilt(f"a tensor of {dtype}")
     return _tensor(storage.view(dtype), offset, size, stride, metadata=metadata)
 
 
 def _parameter(data: torch.Tensor | None = None, *_: object) -> torch.Tensor:
     return torch.empty(0) if data is None else data
+
+
+def _from_type(function: object, kind: object, arguments: object, state: object) -> object:
+    """A tensor with attributes, which it does not get."""
+    if function is _from_type:
+        raise UnpicklingError("a tensor in it is made of calls in calls")
+    return _called(function, arguments)
+
+
+def _unbuilt(kind: str) -> Callable[..., Unbuilt]:
+    return lambda *_: Unbuilt(kind)
 
 
 def _inert(*arguments: object) -> object:
@@ -196,25 +229,50 @@ _STORAGES = {
     "Bool": torch.bool,
     "ComplexDouble": torch.complex128,
     "ComplexFloat": torch.complex64,
+    "QInt8": torch.int8,  # quantised numbers without their scale
+    "QInt32": torch.int32,
+    "QUInt8": torch.uint8,
+    "QUInt4x2": torch.uint8,
+    "QUInt2x4": torch.uint8,
+}
+STORED = frozenset(_STORAGES.values())
+
+# The dtypes without a storage of their own that hold one number each.
+_VIEWED = {
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.complex32,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
 }
 
 # What a name in a pickle stands for: a dtype, or a function of this file.
 NAMES: dict[str, Any] = {
     **{f"torch {kind}Storage": dtype for kind, dtype in _STORAGES.items()},
     **{f"torch {kind}Tensor": _parameter for kind in _STORAGES},
-    **{f"torch {name}": dtype for name, dtype in vars(torch).items() if type(dtype) is torch.dtype},
+    **{f"torch {name}": v for name, v in vars(torch).items() if isinstance(v, _VALUES)},
     "torch.storage UntypedStorage": torch.uint8,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_v3,
     "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter_with_state": _parameter,
+    "torch._utils _rebuild_sparse_tensor": _unbuilt("a sparse tensor"),
+    "torch._utils _rebuild_qtensor": _unbuilt("a quantised tensor"),
+    "torch._utils _rebuild_meta_tensor_no_storage": _unbuilt("a meta tensor"),
+    "torch._utils _rebuild_nested_tensor": _unbuilt("a nested tensor"),
+    "torch._tensor _rebuild_from_type_v2": _from_type,
     "torch.nn.parameter Parameter": _parameter,
     "collections OrderedDict": _ordered,
     "collections Counter": _inert,
     "torch Size": _inert,
     "torch device": _inert,
+    "torch Tensor": _inert,
+    "torch.serialization _get_layout": _inert,
     "_codecs encode": _inert,
-    "__builtin__ set": _inert,
-    "__builtin__ bytearray": _inert,
-    "__builtin__ complex": _inert,
+    **{f"{m} {n}": _inert for m in ("__builtin__", "builtins") for n in _BUILTINS},
 }

@@ -9,6 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from ..errors import Error
+from .pickled import Unbuilt
 
 State = dict[str, torch.Tensor]
 
@@ -76,9 +77,14 @@ def _tensors(state: object, origin: str) -> State:
     tensors: State = {}
     for key in state:
         if not isinstance(key, str):
-            kind = type(key).__name__
+            kind = key.kind if isinstance(key, Unbuilt) else type(key).__name__
             raise WeightsError(f"{origin}: wanted tensor names, got a key of type {kind}; {cure}")
         value = state[key]
+        if isinstance(value, Unbuilt):
+            raise WeightsError(
+                f"{origin}: {key!r} wanted dense floats, got {value.kind}; "
+                "cure: store it dense, as float32"
+            )
         if not isinstance(value, torch.Tensor) or is_lazy(value):
             kind = type(value).__name__
             raise WeightsError(f"{origin}: {key!r} wanted a tensor, got {kind}; {cure}")
