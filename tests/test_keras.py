@@ -239,6 +239,19 @@ def test_a_head_of_other_classes(suffix: str, keras: Any, tmp_path: Path) -> Non
     )
 
 
+@both_formats
+def test_a_head_has_a_limit_that_its_refusal_tells(suffix: str, changed: Changed) -> None:
+    path = "layers/dense_1/vars/0"
+
+    def claim(file: Any) -> None:
+        features = file[path].shape[0]
+        del file[path]
+        file.create_dataset(path, (features, 70_000), np.float32, chunks=(1, 1))
+
+    with pytest.raises(WeightsError, match="65536 outputs, got 70000"):
+        load_state(TINY, changed(suffix, claim))
+
+
 @pytest.mark.parametrize(
     ("net", "parameters", "frozen"),
     [(SINGLE_TOWER, 62_378_344, 0), (KERAS_BN, 21_586_689, 704)],

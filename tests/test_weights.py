@@ -480,6 +480,31 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     refused("imagenet", download.IMAGENET_URL, tmp_path / "file", network="alexnet")
 
 
+def test_a_head_has_a_limit_that_its_refusal_tells(tmp_path: Path) -> None:
+    """A few bytes may claim any number of outputs; those of the network itself are no claim."""
+
+    def head(outputs: int, expected: int = 10) -> State:
+        state = {"fc.weight": torch.zeros(1, 1).expand(outputs, 2), "fc.bias": torch.zeros(1)}
+        state["fc.bias"] = state["fc.bias"].expand(outputs)
+        torch.save(state, tmp_path / "a.pth")
+        shapes = {"fc.weight": (expected, 2), "fc.bias": (expected,)}
+        return load(tmp_path / "a.pth", shapes, network="x", head="fc")
+
+    assert len(head(65_536)["fc.bias"]) == 65_536
+    assert len(head(70_000, expected=70_000)["fc.bias"]) == 70_000
+    for outputs in (70_000, 2**40):
+        with pytest.raises(WeightsError, match=f"65536 outputs, got {outputs}"):
+            head(outputs)
+
+
+def test_want_of_memory_has_its_own_cure(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        return torch.empty(2**60)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    assert "float32" not in refused(state, "memory", "cure: ")
+
+
 def test_a_negative_variance_is_refused() -> None:
     expected = {"bn1.running_var": (3,)}
     with pytest.raises(WeightsError, match=r"bn1\.running_var wanted variances of 0 or more"):

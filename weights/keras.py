@@ -67,7 +67,6 @@ _REBUILD = f"cure: save a flat Sequential or Functional chain of {', '.join(LAYE
 _STRAIGHTEN = "cure: save a model in which each layer reads the one before it"
 _RESAVE = "cure: save it again with model.save('NAME.keras')"
 _MIB = 2**20
-MAX_OUTPUTS = 2**16  # of a head that says so itself: a few bytes may claim any number of zeros
 _SHOWN = 8  # names listed in an error before "and N more"
 
 
@@ -94,7 +93,7 @@ def read(
 
     `expected` maps names to shapes in network order; `flattened` maps the weight of each linear
     layer after a flatten to the (C, H, W) it was flattened from, since Keras flattens (H, W, C).
-    The file tells how many outputs the layer `head` has, up to `MAX_OUTPUTS`.
+    The file tells how many outputs the layer `head` has (see `state.with_outputs`).
 
     Raises WeightsError naming the file and its layer or array for whatever does not fit, before
     anything is returned; h5py, zipfile and json raise what they like on broken bytes.
@@ -120,7 +119,7 @@ def read(
             pairs = _paired_by_kind(wanted, owners, origin)
         _check_variables(arrays, owners, origin)
         if head:
-            expected = with_outputs(expected, head, _outputs(arrays, pairs[head]))
+            expected = with_outputs(expected, head, _outputs(arrays, pairs[head]), origin)
         return _tensors(arrays, pairs, expected, flattened, origin)
 
 
@@ -414,7 +413,7 @@ def _tensors(
 def _outputs(arrays: Mapping[str, Any], owner: _Owner) -> int:
     """How many a dense layer has; 0 for what is no kernel of one, which is refused later."""
     shape = arrays[f"{owner.group}/vars/{owner.kept.index('weight')}"].shape
-    return shape[1] if len(shape) == 2 and shape[1] <= MAX_OUTPUTS else 0
+    return int(shape[1]) if len(shape) == 2 else 0
 
 
 def _keras_shape(shape: Shape) -> Shape:

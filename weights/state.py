@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -14,6 +15,7 @@ from .pickled import Unbuilt
 State = dict[str, torch.Tensor]
 
 _WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
+MAX_OUTPUTS = 2**16  # of a head that says so itself: a few bytes may claim any number of values
 _SHOWN = 4  # names listed in an error before "and N more"
 
 
@@ -30,8 +32,9 @@ def canonical(
     layer `head` the stored weight says how many outputs there are. `state` is what came out of a
     file or from a caller, so nothing is believed; `origin` names it in errors.
 
-    Raises WeightsError for anything but a state dict, for a missing, extra or twofold tensor, and
-    for a tensor of a wrong shape or of no float dtype, or with values not finite in float32.
+    Raises WeightsError for anything but a state dict, for a missing, extra or twofold tensor, for
+    more outputs than `MAX_OUTPUTS`, and for a tensor of a wrong shape or of no float dtype, or with
+    values not finite in float32.
     """
     tensors = _tensors(state, origin)
     stored = _stored_names(tensors, expected, origin)
@@ -45,7 +48,8 @@ def canonical(
             "cure: load the state dict of this network, whole and alone"
         )
     if head:
-        expected = with_outputs(expected, head, _outputs(tensors[stored[f"{head}.weight"]]))
+        outputs = _outputs(tensors[stored[f"{head}.weight"]])
+        expected = with_outputs(expected, head, outputs, origin)
     return {
         name: _converted(tensors[stored[name]], shape, f"{origin}: {_label(name, stored[name])}")
         for name, shape in expected.items()
@@ -53,9 +57,18 @@ def canonical(
 
 
 def with_outputs(
-    expected: Mapping[str, tuple[int, ...]], head: str, outputs: int
+    expected: Mapping[str, tuple[int, ...]], head: str, outputs: int, origin: str
 ) -> Mapping[str, tuple[int, ...]]:
-    """`expected` with so many outputs of the layer `head`; 0 is as many as there are."""
+    """`expected` with so many outputs of the layer `head`; 0 is as many as there are.
+
+    Raises WeightsError, which names `origin`, for more than `MAX_OUTPUTS` and than there are.
+    """
+    limit = max(MAX_OUTPUTS, expected[f"{head}.weight"][0])
+    if outputs > limit:
+        raise WeightsError(
+            f"{origin}: {head} wanted up to {limit} outputs, got {outputs}; "
+            "cure: load the weights of this network"
+        )
     own = {f"{head}.weight", f"{head}.bias"} if outputs else set()
     return {n: (outputs, *shape[1:]) if n in own else shape for n, shape in expected.items()}
 
@@ -154,10 +167,15 @@ def _converted(tensor: torch.Tensor, shape: tuple[int, ...], label: str) -> torc
         )
     try:
         values = tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-    except RuntimeError as error:  # of dtypes that hold two values in a byte
+    except NotImplementedError as error:  # of dtypes that hold two values in a byte
         raise WeightsError(
             f"{label} wanted values that torch can convert, got {tensor.dtype} ({error}); "
             "cure: store it as float32"
+        ) from None
+    except (RuntimeError, MemoryError) as error:  # of memory, where torch has one kind of error
+        raise WeightsError(
+            f"{label} wanted {4 * math.prod(shape)} bytes of memory, got an error: {error}; "
+            "cure: free memory"
         ) from None
     broken = ~values.isfinite()
     if broken.any():
