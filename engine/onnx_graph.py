@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -97,24 +97,25 @@ class _Chain:
         self._shape = graph.shape
         self._shapes = {self._current: self._shape}  # of every output in the chain so far
         self._reads = Counter(name for node in graph.nodes for name in node.inputs)
+        self._names: Counter[str] = Counter()  # without the number that tells twins apart
         self._weighted = 0
         self._unbiased: str | None = None  # the last layer, where a bias may still follow
         self._fillable = _FILLED
 
     def walk(self) -> None:
         """Take all nodes."""
-        rest = self._graph.nodes
-        while rest:
-            with _named(rest[0]):
-                rest = rest[self._take(rest) :]
+        start = 0
+        while start < len(self._graph.nodes):
+            with _named(self._graph.nodes[start]):
+                start += self._take(start)
 
-    def _take(self, nodes: Sequence[Node]) -> int:
-        """Take the first node, or the first few that are one layer; how many they were."""
-        node = nodes[0]
+    def _take(self, start: int) -> int:
+        """Take the node there, or the few from there that are one layer; how many they were."""
+        node = self._graph.nodes[start]
         if self._settled(node):
             return 1
         site = Site(node, self._graph.batch, self._shape, self._constants)
-        if node.op == "Mul" and node.inputs[0] == self._current and (taken := self._norm(nodes)):
+        if node.op == "Mul" and node.inputs[0] == self._current and (taken := self._norm(start)):
             return taken
         if node.op not in (*OPERATORS, "Add"):
             known = ", ".join(sorted((*OPERATORS, "Add")))
@@ -137,11 +138,13 @@ class _Chain:
                 return False
         return True
 
-    def _norm(self, nodes: Sequence[Node]) -> int:
+    def _norm(self, start: int) -> int:
         """Take what torch writes for a LocalResponseNorm, if it is that; how many nodes it was."""
-        site = Site(nodes[0], self._graph.batch, self._shape, self._constants)
+        nodes = self._graph.nodes
+        site = Site(nodes[start], self._graph.batch, self._shape, self._constants)
         left: list[Node] = []
-        for count, node in enumerate(nodes, start=1):
+        for count, at in enumerate(range(start, len(nodes)), start=1):
+            node = nodes[at]
             if self._settled(node):
                 continue
             left.append(node)
@@ -231,13 +234,10 @@ class _Chain:
         if stem in ("conv", "fc"):
             self._weighted += 1
         number = self._weighted + (stem == "drop")  # a dropout goes with the layer after it
-        first = name = stem if stem in _ALONE else f"{stem}{number}"
-        taken = {name for name, _ in self.layers}
-        again = 1
-        while name in taken:
-            again += 1
-            name = f"{first}_{again}"
-        return name
+        name = stem if stem in _ALONE else f"{stem}{number}"
+        self._names[name] += 1
+        again = self._names[name]
+        return name if again == 1 else f"{name}_{again}"
 
     # What nodes make of constants
 
@@ -296,7 +296,7 @@ def _stored(node: Node) -> Array:
     match [*node.attributes.items()]:
         case [("value" | "value_float" | "value_floats" | "value_int" | "value_ints", value)]:
             return np.asarray(value)
-    raise node.refused(f"wanted a tensor or numbers, got {', '.join(node.attributes)}")
+    raise node.refused(f"wanted a tensor or numbers, got {', '.join(node.attributes) or 'none'}")
 
 
 def _tensor(node: Node, array: Array) -> torch.Tensor:

@@ -365,12 +365,17 @@ def torch_norm(site: Site, nodes: Sequence[Node]) -> tuple[Made, ...]:
 def _fits(target: Sequence[int], shape: Shape) -> bool:
     """Whether a Reshape to `target` makes `shape`."""
     sides = zip(target, shape, strict=False)
-    return len(target) == len(shape) and all(side in (-1, wanted) for side, wanted in sides)
+    alike = len(target) == len(shape) and all(side in (-1, wanted) for side, wanted in sides)
+    return alike and target.count(-1) <= 1
 
 
 def _squeezed(branch: Any, x: str) -> list[int]:
     """The axes that a branch squeezes of `x`, which is all that it does; none if it does not."""
     match branch:
+        case Branch((Node("Squeeze", _, (only,), outputs, before_13),), ends) if (
+            only == x and outputs == ends
+        ):
+            return [*before_13.get("axes", ())]
         case Branch(
             (Node("Constant", _, _, (axes,), constant), Node("Squeeze", _, inputs, outputs)), ends
         ) if inputs == (x, axes) and outputs == ends:

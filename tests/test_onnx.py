@@ -10,7 +10,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -266,7 +268,7 @@ def normalised(size: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-@pytest.mark.parametrize(("opset", "size"), [(13, 5), (15, 4), (17, 3), (18, 11)])
+@pytest.mark.parametrize(("opset", "size"), [(11, 4), (12, 5), (13, 5), (15, 4), (17, 3), (18, 11)])
 def test_normalisation_by_torchs_older_exporter(
     opset: int, size: int, batch: int | None, tmp_path: Path
 ) -> None:
@@ -318,6 +320,7 @@ def constant(op: str, input: int, which: int = 0) -> Callable[[Any], Any]:
         (constant("Concat", 0), [0, 0, 2, 2, 0, 0]),
         (constant("Slice", 4), [-2]),
         (constant("Reshape", 1), [2, 1, 11, 4, -1]),
+        (constant("Reshape", 1, -1), [2, 4, -1, -1]),
         (constant("Reshape", 1, -1), [2, 11, 4, 11]),
         (constant("Add", 1), [1, 2]),
     ],
@@ -895,6 +898,11 @@ def node(op: str, inputs: str, outputs: str, name: str = "it", **attributes: Any
             ["node 'it' (Constant): wanted a tensor or numbers, got value_string"],
         ),
         (
+            [node("Constant", "", "v"), node("Conv", "x v", "a")],
+            "a",
+            ["node 'it' (Constant): wanted a tensor or numbers, got none"],
+        ),
+        (
             [node("Clip", "x", "a", "evil\n\x1b[32mall is well")],
             "a",
             [r"node 'evil\n\x1b[32mall is well' (Clip)"],
@@ -978,6 +986,31 @@ def test_an_attribute_of_some_later_opset_is_refused() -> None:
     assert later.known(leak=0.0) == {"leak": 0.1}
     with pytest.raises(OnnxError, match=r"node 'n7' \(Relu\): attribute 'leak' is not supported"):
         later.known()
+
+
+def test_a_chain_takes_work_in_proportion_to_its_length(tmp_path: Path) -> None:
+    def lines(length: int) -> int:
+        """How many of the lines of `onnx_graph.py` run."""
+        seen = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal seen
+            seen += event == "line"
+            return trace if frame.f_code.co_filename == onnx_graph.__file__ else None
+
+        names = ["x", *(f"r{i}" for i in range(length))]
+        nodes = [node("Relu", a, b) for a, b in pairwise(names)]
+        path = saved(graph([*nodes, node("Flatten", names[-1], "y")], outputs=["y"]), tmp_path)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            net, _ = onnx_graph.read(path)
+        finally:
+            sys.settrace(before)
+        assert [name for name, _ in net.layers[:3]] == ["relu0", "relu0_2", "relu0_3"]
+        return seen
+
+    assert lines(400) < 2.5 * lines(200)
 
 
 # Files that cannot be read
