@@ -51,9 +51,10 @@ def _gpu(device: torch.device) -> dict[str, str | None]:
     here = torch.cuda.get_device_properties(device)
     query = f"--query-gpu={','.join(GPU)}", "--format=csv,noheader"
     answer = _ask("nvidia-smi", f"--id=GPU-{here.uuid}", *query)
-    if answer is None:
+    fields = (answer or "").split(", ")
+    if len(fields) != len(GPU):
         return dict.fromkeys(GPU) | {"name": here.name}
-    return dict(zip(GPU, answer.split(", "), strict=True))
+    return dict(zip(GPU, fields, strict=True))
 
 
 def _commit() -> str | None:

@@ -66,6 +66,7 @@ def test_a_way_that_does_not_match_is_not_timed(
 SMI = """#!/bin/sh
 case "$*" in
   *--id=GPU-1111-1111*) echo "Second, 580.1, 80 GiB, 1980 MHz, 345 MHz, 700 W, 70 W" ;;
+  *--id=GPU-3333-3333*) echo "Third, 580.1, 80 GiB, and more" ;;
   *--id=*) exit 6 ;;
   *) echo "First, 1, 2, 3, 4, 5, 6"; echo "Second, 1, 2, 3, 4, 5, 6" ;;
 esac
@@ -81,6 +82,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = {
         "cuda": SimpleNamespace(uuid="1111-1111", name="Second"),
         "cuda:0": SimpleNamespace(uuid="1111-1111", name="Second"),
+        "cuda:2": SimpleNamespace(uuid="3333-3333", name="One that answers oddly"),
         "cuda:1": SimpleNamespace(uuid="2222-2222", name="A slice that the driver has no name for"),
     }
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: here[str(device)])
@@ -94,6 +96,7 @@ def test_the_environment_is_that_of_the_device_measured() -> None:
 
     assert gpu("cuda:0") == ["Second", "580.1", "80 GiB", "1980 MHz", "345 MHz", "700 W", "70 W"]
     assert gpu("cuda:1") == ["A slice that the driver has no name for", *[None] * 6]
+    assert gpu("cuda:2") == ["One that answers oddly", *[None] * 6]
     assert gpu("cpu") == gpu(None) == [None] * 7
 
 
