@@ -288,7 +288,7 @@ def test_a_dtype_that_no_storage_has(dtype: str, tmp_path: Path) -> None:
         tensor(typed, 0, [4], [1]),
         tensor(untyped, 0, [4], [1], b"\x89N", name(dtype), function=view),
     ):
-        archive(path, dictionary(text("w"), body), **{"data/0": raw})
+        archive(path, dictionary(text("w"), body), ZIP_STORED, **{"data/0": raw})
         try:
             read = checkpoint.read(path)["w"]
         except pickle.UnpicklingError:

@@ -150,7 +150,7 @@ def _build(target: object, state: Any) -> None:
         case torch.Tensor(), (data, _, _, _, _):  # of a Parameter that was made empty
             target.data = data
         case torch.Tensor(), (storage, offset, size, stride):
-            target.data = _tensor(storage, offset, size, stride)
+            target.data = _tensor(storage, offset, size, stride)  # type: ignore[assignment]
         case _:
             raise UnpicklingError("its pickle sets attributes")
 
