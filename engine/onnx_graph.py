@@ -22,12 +22,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import weights
+from ..errors import printable
 from .onnx_file import UNKNOWN, Array, Graph, Node, OnnxError, parse
 from .onnx_layers import OPERATORS, Made, Site, per_channel, torch_norm
 from .spec import Conv2d, Layer, Linear, Network, Owner, Preprocess, Shape
@@ -48,7 +50,7 @@ def read(path: str | PathLike[str]) -> tuple[Network, State]:
     OnnxError, one line, for a file that is missing, broken or no valid ONNX, for a graph outside
     the vocabulary, and for weights that `weights.load` refuses.
     """
-    path = Path(path).expanduser()
+    path = Path(expanduser(path))
     try:
         graph = parse(path)
         chain = _Chain(graph, path.stem)
@@ -57,7 +59,7 @@ def read(path: str | PathLike[str]) -> tuple[Network, State]:
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from None
     network = Network(
-        path.stem,
+        printable(path.stem),
         graph.shape,
         tuple(chain.layers),
         _preset(*graph.shape[:2]),

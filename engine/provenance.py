@@ -43,7 +43,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 def of_file(path: str) -> dict[str, str]:
     """A file as a value. Raises OSError where it cannot be read."""
-    with open(Path(path).expanduser(), "rb") as file:
+    with open(os.path.expanduser(path), "rb") as file:
         return by_content(path, hashlib.file_digest(file, "sha256").hexdigest())
 
 
