@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -133,16 +133,18 @@ def named(network: Network, classes: tuple[str, ...] | None) -> tuple[str, ...]:
 
     Raises EngineError for another number of words than there are classes.
     """
-    if classes is None:
-        return class_names(network)
-    outputs = network.output_shape()[0]
+    words = class_names(network) if classes is None else classes
+    outputs, *maps = network.output_shape()
+    if maps and classes is None:  # without classes nobody asks for words
+        return words
     # One sigmoid says yes to the second of two classes.
     wanted = 2 if outputs == 1 and isinstance(network.layers[-1][1], Sigmoid) else outputs
-    if len(classes) != wanted:
+    if maps or len(words) != wanted:
         raise EngineError(
-            f"classes: wanted {wanted} names, one a class of {network.name}, got {len(classes)}"
+            f"classes: wanted {'no' if maps else wanted} names, one a class of {network.name}, got "
+            f"{len(words)}"
         )
-    return classes
+    return words
 
 
 def resolve(device: str | torch.device | None) -> torch.device:
@@ -225,7 +227,7 @@ def numbers(
 
 def places(
     device: str | torch.device | None,
-    devices: tuple[str | torch.device, str | torch.device] | None,
+    devices: Any,
     split: Split | None,
     backend: Backend,
 ) -> tuple[torch.device, ...]:
@@ -238,8 +240,10 @@ def places(
     if backend == "torch":
         raise EngineError(f"split: only the triton backend can, got {split!r} with 'torch'")
     if not isinstance(devices, tuple | list) or len(devices) != 2:
-        got = str(len(devices)) if isinstance(devices, tuple | list) else repr(devices)
-        raise EngineError(f"devices: wanted two with split={split!r}, got {got}")
+        got = len(devices) if isinstance(devices, tuple | list) else repr(devices)
+        raise EngineError(
+            f"devices: wanted two with split={split!r}, got {'none' if devices is None else got}"
+        )
     first, second = (resolve(place) for place in devices)
     if first.type != second.type:
         raise EngineError(f"devices: wanted two of a kind, got {first} and {second}")

@@ -101,7 +101,7 @@ class Engine:
         self.dtype = dtype
         self.backend = backend
         self.max_batch = max_batch
-        self.class_names = named(self.network, class_names)
+        self.class_names = class_names or named(self.network, None)
         self._runner = runner
         self._process = os.getpid()
         # Kept, since walking the network at every call would cost more than launching it.

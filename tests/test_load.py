@@ -7,6 +7,7 @@ import enum
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,6 +146,12 @@ def test_names_that_do_not_fit_are_refused_before_weights_are_read(tmp_path: Pat
     for count in (0, 9, 11):
         with pytest.raises(EngineError, match=f"classes: wanted 10 names.* got {count}"):
             torch_digits(classes=["x"] * count)
+
+
+def test_a_networks_own_names_fit_it_too() -> None:
+    wrong = replace(network("digits"), classes="imagenet.txt")
+    with pytest.raises(EngineError, match="wanted 10 names"):
+        Engine.load(wrong, "random:0", "cpu", backend="torch")
 
 
 def test_one_sigmoid_has_two_names() -> None:

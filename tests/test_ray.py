@@ -322,7 +322,7 @@ input()
 def test_what_cannot_run_is_refused_in_one_line(
     capsys: Capture, arguments: list[str], message: str
 ) -> None:
-    status = main(["classify", "x.png", "--model", "digits", *arguments])
+    status = main(["classify", ".", "--model", "digits", *arguments])
     out, err = capsys.readouterr()
     assert (status, out) == (1, "")
     assert len(err.splitlines()) == 1, err
