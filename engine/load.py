@@ -117,8 +117,9 @@ def read_classes(classes: object) -> tuple[str, ...] | None:
         try:
             text = Path(os.path.expanduser(os.fsdecode(classes))).read_text("utf-8-sig")
             classes = text.removesuffix("\n").split("\n")
-        except (OSError, ValueError) as error:
-            raise EngineError(f"{origin}: cannot be read: {error}") from None
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+            cause = getattr(error, "strerror", None) or error
+            raise EngineError(f"{origin}: cannot be read: {cause}") from None
     if not isinstance(classes, Sequence):
         kind = type(classes).__name__
         raise EngineError(f"{origin}: wanted names in order, or a file of them, got {kind}")
