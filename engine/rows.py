@@ -157,11 +157,13 @@ class Output:
     """
 
     def __init__(self, path: str | os.PathLike[str], existing: Existing = "refuse") -> None:
-        self.path = Path(path)
+        suffix = Path(path).suffix.lower()
+        self._regular = not _is_stream(Path(path))
+        # Behind a link, so that its record lies beside the rows whatever link leads to them.
+        behind = self._regular and os.path.islink(path)
+        self.path = Path(os.path.realpath(path) if behind else path)
         self._existing = existing
         self._resuming = existing in ("resume", "retry")
-        self._regular = not _is_stream(self.path)
-        suffix = self.path.suffix.lower()
         if self._regular and suffix not in _SUFFIXES and not os.path.isdir(self.path):
             raise OutputError(
                 f"{self.path}: wanted a name that ends in {' or '.join(_SUFFIXES)}, got "
@@ -171,7 +173,6 @@ class Output:
             raise OutputError(f"{self.path}: is no regular file: there is nothing to resume")
         self._parquet = self._regular and suffix == ".parquet"
         self._lines = _beside(self.path, ".partial.jsonl") if self._parquet else self.path
-        self._target = Path(os.path.realpath(self._lines)) if self._regular else self._lines
         self._record = _beside(self._lines, ".job.json")
         if self._parquet:
             _pyarrow()
@@ -269,9 +270,9 @@ class Output:
                 raise PermissionError(EACCES, "its folder is closed to us")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            file = os.open(self._target, flags | os.O_EXCL, 0o666)
+            file = os.open(self._lines, flags | os.O_EXCL, 0o666)
         except FileExistsError:
-            return os.open(self._target, flags, 0o666)
+            return os.open(self._lines, flags, 0o666)
         self._created = True
         return file
 
@@ -413,7 +414,7 @@ class Output:
     def _rewrite(self, rows: Iterable[tuple[Kept, bytes]]) -> None:
         """`rows`, but for errors to retry, in place of the lines only when they are complete."""
         with contextlib.ExitStack() as stack:
-            with provenance.replacing(self._target) as new:
+            with provenance.replacing(self._lines) as new:
                 os.fchmod(new.fileno(), stat.S_IMODE(os.fstat(self._file).st_mode))
                 for kept, line in rows:
                     if self._existing != "retry" or kept.error is None:
@@ -462,18 +463,18 @@ class Output:
             if self._parquet and size and not isinstance(error, OutputError):
                 self._render()
             if not size or (self._parquet and error is None):
-                self._target.unlink()
+                self._lines.unlink()
                 self._record.unlink(missing_ok=True)
             elif not self._record.exists():  # somebody else deleted it
                 provenance.store(self._made, self._record)
-            for path in {self.path, self._target, self._record}:
+            for path in {self.path, self._lines, self._record}:
                 provenance.sweep(path)
 
     def _close(self) -> None:
         """Leave the folder as it was, where there was nothing and nothing was written."""
         try:
             if self._created and not self._begun and self._in_place() and not _size(self._lines):
-                self._target.unlink()
+                self._lines.unlink()
         finally:
             os.close(self._file)
 

@@ -547,6 +547,23 @@ def test_a_link_to_nothing_is_one_where_a_job_fails(tmp_path: Path) -> None:
     assert len((tmp_path / "target").read_bytes().splitlines()) == 1
 
 
+def test_a_link_leads_to_the_rows_and_to_their_record(
+    photos: Path, output: Path, capsys: Capture
+) -> None:
+    disk = output.parent / "disk"
+    disk.mkdir()
+    output.symlink_to(disk / output.name)
+    job = ("--output", output, "--top", 2)
+    assert run(capsys, photos, *job)[0] == 0
+    assert output.is_symlink()
+    assert {path.parent for path in output.parent.rglob("*.*") if path != output} == {disk}
+    straight = ("--output", disk / output.name)
+    assert "--top 2, got --top 1" in refusal(capsys, photos, *straight, "--resume", "--top", 1)
+    assert run(capsys, photos, *straight, "--overwrite", "--top", 1)[0] == 0
+    assert "--top 1, got --top 2" in refusal(capsys, photos, *job, "--resume")
+    assert output.is_symlink()
+
+
 def test_what_holds_something_is_named(output: Path, capsys: Capture) -> None:
     killed(output, [row("a.png")])
     assert f" {lines_of(output)}: " in refusal(capsys, "x.png", "--output", output)

@@ -170,17 +170,19 @@ def test_pretrained_weights_belong_to_one_network(source: str, owner: str, hub: 
         lambda s: {"state_dict": s, "epoch": 90, "optimizer": {"lr": 0.1}},
         lambda s: {f"module.{name}": t for name, t in s.items()},
         lambda s: {f"_orig_mod.module.{name}": t for name, t in torchvision_named(s).items()},
+        lambda s: {f"model.{name}": t for name, t in torchvision_named(s).items()},
         lambda s: {
             name.replace("features.", "features.module."): t
             for name, t in reversed(torchvision_named(s).items())
         },
     ],
-    ids=["torchvision", "nested", "parallel", "compiled", "features-parallel"],
+    ids=["torchvision", "nested", "parallel", "compiled", "lightning", "features-parallel"],
 )
 def test_names(wrap: Callable[[State], dict[str, Any]], state: State, tmp_path: Path) -> None:
     assert_same(load(wrap(state), EXPECTED, network="digits"), state)
-    torch.save(wrap(state), tmp_path / "a.pth")
-    assert_same(load(tmp_path / "a.pth", EXPECTED, network="digits"), state)
+    for name in ("a.pth", "b.pt", "checkpoint.pth.tar", "last.ckpt", "pytorch_model.bin"):
+        torch.save(wrap(state), tmp_path / name)
+        assert_same(load(tmp_path / name, EXPECTED, network="digits"), state)
 
 
 def test_torchvision_names_of_a_vgg() -> None:
@@ -309,7 +311,7 @@ def test_no_such_source(tmp_path: Path, state: State) -> None:
     refused(tmp_path / "b.pth", "b.pth", "folder")
     for name in ("weights.onnx", "weights"):
         torch.save(state, tmp_path / name)
-        refused(tmp_path / name, name, ".pth, .pt, .safetensors")
+        refused(tmp_path / name, name, ".pth, .pt, ", ".safetensors")
     for unknown in ("imagenet1k", Path("nothing"), 3, None):
         refused(unknown, "imagenet", "digits", "random:SEED", ".safetensors", "state dict")
 

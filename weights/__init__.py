@@ -16,14 +16,16 @@ own. Whatever does not fit raises `WeightsError` in one line, before anything ru
     He-scaled normal weights and small biases for any network; the same SEED (0 to 2**32 - 1)
     gives the same numbers, and torch's global random state is neither read nor moved.
 a path (`str` or `Path`)
-    A `.pth` or `.pt` file, of which nothing is ever run as code, or a `.safetensors` file; or a
+    A `.pth`, `.pt`, `.tar`, `.ckpt` or `.bin` file of torch.save, of which nothing is ever run as
+    code and whose checksums are checked where its format has them, or a `.safetensors` file; or a
     `.keras` or `.weights.h5` file of Keras 3 (see `keras.py`), which needs h5py and `flattened`.
 a state dict
     Any mapping from names to tensors of any float dtype, on any device.
 
 Files and dicts may use the canonical names or torchvision's (`features.0.weight`,
 `classifier.1.bias`), may be nested as `{"state_dict": {...}}`, and may carry the `module.` of
-DataParallel or the `_orig_mod.` of torch.compile in their names: all of that is taken off.
+DataParallel, the `_orig_mod.` of torch.compile or the `model.` of Lightning in their names: all of
+that is taken off.
 """
 
 from .save import save

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from . import checkpoint, keras
 from .state import WeightsError
 
-SUFFIXES = (".pth", ".pt", ".safetensors", *keras.SUFFIXES)
+SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", *keras.SUFFIXES)
+"""All but the last three are names that people give to files of torch.save."""
 
 
 def read(

@@ -14,7 +14,7 @@ from .pickled import Unbuilt
 
 State = dict[str, torch.Tensor]
 
-_WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
+_WRAPPERS = {"module", "_orig_mod", "model"}  # of DataParallel, torch.compile and Lightning
 MAX_OUTPUTS = 2**16  # of a head that says so itself: a few bytes may claim any number of values
 _SHOWN = 4  # names listed in an error before "and N more"
 
