@@ -89,7 +89,9 @@ def load_state(network: Network, source: Source | None) -> tuple[Network, State]
         flattened=network.flattened(),
         head=network.head,
     )
-    outputs = len(state[f"{network.head}.weight"]) if network.head else 0
+    if network.head is None:
+        return network, state
+    outputs = len(state[f"{network.head}.weight"])
     _check_end(network, outputs)
     return network.with_outputs(outputs), state
 

@@ -452,6 +452,12 @@ def test_workers_cut_ten_views_and_obey_pillows_limit(
 # What is asked of pictures and of names
 
 
+def scores(row: dict[str, Any]) -> torch.Tensor:
+    """By class: a place in a batch may cost torch's backend a bit."""
+    found = sorted(row["predictions"], key=lambda prediction: prediction["index"])
+    return torch.tensor([prediction["score"] for prediction in found])
+
+
 def test_exif_turns_pictures_and_else_one_line_says_that_they_lie(
     tmp_path: Path, capsys: Capture
 ) -> None:
@@ -469,13 +475,13 @@ def test_exif_turns_pictures_and_else_one_line_says_that_they_lie(
         assert err.count("EXIF") == ("--exif" not in flags), "once, whoever decodes"
         assert len(err.splitlines()) == ("--exif" not in flags)
         told[flags] = json.loads(out)
-    plain, turned, *by_workers = told.values()
-    assert by_workers == [plain, turned]
-    answers = [row["predictions"] for row in plain]
-    assert answers == [answers[0]] * 4, "they lie alike in their files"
-    seen = [row["predictions"] for row in turned]
-    assert seen[3] == answers[0]
-    assert all(seen[number] != answers[0] for number in range(3))
+    plain, turned, *by_workers = (list(map(scores, rows)) for rows in told.values())
+    assert all(map(torch.allclose, by_workers[0], plain))
+    assert all(map(torch.allclose, by_workers[1], turned))
+    upright = plain[3]
+    assert all(torch.allclose(row, upright) for row in plain), "they lie alike in their files"
+    assert torch.allclose(turned[3], upright)
+    assert not any(torch.allclose(row, upright, atol=1e-3) for row in turned[:3])
 
 
 def test_classes_have_the_names_in_a_file(tmp_path: Path, capsys: Capture) -> None:

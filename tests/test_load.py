@@ -18,7 +18,7 @@ import pytest
 import torch
 from alexnet_triton.engine import Engine, EngineError, ImageError, Options
 from alexnet_triton.engine.load import Backend, find, load_state
-from alexnet_triton.engine.spec import Conv2d, Flatten, Network, Preprocess, ReLU
+from alexnet_triton.engine.spec import Conv2d, Flatten, Network, Preprocess, ReLU, Sigmoid
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.errors import LONGEST, Error
 from alexnet_triton.weights import WeightsError, download, save
@@ -315,6 +315,14 @@ def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> Non
         assert set(engine.features(torch.zeros(1, 3, 28, 28))) == {"conv1"}
         with pytest.raises(EngineError, match=r"\[N, classes\], got \[N, 4, 13, 13\]"):
             engine.classify(torch.zeros(1, 3, 28, 28))
+
+
+def test_one_map_of_sigmoids_is_no_class_and_loads() -> None:
+    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
+    layers = (("conv1", Conv2d(1, 3)), ("sigmoid1", Sigmoid()))
+    mask = Network("mask", (3, 28, 28), layers, preset, classes="")
+    engine = Engine.load(mask, "random:0", "cpu", backend="torch")
+    assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 1, 26, 26)
 
 
 def test_a_flatten_at_the_end_is_no_step_but_shapes_the_answer() -> None:
