@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             spent[entry.get(file, "all else")] += report.duration / workers / 60
     told = (f"{name} {spent[name]:.1f} of {least:g}" for name, least in LEDGER.items())
     terminalreporter.write_line(f"minutes on {workers} workers: {', '.join(told)}")
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where a job is to write, alone in its folder, in either format."""
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / f"rows.{request.param}"
 
 
 @pytest.fixture(scope="session")

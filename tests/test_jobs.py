@@ -123,15 +123,6 @@ def unbroken(folder: Path) -> list[dict[str, Any]]:
     return read(output)
 
 
-@pytest.fixture(params=["jsonl", "parquet"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where a job is to write, alone in its folder, in either format."""
-    if request.param == "parquet":
-        pytest.importorskip("pyarrow")
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / f"rows.{request.param}"
-
-
 def lines_of(output: Path) -> Path:
     """The file of JSON lines that grows while a job writes."""
     parquet = output.suffix == ".parquet"

@@ -44,15 +44,6 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-@pytest.fixture(params=["jsonl", "parquet"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where a job is to write, alone in its folder, in either format."""
-    if request.param == "parquet":
-        pytest.importorskip("pyarrow")
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / f"rows.{request.param}"
-
-
 def lines_of(output: Path) -> Path:
     """The file of JSON lines that grows while a job writes."""
     return output if output.suffix == ".jsonl" else output.with_name("rows.parquet.partial.jsonl")
