@@ -257,5 +257,5 @@ def test_all_clocks_of_a_gpu(capsys: Capture) -> None:
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["clock"] for row in rows} == {"cold", "graph", "host"}
     for row in rows:
-        assert row["median_us"] is not None, row
+        assert row["median_us"] is not None, (row["contestant"], row["note"])
         assert (row["enqueue_us"] is not None) == (row["clock"] == "host")
