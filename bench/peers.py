@@ -28,6 +28,13 @@ from .choices import KINDS as KINDS
 from .problem import Problem, Tensors
 
 ON_A_CPU = ("torch", "nchw")
+AUTOTUNED: dict[str, Any] = {
+    **torch._inductor.list_mode_options("max-autotune-no-cudagraphs"),
+    # It would print a page for every layer.
+    "autotune_num_choices_displayed": 0,
+    "max_autotune_report_choices_stats": False,
+}
+"""torch.compile's options."""
 
 Layers = Sequence[tuple[str, Layer]]
 State = Mapping[str, torch.Tensor]
@@ -275,8 +282,7 @@ def _compiled(problem: Problem) -> Prepare:
         if not compiled:
             torch._dynamo.reset()  # or every problem would count as one more recompilation
             graph = traced(problem, Tensors(x, state))
-            options: dict[str, Any] = {"mode": "max-autotune-no-cudagraphs", "dynamic": False}
-            compiled.append(torch.compile(graph, fullgraph=True, **options))
+            compiled.append(torch.compile(graph, fullgraph=True, dynamic=False, options=AUTOTUNED))
         values = tuple(state.values())
         return _kept(lambda: compiled[0](x, *values))
 

@@ -139,7 +139,7 @@ def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            for run in [*[runs[0]] * (WARM_UPS - 1), *dict.fromkeys(runs)]:
+            for run in [*[runs[0]] * (WARM_UPS - 1), *_distinct(runs)]:
                 run()
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
@@ -148,6 +148,11 @@ def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:
             for run in runs:
                 run()
     return graph
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each once, in order; told apart by identity, since a run need not be hashable."""
+    return list({id(run): run for run in runs}.values())
 
 
 def _cold(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:

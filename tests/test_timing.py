@@ -13,6 +13,7 @@ import torch
 from alexnet_triton.bench.timing import (
     CLOCKS,
     Times,
+    _distinct,
     copies_to_overflow,
     measure,
     passes,
@@ -107,6 +108,15 @@ def test_what_a_run_raises_is_not_swallowed() -> None:
 
     with pytest.raises(ZeroDivisionError):
         measure({"broken": [broken]}, "host", CPU)
+
+
+def test_a_run_that_cannot_be_hashed_is_warmed_up_once() -> None:
+    class Listed(list[int]):  # like what binds launches: equal to another, and not hashable
+        def __call__(self) -> None:
+            pass
+
+    one, other = Listed(), Listed()
+    assert [id(run) for run in _distinct([one, other, one])] == [id(one), id(other)]
 
 
 @pytest.mark.gpu
