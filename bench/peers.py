@@ -28,13 +28,6 @@ from .choices import KINDS as KINDS
 from .problem import Problem, Tensors
 
 ON_A_CPU = ("torch", "nchw")
-AUTOTUNED: dict[str, Any] = {
-    **torch._inductor.list_mode_options("max-autotune-no-cudagraphs"),
-    # It would print a page for every layer.
-    "autotune_num_choices_displayed": 0,
-    "max_autotune_report_choices_stats": False,
-}
-"""torch.compile's options."""
 
 Layers = Sequence[tuple[str, Layer]]
 State = Mapping[str, torch.Tensor]
@@ -282,7 +275,11 @@ def _compiled(problem: Problem) -> Prepare:
         if not compiled:
             torch._dynamo.reset()  # or every problem would count as one more recompilation
             graph = traced(problem, Tensors(x, state))
-            compiled.append(torch.compile(graph, fullgraph=True, dynamic=False, options=AUTOTUNED))
+            options = torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
+            # It would print a page for every layer.
+            options |= {"autotune_num_choices_displayed": 0}
+            options |= {"max_autotune_report_choices_stats": False}
+            compiled.append(torch.compile(graph, fullgraph=True, dynamic=False, options=options))
         values = tuple(state.values())
         return _kept(lambda: compiled[0](x, *values))
 
