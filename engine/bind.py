@@ -9,7 +9,7 @@ import torch
 
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Launch
-from ..kernels.overlap import overlapping
+from ..kernels.pdl import overlapping
 from .fuse import Block, fuse
 from .plan import GatherShape, Numbers, Plan, Step
 from .spec import (

@@ -83,7 +83,7 @@ class Options:
 
     slice_images: int = 0  # the first layers take so many images at a time; 0: all at once
     slice_until: str = ""  # the last step that does
-    pdl: bool = False  # kernels start before their predecessors end (kernels/overlap.py)
+    pdl: bool = False  # kernels start before their predecessors end (kernels/pdl.py)
     # Tiles are read through pointers where a descriptor's strides are none that the driver's
     # documentation describes (windows that overlap, groups), should a driver refuse them.
     pointers: bool = False

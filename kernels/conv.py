@@ -19,7 +19,7 @@ What limits the matrix units of a Hopper GPU is how fast tiles of operands arriv
 in proportion to 1/BLOCK_M + 1/BLOCK_N; blocks are powers of two, so the `images` tiling can keep a
 second accumulator of BLOCK_N2 filters that shares the same tile of x: 192 filters are 128 + 64.
 With few images there are few tiles, and the `pixels` tiling can split the sum over K among SPLIT_K
-programs (see parts.py).
+programs (see split_k.py).
 
 Cost: 2 * N * OH * OW * OC * KH * KW * C/groups
 FLOPs, less the skipped taps; x, w and y move once if the cache does its part.
@@ -37,8 +37,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
-from .overlap import announce, begin, first_steps, prefetch, wait
-from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
+from .pdl import announce, begin, first_steps, prefetch, wait
+from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 # Integers that vary from layer to layer without needing another binary.
 _GEOMETRY = (

@@ -9,7 +9,7 @@ matrix has P = 1. The weights are permuted once, when they are packed.
 With few images the layer is a stream of weights through the chip, 2 * OC * P * C bytes in half
 precision, and the tile's long side belongs to the weights. TRANSPOSED computes y^T = w x^T: filters
 on the M side of the matrix instruction, which has at least 64 rows, images on its N side. SPLIT_K
-cuts the sum into parts so that every multiprocessor streams (see parts.py).
+cuts the sum into parts so that every multiprocessor streams (see split_k.py).
 
 Cost: 2 * N * OC * P * C FLOPs; x, w and y move once.
 """
@@ -25,8 +25,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import layout
 from .epilogue import activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
-from .overlap import announce, first_steps, prefetch, wait
-from .parts import at_least_one, filled, parts_of, scratch_size, sum_parts
+from .pdl import announce, first_steps, prefetch, wait
+from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
-    pdl: bool = False  # starts before its predecessor ends: see overlap.py
+    pdl: bool = False  # starts before its predecessor ends: see pdl.py
 
     @property
     def options(self) -> dict[str, int | bool]:

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from . import layout
 from .jit import Kernel, Launch, Work, jit, power_of_two
-from .overlap import begin
+from .pdl import begin
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ import triton.language as tl
 from . import layout
 from .conv import Conv2dShape
 from .jit import Launch, Work, jit, power_of_two
-from .overlap import begin
+from .pdl import begin
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from alexnet_triton.kernels.driver import (
     tensor_maps,
 )
 from alexnet_triton.kernels.jit import Launch
-from alexnet_triton.kernels.overlap import overlapping
+from alexnet_triton.kernels.pdl import overlapping
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 ARCHS = (80, 86, 89, 90, 100, 120)

@@ -15,7 +15,7 @@ import torch
 from alexnet_triton.kernels import gemm, layout
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 from alexnet_triton.kernels.jit import MAX_TILE
-from alexnet_triton.kernels.parts import filled
+from alexnet_triton.kernels.split_k import filled
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from alexnet_triton.bench.inspect import compile_for
 from alexnet_triton.kernels import conv, gemm, layout
 from alexnet_triton.kernels.jit import Kernel, Launch, Work, jit, power_of_two
-from alexnet_triton.kernels.overlap import overlapping
+from alexnet_triton.kernels.pdl import overlapping
 from alexnet_triton.kernels.product import product, tf32
 from hypothesis import given
 from hypothesis import strategies as st

@@ -30,7 +30,7 @@ from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
 from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
-from alexnet_triton.kernels import conv, gemm, layout, lrn, parts, pool, softmax, stem
+from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, split_k, stem
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig
 from alexnet_triton.kernels.jit import Kernel, Launch, jit
@@ -291,7 +291,7 @@ MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launc
     ),
     "linear": (gemm, "image < N", "image <= N", "x", lambda m: linear(SIZES, WHOLE, module=m)),
     "split": (gemm, "channel < OC", "channel <= OC", "y", lambda m: linear(SIZES, SPLIT, module=m)),
-    "parts": (parts, "row < M", "row <= M", "parts", summing),
+    "parts": (split_k, "row < M", "row <= M", "parts", summing),
     "max": (pool, "inside & valid[:, None]", "inside", "x", lambda m: pooling(m.max_pool2d, ENDS)),
     "average": (
         pool,

@@ -17,7 +17,7 @@ import triton.language as tl
 from . import layout
 from .epilogue import finish
 from .jit import Launch, jit
-from .overlap import begin
+from .pdl import begin
 
 
 @jit
