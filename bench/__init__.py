@@ -1,15 +1,14 @@
 """Measures, inspects, tunes, races and reports; stands on the engine and nothing stands on it.
 
-What a user can say stands in `__main__` and `choices`, what a verb does is `run` in the module of
-its name (`layers`, `model`, `tune`, `race`, ...). All of these stand on `problem` (layers cut out
-of a network, with random tensors and the right answer), `timing` (three clocks), `records` (rows
-with their match and their origin) and `peers` (who else can compute it). What is more than a file
-has a room:
+What a user can say stands in `__main__` and `choices`; what a verb does is `run` in a module of the
+verb's name, flat here or in the room that does the work:
 
-    machine     what a kernel becomes on a GPU that is not here
-    lab         the search for configurations
-    rivals      somebody else's kernel, proved and raced in a process of its own
-    candidates  ways to compute a layer that ship, to be raced
-    drawing     results as pages and pictures
-    results     what was measured, and NOTES.md: predicted, tried, found
+    measure  problems, contestants, clocks and roofs: layers, model, pipeline
+    inspect  what a kernel becomes on a GPU that is not here
+    tune     the search for configurations, and for the schedule of launches
+    race     somebody else's kernel, proved and raced in a process of its own, and those that ship
+    report   results as pages and pictures
+    results  what was measured, and NOTES.md: predicted, tried, found
+
+All stand on `records`: rows with their match and their origin.
 """

@@ -1,7 +1,7 @@
 """The shell's way in: `alexnet-triton-bench VERB`, or `python -m alexnet_triton.bench VERB`.
 
-Here stands what a user can say. What a verb does is `run` in the module of its name, imported when
-the verb runs: torch and Triton take seconds, which `--help` would wait for.
+Here stands what a user can say. What a verb does is `run` in its module of HOMES, imported when the
+verb runs: torch and Triton take seconds, which `--help` would wait for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,28 @@ from pathlib import Path
 from typing import get_args
 
 from .. import __version__
-from ..engine.cards import CARDS, TARGETS
+from ..engine.devices.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import Parser, exit_status
-from .candidates import shipped
 from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
+from .race.candidates import shipped
 
 Verbs = argparse._SubParsersAction
+
+HOMES = {
+    "compare": ".compare",
+    "env": ".env",
+    "inspect": ".inspect.inspect",
+    "layers": ".measure.layers",
+    "model": ".measure.model",
+    "order": ".tune.schedule",
+    "pipeline": ".measure.pipeline",
+    "race": ".race.race",
+    "report": ".report.report",
+    "round": ".round",
+    "tune": ".tune.tune",
+}
+"""The module of each verb, from here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     def verb() -> int:
-        status: int = import_module(f".{options.verb}", __package__).run(options)
+        status: int = import_module(HOMES[options.verb], __package__).run(options)
         return status
 
     return exit_status("alexnet-triton-bench", verb)

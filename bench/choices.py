@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..engine import cards
-from ..engine.cards import Gpu
+from ..engine.devices import cards
+from ..engine.devices.cards import Gpu
 
 Clock = Literal["cold", "graph", "host"]
 

@@ -32,24 +32,24 @@ from typing import Any
 
 import torch
 
+from ..engine.devices.single import Planner
 from ..engine.plan import NUMBERS, Step
-from ..engine.single import Planner
 from ..engine.spec import Network
 from ..kernels import tuning
 from ..kernels.jit import architecture
 from . import choices
-from .endtoend import model_rows
-from .lab.cache import Cache
-from .lab.lab import Lab, device_name, table_shape, tune
-from .layers import default_names, layer_rows
-from .layers import lines as layer_lines
-from .measuring import ROUNDS, Effort
-from .model import lines as model_lines
-from .order import orders, tuned_row
-from .problem import Problem, tuned_planner
+from .measure.endtoend import model_rows
+from .measure.layers import default_names, layer_rows
+from .measure.layers import lines as layer_lines
+from .measure.model import lines as model_lines
+from .measure.options import ROUNDS, Effort
+from .measure.problem import Problem, tuned_planner
+from .measure.roofline import measure_roofs, roof_us
 from .records import Results, Row, load, save, save_csv
-from .roofline import measure_roofs, roof_us
-from .tune import targets
+from .tune.cache import Cache
+from .tune.schedule import orders, tuned_row
+from .tune.tune import targets
+from .tune.tuner import Lab, device_name, table_shape, tune
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 15.0  # seconds that a phase may take beyond its share

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..engine.verify import within
 from ..errors import Error
-from .timing import Times
+from .measure.timing import Times
 
 OURS = "alexnet-triton"
 """The contestant that every other is a peer of."""

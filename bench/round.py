@@ -29,11 +29,11 @@ from ..engine import EngineError
 from ..engine.load import at_least_one, find, numbers, resolve
 from ..errors import printable
 from .env import environment
-from .goals import verdicts
-from .measuring import INTERPRETED
+from .measure.options import INTERPRETED
 from .phases import Round, perform, tell
 from .records import Results, load, save
-from .report import page
+from .report.goals import verdicts
+from .report.report import page
 
 RESERVE = 20.0  # seconds kept for the report
 START = 120.0  # seconds until a process must have begun its first phase

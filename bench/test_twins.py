@@ -26,11 +26,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a twin, for the GPU if there is one."""
     device = room("engine.load").resolve(None)
     metafunc.parametrize("device", [device], ids=str)
-    metafunc.parametrize("twin", list(room("bench.twins").twins(device)), ids=str)
+    metafunc.parametrize("twin", list(room("bench.measure.twins").twins(device)), ids=str)
 
 
 def test_twin(twin: Any, device: Any, benchmark: Any) -> None:
     """Right, then timed."""
     if device.type == "cpu" and (problem := room("kernels.jit").interpreter_problem()):
         pytest.skip(problem)
-    assert room("bench.twins").benchmarked(twin, device, benchmark).matched
+    assert room("bench.measure.twins").benchmarked(twin, device, benchmark).matched

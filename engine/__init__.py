@@ -22,23 +22,26 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .canvas import PictureError
     from .images import ImageError
+    from .jobs.rows import OutputError
     from .load import EngineError
-    from .onnx_file import OnnxError
+    from .onnx.file import OnnxError
+    from .pictures.canvas import PictureError
     from .plan import Options
-    from .rows import OutputError
     from .run import Engine, Prediction
     from .spec import Network, NetworkError
 else:
     _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec", "Options": "plan"}
     _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
-    _HOMES |= {"OnnxError": "onnx_file", "OutputError": "rows", "PictureError": "canvas"}
+    _HOMES |= {"OnnxError": "onnx.file", "OutputError": "jobs.rows"}
+    _HOMES |= {"PictureError": "pictures.canvas"}
 
     def __getattr__(name: str) -> object:
         """The public names, imported when they are first asked for: torch takes seconds."""
         from importlib import import_module
 
+        if name == "ray":
+            return import_module(".jobs.ray", __name__)
         if name in _HOMES:
             return getattr(import_module(f".{_HOMES[name]}", __name__), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import Parser, exit_status
-from .cards import TARGETS
+from .devices.cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
 

@@ -19,10 +19,10 @@ from ..kernels.driver import SHARED_MEMORY
 from ..kernels.jit import TooOld, architecture
 from ..kernels.tuning import Table
 from ..weights import Source
-from . import onnx_graph
-from .cards import GPUS, find_card
+from .devices.cards import GPUS, find_card
 from .dtypes import DTYPES
 from .images import class_names
+from .onnx import graph as onnx_graph
 from .plan import NUMBERS, Numbers
 from .spec import Network, Sigmoid, Softmax
 from .zoo import network as network_named

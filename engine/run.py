@@ -22,7 +22,10 @@ import torch
 
 from ..weights import Source
 from . import foretell
-from .graph import waiting
+from .devices.graph import waiting
+from .devices.pipeline import Pipeline
+from .devices.single import Planner, Runner, Single, Torch
+from .devices.towers import Towers
 from .images import ImageError, Views, load_each, to_batch
 from .load import (
     Backend,
@@ -40,12 +43,9 @@ from .load import (
     places,
     read_classes,
 )
-from .pipeline import Pipeline
 from .plan import PLAIN, Options, Plan
-from .single import Planner, Runner, Single, Torch
 from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
-from .towers import Towers
 
 Best = tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]  # scores, classes, on the host
 

@@ -33,22 +33,23 @@ from rich.text import Text
 
 from .. import weights
 from ..errors import printable, shortened
-from . import onnx_graph, provenance, ray
-from .advice import advise
-from .canvas import check
-from .cards import CARDS, find_card
 from .demo import demo
-from .diagram import draw
-from .explain import default_image, explain
+from .devices.advice import advise
+from .devices.cards import CARDS, find_card
+from .devices.single import Planner
 from .images import ImageError, Source, is_url, to_batch
-from .jobs import Tally, classify, remaining
-from .listing import is_table, listing, plain
+from .jobs import provenance, ray
+from .jobs.classify import Tally, classify, remaining
+from .jobs.listing import is_table, listing, plain
+from .jobs.rows import Existing, Output, OutputError, Row
 from .load import EngineError, aim, find, load_state, numbers, one_of, resolve
-from .maps import draw_filters, draw_maps
+from .onnx import graph as onnx_graph
+from .pictures.canvas import check
+from .pictures.diagram import draw
+from .pictures.explain import default_image, explain
+from .pictures.maps import draw_filters, draw_maps
 from .plan import NUMBERS
-from .rows import Existing, Output, OutputError, Row
 from .run import Engine
-from .single import Planner
 from .spec import Network
 from .summary import summarise
 from .verify import verify

@@ -17,9 +17,9 @@ import torch
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from . import foretell, reference
 from .bind import bind, pack
+from .devices.single import Planner
 from .load import aim
 from .plan import NUMBERS, Numbers, Step
-from .single import Planner
 from .spec import Network
 
 

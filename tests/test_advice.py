@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from alexnet_triton.engine.__main__ import main
-from alexnet_triton.engine.advice import Advice, Way, advise
-from alexnet_triton.engine.cards import CARDS
+from alexnet_triton.engine.devices.advice import Advice, Way, advise
+from alexnet_triton.engine.devices.cards import CARDS
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 
 H200 = CARDS["h200"]

@@ -12,7 +12,7 @@ import torch
 from alexnet_triton import weights
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.engine.pipeline import Pipeline
+from alexnet_triton.engine.devices.pipeline import Pipeline
 from alexnet_triton.engine.zoo import network
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from alexnet_triton.bench.candidates import _implicit_gemm, shipped
-from alexnet_triton.bench.machine.compiled import compile_for
-from alexnet_triton.bench.problem import Match, Problem, problems, tensors
-from alexnet_triton.bench.rivals import proof
-from alexnet_triton.bench.rivals.candidate import (
+from alexnet_triton.bench.inspect.compiled import compile_for
+from alexnet_triton.bench.measure.problem import Match, Problem, problems, tensors
+from alexnet_triton.bench.race import proof
+from alexnet_triton.bench.race.candidate import (
     Candidate,
     Conv2dProblem,
     LinearProblem,
@@ -19,8 +18,9 @@ from alexnet_triton.bench.rivals.candidate import (
     locate,
     pose,
 )
+from alexnet_triton.bench.race.candidates import _implicit_gemm, shipped
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import Launch, architecture
 

@@ -9,8 +9,8 @@ from itertools import combinations, pairwise
 
 import pytest
 from alexnet_triton.bench import units
-from alexnet_triton.bench.drawing.blocks import Block, blocks, steps
-from alexnet_triton.bench.drawing.charts import (
+from alexnet_triton.bench.report.blocks import Block, blocks, steps
+from alexnet_triton.bench.report.charts import (
     Bar,
     Curve,
     Errors,
@@ -20,7 +20,7 @@ from alexnet_triton.bench.drawing.charts import (
     errors,
     roofline,
 )
-from alexnet_triton.bench.drawing.svg import (
+from alexnet_triton.bench.report.svg import (
     RAMP,
     Scale,
     beside,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import triton
-from alexnet_triton.bench.inspect import Binary, compile_for
-from alexnet_triton.bench.machine.machine_code import main_loop, opcodes
+from alexnet_triton.bench.inspect.inspect import Binary, compile_for
+from alexnet_triton.bench.inspect.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options, plan
 from alexnet_triton.engine.zoo import ALEXNET, network

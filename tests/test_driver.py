@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from alexnet_triton.engine.bind import Packed, bind, pack, sliced, view
+from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.memory import ALIGNMENT
 from alexnet_triton.engine.plan import (
     NUMBERS,
@@ -31,7 +32,6 @@ from alexnet_triton.engine.plan import (
     plan,
 )
 from alexnet_triton.engine.spec import Network, NetworkError
-from alexnet_triton.engine.towers import half
 from alexnet_triton.engine.zoo import NETWORKS
 from alexnet_triton.kernels import conv, driver, gemm, layout, lrn, pool, softmax, stem
 from alexnet_triton.kernels.driver import (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from alexnet_triton.bench.goals import LAYER_BATCHES, Verdict, verdicts
+from alexnet_triton.bench.measure.summary import enqueue_share, summaries, warnings
 from alexnet_triton.bench.records import OURS, Row
-from alexnet_triton.bench.summary import enqueue_share, summaries, warnings
+from alexnet_triton.bench.report.goals import LAYER_BATCHES, Verdict, verdicts
 from alexnet_triton.engine.zoo import network
 
 GFLOP_PER_IMAGE = 1.428377088  # with the taps that meet padding, as everyone counts

@@ -10,15 +10,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from alexnet_triton.bench import inspect
 from alexnet_triton.bench.__main__ import parser
-from alexnet_triton.bench.machine.compiled import compile_for, refusal
-from alexnet_triton.bench.machine.configuration import parse
-from alexnet_triton.bench.machine.limits import LIMITS, compilable
-from alexnet_triton.bench.machine.machine_code import KINDS, kind, main_loop, opcodes
+from alexnet_triton.bench.inspect import inspect
+from alexnet_triton.bench.inspect.compiled import compile_for, refusal
+from alexnet_triton.bench.inspect.configuration import parse
+from alexnet_triton.bench.inspect.limits import LIMITS, compilable
+from alexnet_triton.bench.inspect.machine_code import KINDS, kind, main_loop, opcodes
 from alexnet_triton.engine import EngineError
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape

@@ -30,10 +30,10 @@ import torch
 from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source, expand
-from alexnet_triton.engine.jobs import Tally, classify, remaining
-from alexnet_triton.engine.rows import Kept, Output, OutputError, Row, pair, path_of, row
+from alexnet_triton.engine.jobs.classify import Tally, classify, remaining
+from alexnet_triton.engine.jobs.rows import Kept, Output, OutputError, Row, pair, path_of, row
+from alexnet_triton.engine.jobs.workers import CHUNK
 from alexnet_triton.engine.run import Prediction
-from alexnet_triton.engine.workers import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

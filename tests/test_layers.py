@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench import layers
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.layers import default_names, layer_rows
-from alexnet_triton.bench.measuring import Effort
-from alexnet_triton.bench.peers import Peer, Prepared, peers
-from alexnet_triton.bench.problem import Problem, Tensors, ready
+from alexnet_triton.bench.measure import layers
+from alexnet_triton.bench.measure.layers import default_names, layer_rows
+from alexnet_triton.bench.measure.options import Effort
+from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
+from alexnet_triton.bench.measure.problem import Problem, Tensors, ready
 from alexnet_triton.bench.records import OURS, Row, load
 from alexnet_triton.engine import NetworkError
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture
 

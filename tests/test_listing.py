@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from alexnet_triton.engine import EngineError, ImageError
 from alexnet_triton.engine.images import Source
-from alexnet_triton.engine.listing import listing
+from alexnet_triton.engine.jobs.listing import listing
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install -e '.[parquet]'")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -14,6 +14,7 @@ import alexnet_triton
 import pytest
 import torch
 from alexnet_triton import weights
+from alexnet_triton.bench.__main__ import HOMES
 from alexnet_triton.bench.__main__ import main as bench
 from alexnet_triton.bench.__main__ import parser as bench_parser
 from alexnet_triton.engine import verbs
@@ -285,7 +286,7 @@ def test_every_verb_can_run() -> None:
     """What runs a verb is found by its name, and only then."""
     assert all(callable(getattr(verbs, f"run_{name}")) for name in names(parser()))
     for name in names(bench_parser()):
-        assert callable(import_module(f"alexnet_triton.bench.{name}").run)
+        assert callable(import_module(HOMES[name], "alexnet_triton.bench").run)
 
 
 def test_the_public_face_is_imported_when_it_is_asked_for() -> None:

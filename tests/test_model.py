@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench import whole
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.endtoend import model_rows
-from alexnet_triton.bench.measuring import Effort
-from alexnet_triton.bench.peers import Peer, Prepared, peers
-from alexnet_triton.bench.problem import Problem, Tensors, match
+from alexnet_triton.bench.measure import network_problem as whole
+from alexnet_triton.bench.measure.endtoend import model_rows
+from alexnet_triton.bench.measure.options import Effort
+from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
+from alexnet_triton.bench.measure.problem import Problem, Tensors, match
 from alexnet_triton.bench.records import OURS, Row, load
 from alexnet_triton.engine import bind
 from alexnet_triton.engine.load import load_state
@@ -181,7 +181,7 @@ def test_who_is_wrong_or_fails_is_not_timed_and_the_others_are(
         kept = torch.zeros(len(given.x), 10)
         return Prepared(lambda: None, lambda: kept)
 
-    monkeypatch.setattr("alexnet_triton.engine.single.pack", spoiled)
+    monkeypatch.setattr("alexnet_triton.engine.devices.single.pack", spoiled)
     monkeypatch.setattr(whole, "peers", found)
     rows = {row.contestant: row for row in rows_of()}
     assert {name: row.note for name, row in rows.items() if row.median_us is None} == {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from alexnet_triton.bench.machine.limits import GPUS, LIMITS, compilable, find_arch, find_gpu
-from alexnet_triton.bench.machine.occupancy import blocks_by_registers, occupancy, waves
+from alexnet_triton.bench.inspect.limits import GPUS, LIMITS, compilable, find_arch, find_gpu
+from alexnet_triton.bench.inspect.occupancy import blocks_by_registers, occupancy, waves
 from alexnet_triton.engine import EngineError
-from alexnet_triton.engine.cards import CARDS
+from alexnet_triton.engine.devices.cards import CARDS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alexnet_triton.engine import Engine, onnx_file, onnx_graph, onnx_layers, reference
-from alexnet_triton.engine.onnx_file import Node, OnnxError
+from alexnet_triton.engine import Engine, reference
+from alexnet_triton.engine.onnx import file as onnx_file
+from alexnet_triton.engine.onnx import graph as onnx_graph
+from alexnet_triton.engine.onnx import operators as onnx_layers
+from alexnet_triton.engine.onnx.file import Node, OnnxError
 from alexnet_triton.engine.spec import (
     AdaptiveAvgPool2d,
     AvgPool2d,

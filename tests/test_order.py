@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from alexnet_triton.bench.measuring import Effort
-from alexnet_triton.bench.order import candidates, orders, told, tuned_row
+from alexnet_triton.bench.measure.options import Effort
+from alexnet_triton.bench.tune.schedule import candidates, orders, told, tuned_row
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.tuning import Table
 

@@ -6,12 +6,19 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from alexnet_triton.bench import cudnn_graph
-from alexnet_triton.bench.peers import KINDS, Peer, fused_peers, libraries, peers, traced
-from alexnet_triton.bench.problem import Problem, Tensors, expected, match, problems, tensors
+from alexnet_triton.bench.measure import cudnn_graph
+from alexnet_triton.bench.measure.peers import KINDS, Peer, fused_peers, libraries, peers, traced
+from alexnet_triton.bench.measure.problem import (
+    Problem,
+    Tensors,
+    expected,
+    match,
+    problems,
+    tensors,
+)
 from alexnet_triton.engine import EngineError
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.spec import Conv2d
 from alexnet_triton.engine.zoo import network
 from torch.nn import functional as F

@@ -12,10 +12,10 @@ import pytest
 import torch
 from alexnet_triton import NetworkError
 from alexnet_triton.engine.__main__ import main
-from alexnet_triton.engine.canvas import PictureError
-from alexnet_triton.engine.diagram import draw, volumes
-from alexnet_triton.engine.explain import default_image, explain
-from alexnet_triton.engine.maps import draw_filters
+from alexnet_triton.engine.pictures.canvas import PictureError
+from alexnet_triton.engine.pictures.diagram import draw, volumes
+from alexnet_triton.engine.pictures.explain import default_image, explain
+from alexnet_triton.engine.pictures.maps import draw_filters
 from alexnet_triton.engine.reference import forward, normalise
 from alexnet_triton.engine.spec import BatchNorm2d, Conv2d, Network, Preprocess, ReLU, Sigmoid
 from alexnet_triton.engine.zoo import DIGITS, alexnet2012, network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from alexnet_triton import Engine, EngineError, NetworkError
-from alexnet_triton.engine.pipeline import balanced_cut, cost, cut, cuts
+from alexnet_triton.engine.devices.pipeline import balanced_cut, cost, cut, cuts
 from alexnet_triton.engine.plan import NUMBERS, plan
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS, network

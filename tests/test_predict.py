@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.predict import Prediction, predict
-from alexnet_triton.engine.cards import CARDS
+from alexnet_triton.bench.measure.predict import Prediction, predict
+from alexnet_triton.engine.devices.cards import CARDS
 from alexnet_triton.engine.zoo import network
 
 Capture = pytest.CaptureFixture[str]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from alexnet_triton.bench import problem as cut
-from alexnet_triton.bench.problem import Problem
+from alexnet_triton.bench.measure import problem as cut
+from alexnet_triton.bench.measure.problem import Problem
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.spec import NetworkError
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.conv import Conv2dConfig

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench.candidates import shipped
-from alexnet_triton.bench.problem import Match, Problem, problems
-from alexnet_triton.bench.rivals import proof
-from alexnet_triton.bench.rivals.candidate import (
+from alexnet_triton.bench.measure.problem import Match, Problem, problems
+from alexnet_triton.bench.race import proof
+from alexnet_triton.bench.race.candidate import (
     CandidateError,
     Conv2dProblem,
     LinearProblem,
@@ -19,9 +18,10 @@ from alexnet_triton.bench.rivals.candidate import (
     locate,
     pose,
 )
-from alexnet_triton.bench.rivals.proof import Disqualified
+from alexnet_triton.bench.race.candidates import shipped
+from alexnet_triton.bench.race.proof import Disqualified
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture
 

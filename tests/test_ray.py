@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alexnet_triton.engine import Engine, EngineError, reaper
-from alexnet_triton.engine import ray as on_ray
+from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
-from alexnet_triton.engine.jobs import classify
-from alexnet_triton.engine.listing import listing
-from alexnet_triton.engine.rows import Row, schema
+from alexnet_triton.engine.jobs import ray as on_ray
+from alexnet_triton.engine.jobs import reaper
+from alexnet_triton.engine.jobs.classify import classify
+from alexnet_triton.engine.jobs.listing import listing
+from alexnet_triton.engine.jobs.rows import Row, schema
 from alexnet_triton.engine.zoo import network
 from PIL import Image
 
@@ -372,7 +373,7 @@ def test_without_ray_one_line_names_the_cure(monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_imports_ray_before_it_is_needed() -> None:
     code = """
 import json, sys
-import alexnet_triton.engine.__main__, alexnet_triton.engine.ray
+import alexnet_triton.engine.__main__, alexnet_triton.engine.jobs.ray
 print(json.dumps([name for name in ("ray", "pyarrow", "pandas") if name in sys.modules]))
 """
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

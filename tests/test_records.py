@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alexnet_triton.bench.measure.timing import Times
 from alexnet_triton.bench.records import (
     OURS,
     RecordError,
@@ -19,7 +20,6 @@ from alexnet_triton.bench.records import (
     save_csv,
     times_best_peer,
 )
-from alexnet_triton.bench.timing import Times
 
 
 def row(contestant: str = OURS, median: float | None = 100.0, **fields: object) -> Row:

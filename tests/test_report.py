@@ -20,14 +20,14 @@ from typing import Any
 
 import pytest
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.drawing import story
-from alexnet_triton.bench.drawing.landscape import searches
-from alexnet_triton.bench.drawing.table import markdown, marked, rewrite
-from alexnet_triton.bench.problem import problems
+from alexnet_triton.bench.measure.problem import problems
 from alexnet_triton.bench.records import OURS, RecordError, Results, Row, load, save
-from alexnet_triton.bench.report import page, search_page, search_svg, summary, text
+from alexnet_triton.bench.report import story
+from alexnet_triton.bench.report.landscape import searches
+from alexnet_triton.bench.report.readme import markdown, marked, rewrite
+from alexnet_triton.bench.report.report import page, search_page, search_svg, summary, text
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alexnet_triton.bench.roofline import COPY, binds, measure_roofs, roof_us
+from alexnet_triton.bench.measure.roofline import COPY, binds, measure_roofs, roof_us
 from alexnet_triton.engine import EngineError
 from alexnet_triton.kernels.jit import Work
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from alexnet_triton.bench import phases, round
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.contest import admit
-from alexnet_triton.bench.peers import Peer
+from alexnet_triton.bench.measure.contest import admit
+from alexnet_triton.bench.measure.peers import Peer
+from alexnet_triton.bench.measure.problem import Match, Tensors
 from alexnet_triton.bench.phases import PHASES, Phase, Round, perform, searches, shares
-from alexnet_triton.bench.problem import Match, Tensors
 from alexnet_triton.bench.records import Results, Row, load, save
 from alexnet_triton.bench.round import begin, watch
 from alexnet_triton.engine import EngineError

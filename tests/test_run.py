@@ -14,10 +14,10 @@ import torch
 from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
 from alexnet_triton.engine import reference
 from alexnet_triton.engine.bind import allocate, bind, pack
-from alexnet_triton.engine.graph import Recording, waiting
-from alexnet_triton.engine.graph import record as record_graph
+from alexnet_triton.engine.devices.graph import Recording, waiting
+from alexnet_triton.engine.devices.graph import record as record_graph
+from alexnet_triton.engine.devices.single import Planner, Single
 from alexnet_triton.engine.plan import NUMBERS, Options, plan
-from alexnet_triton.engine.single import Planner, Single
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dShape

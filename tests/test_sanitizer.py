@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 import torch
 import triton.language as tl
-from alexnet_triton.bench.sanitizer import Violation, sanitized
+from alexnet_triton.bench.race.sanitizer import Violation, sanitized
 from alexnet_triton.engine.bind import bind, pack
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, split_k, stem
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape

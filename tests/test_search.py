@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alexnet_triton.bench.lab.cache import Cache, Subject, Trial, source_hash
-from alexnet_triton.bench.lab.search import STRATEGIES, follow
-from alexnet_triton.bench.lab.simulate import Replay, best, by_subject, replay
-from alexnet_triton.bench.lab.space import Config, Space, key, listed
-from alexnet_triton.bench.problem import problems, ready, tensors
+from alexnet_triton.bench.measure.problem import problems, ready, tensors
 from alexnet_triton.bench.records import RecordError
+from alexnet_triton.bench.tune.cache import Cache, Subject, Trial, source_hash
+from alexnet_triton.bench.tune.search import STRATEGIES, follow
+from alexnet_triton.bench.tune.simulate import Replay, best, by_subject, replay
+from alexnet_triton.bench.tune.space import Config, Space, key, listed
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, epilogue
 

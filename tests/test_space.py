@@ -7,8 +7,8 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
-from alexnet_triton.bench.lab.lab import _folded
-from alexnet_triton.bench.lab.space import (
+from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
+from alexnet_triton.bench.tune.space import (
     Rule,
     Space,
     SpaceError,
@@ -18,9 +18,9 @@ from alexnet_triton.bench.lab.space import (
     space,
     within,
 )
-from alexnet_triton.bench.problem import Problem, configured, problems, ready, tensors
+from alexnet_triton.bench.tune.tuner import _folded
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS, KernelConfig
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 

@@ -21,10 +21,11 @@ from alexnet_triton.bench.records import load as load_results
 from alexnet_triton.engine import foretell, reference
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.cards import GPUS
 from alexnet_triton.engine.demo import demo
+from alexnet_triton.engine.devices.cards import GPUS
+from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.images import Source
-from alexnet_triton.engine.jobs import classify
+from alexnet_triton.engine.jobs.classify import classify
 from alexnet_triton.engine.load import aim
 from alexnet_triton.engine.plan import NUMBERS, Options, plan
 from alexnet_triton.engine.spec import (
@@ -42,7 +43,6 @@ from alexnet_triton.engine.spec import (
     Softmax,
 )
 from alexnet_triton.engine.summary import summarise
-from alexnet_triton.engine.towers import half
 from alexnet_triton.engine.verify import verify
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels import tuning

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from alexnet_triton.bench.timing import (
+from alexnet_triton.bench.measure.timing import (
     CLOCKS,
     Times,
     _distinct,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from alexnet_triton import Engine, NetworkError
+from alexnet_triton.engine.devices.towers import exchanged, half
 from alexnet_triton.engine.spec import (
     Gather,
     Linear,
     Network,
     Preprocess,
 )
-from alexnet_triton.engine.towers import exchanged, half
 from alexnet_triton.engine.zoo import ALEXNET, alexnet2012, network
 from alexnet_triton.weights import load
 

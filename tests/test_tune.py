@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.lab.attempt import Judgement, Runner, ToJudge, ToRun, judges, launches
-from alexnet_triton.bench.lab.cache import Cache, Subject, Trial
-from alexnet_triton.bench.lab.child import Child, Lost
-from alexnet_triton.bench.lab.lab import Lab, tune
-from alexnet_triton.bench.lab.outcome import reasons, table
-from alexnet_triton.bench.problem import Problem, problems, ready, tensors
-from alexnet_triton.bench.tune import targets
+from alexnet_triton.bench.measure.problem import Problem, problems, ready, tensors
+from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
+from alexnet_triton.bench.tune.child import Child, Lost
+from alexnet_triton.bench.tune.outcome import reasons, table
+from alexnet_triton.bench.tune.trial import Judgement, Runner, ToJudge, ToRun, judges, launches
+from alexnet_triton.bench.tune.tune import targets
+from alexnet_triton.bench.tune.tuner import Lab, tune
 from alexnet_triton.engine import NetworkError
+from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import NUMBERS
-from alexnet_triton.engine.single import Planner
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig
@@ -130,7 +130,7 @@ def _tune_without_rules(
     problem: Problem, lab: Lab, cache: Cache, values: dict[str, list[str]]
 ) -> tuple[Trial, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_triton.bench.lab.space._matrix_rules", lambda *_: ())
+        patch.setattr("alexnet_triton.bench.tune.space._matrix_rules", lambda *_: ())
         return tune(problem, lab, cache, strategy="exhaustive", values=values).trials
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench import twins
-from alexnet_triton.bench.peers import Peer, Prepared
-from alexnet_triton.bench.problem import Tensors
+from alexnet_triton.bench.measure import twins
+from alexnet_triton.bench.measure.peers import Peer, Prepared
+from alexnet_triton.bench.measure.problem import Tensors
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

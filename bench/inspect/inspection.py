@@ -1,0 +1,231 @@
+"""What can be said of a layer's kernels without running them: a report per configuration.
+
+Everything is read off the binary (`compiled.py`, `machine_code.py`), worked out from the table of
+limits (`occupancy.py`), or counted from the layer's shape. Rates of a card are those of
+`engine/devices/cards.py`; a roof is what they allow if nothing else holds the kernel back
+(Williams, Waterman, Patterson: "Roofline", 2009).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import triton
+
+from ...engine.devices.cards import CARDS
+from ...kernels.jit import Launch, Work
+from ..measure.problem import Problem, ready, tensors
+from .compiled import Binary, compile_for, refusal, unlaunchable
+from .limits import GPUS, Arch, arch_name
+from .machine_code import Loop, is_matrix, main_loop
+from .occupancy import Occupancy, Waves, occupancy, waves
+
+PLANNED_AS = 80
+"""AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """The best that a card's rates allow for some work."""
+
+    flops: float  # per second
+    us: float
+    bound: str  # "compute" or "memory"
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One launch of a layer, compiled for one architecture; `waves` is None without a card."""
+
+    binary: Binary
+    grid: int  # blocks
+    occupancy: Occupancy
+    waves: Waves | None
+    loop: Loop
+    refusal: str | None
+
+    @property
+    def multiplies_by(self) -> str | None:
+        """The opcode that does the main loop's products: a matrix instruction, or else FMAs."""
+        matrix = Counter(filter(is_matrix, self.loop.opcodes))
+        if matrix:
+            return matrix.most_common(1)[0][0]
+        fused = Counter(opcode for opcode in self.loop.opcodes if "FMA" in opcode.upper())
+        if 8 * fused.total() < len(self.loop.opcodes):
+            return None  # some arithmetic, but not what the loop is for
+        return fused.most_common(1)[0][0] if fused else None
+
+    @property
+    def operands(self) -> str:
+        """How the main loop gets its operands."""
+        mix = self.loop.mix
+        if "UTMALDG" in self.loop.opcodes:
+            return "TMA"
+        if "asynchronous copy" in mix:
+            return "asynchronous copies"
+        return "loads through registers" if "shared" in mix else "plain loads"
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if self.refusal:
+            return self.refusal
+        where = "compute unit" if isinstance(self.binary.arch, str) else "SM"
+        blocks = self.occupancy.blocks
+        told = [
+            " + ".join(filter(None, (self.operands, self.multiplies_by))),
+            f"{self.binary.registers} registers",
+            f"{'one block' if blocks == 1 else f'{blocks} blocks'} per {where} limited by "
+            f"{' and '.join(self.occupancy.limited_by)}",
+        ]
+        line = f"clean: {', '.join(told)}"
+        if self.waves:
+            line += f"; {self.waves.waves:.1f} waves, {self.waves.full:.0%} full".replace("%", " %")
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        binary = self.binary
+        return {
+            "kernel": binary.kernel,
+            "grid": self.grid,
+            "registers": binary.registers,
+            "spills": binary.spills,
+            "stack": binary.stack,
+            "shared": binary.shared,
+            "shared_limit": binary.limits.shared_per_block,
+            "shared_over": binary.excess,
+            "tensor_memory": binary.tensor_memory,
+            "warps": binary.warps,
+            "launchable": unlaunchable(binary) is None,
+            "occupancy": asdict(self.occupancy),
+            "waves": asdict(self.waves) if self.waves else None,
+            "multiplies_by": self.multiplies_by,
+            "operands": self.operands,
+            "main_loop": {
+                "found": self.loop.found,
+                "instructions": len(self.loop.opcodes),
+                "mix": {
+                    name: {"count": count, "share": count / len(self.loop.opcodes)}
+                    for name, count in self.loop.mix.items()
+                },
+            },
+            "instructions": dict(binary.instructions.most_common()),
+            "refusal": self.refusal,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """One layer in one configuration on one architecture.
+
+    `config` is as it was asked for, "default" or "BLOCK_M=256"; `settings` are all its fields.
+    `failure` says why there are no kernels.
+    """
+
+    layer: str
+    arch: Arch
+    card: str | None  # a key of GPUS
+    config: str
+    settings: dict[str, Any]
+    work: Work
+    roof: Roof | None
+    kernels: tuple[KernelReport, ...]
+    failure: str | None = None
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.work.flops / self.work.bytes
+
+    @property
+    def clean(self) -> bool:
+        """Whether it compiles and nothing speaks against running it."""
+        return self.failure is None and not any(kernel.refusal for kernel in self.kernels)
+
+    @property
+    def main(self) -> KernelReport | None:
+        """The kernel that does the layer's products, or the last one."""
+        products = [kernel for kernel in self.kernels if kernel.multiplies_by]
+        every = products or self.kernels
+        return every[-1] if every else None
+
+    @property
+    def verdict(self) -> str:
+        """One line: why not, or what the main kernel is."""
+        if self.failure:
+            return self.failure
+        for kernel in self.kernels:
+            if kernel.refusal:
+                alone = len(self.kernels) == 1
+                return kernel.refusal if alone else f"{kernel.binary.kernel}: {kernel.refusal}"
+        return self.main.verdict if self.main else "no kernel does this step"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "layer": self.layer,
+            "arch": arch_name(self.arch),
+            "card": GPUS[self.card].name if self.card else None,
+            "triton": triton.__version__,
+            "config": self.config,
+            "settings": self.settings,
+            "flops": self.work.flops,
+            "bytes": self.work.bytes,
+            "intensity": self.intensity,
+            "roof": asdict(self.roof) if self.roof else None,
+            "clean": self.clean,
+            "verdict": self.verdict,
+            "kernels": [kernel.to_dict() for kernel in self.kernels],
+        }
+
+
+def report(problem: Problem, arch: Arch, card: str | None, config: str = "default") -> Report:
+    """Compile every kernel of `problem`, as it is configured, for `arch` and judge it.
+
+    `card` is a key of GPUS; without one there are no waves, and without its rates no roof. A
+    configuration that a launcher or the compiler refuses is a report with a `failure`.
+    """
+    settings = asdict(problem.step.config) if problem.step.config else {}
+    made: list[KernelReport] = []
+    failure = None
+    try:
+        for _, launches in ready(problem, tensors(problem, "meta")).launches:
+            made += [kernel_report(launch, arch, card) for launch in launches]
+    except Exception as error:  # Triton's compiler raises whatever it likes
+        failure = f"DOES NOT COMPILE: {_last_line(error)}"
+    return Report(
+        *(problem.name, arch, card, config, settings, problem.work),
+        *(roof(problem.work, problem.dtype, card), tuple(made), failure),
+    )
+
+
+def kernel_report(launch: Launch, arch: Arch, card: str | None) -> KernelReport:
+    """Compile one launch and judge it. Raises what `compile_for` raises."""
+    binary = compile_for(launch, arch)
+    held = occupancy(
+        *(binary.limits, binary.registers, binary.shared, binary.warps, binary.tensor_memory)
+    )
+    grid = math.prod(launch.grid)
+    passed = waves(grid, held.blocks, GPUS[card].multiprocessors) if card else None
+    return KernelReport(binary, grid, held, passed, main_loop(binary.sass), refusal(binary))
+
+
+def roof(work: Work, dtype: str, card: str | None) -> Roof | None:
+    """What the rates of a card allow; None where they are not known."""
+    if card is None or card not in CARDS or dtype not in CARDS[card].flops:
+        return None
+    compute = work.flops / CARDS[card].flops[dtype]
+    memory = work.bytes / CARDS[card].memory
+    seconds = max(compute, memory)
+    return Roof(work.flops / seconds, seconds * 1e6, "compute" if compute > memory else "memory")
+
+
+def _last_line(error: Exception) -> str:
+    """The compiler's message; what stands above it is the source and a pointer into it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,143 @@
+"""What a named card would take for a network, worked out from FLOPs and bytes: no card, no run.
+
+Each step takes as long as the slower of its arithmetic and its traffic at the card's rates (S.
+Williams, A. Waterman, D. Patterson, "Roofline", 2009), and steps follow one another. That is a
+bound, not a forecast: nothing here knows launches, tiles that do not fill the card, or a cache that
+keeps what passes between two steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from ...engine.devices.cards import Card
+from ...engine.devices.single import Planner
+from ...engine.load import at_least_one, one_of
+from ...engine.plan import NUMBERS
+from ...engine.spec import Network
+from . import network_problem as whole
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedStep:
+    """One step: its work and the time of each roof, in microseconds."""
+
+    name: str
+    kernel: str
+    flops: int
+    bytes: int
+    compute_us: float
+    memory_us: float
+
+    @property
+    def us(self) -> float:
+        """The slower of the two."""
+        return max(self.compute_us, self.memory_us)
+
+    @property
+    def roof(self) -> Literal["compute", "memory"]:
+        """Which of the two that is."""
+        return "compute" if self.compute_us >= self.memory_us else "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """All steps of a network for one batch on one card."""
+
+    network: str
+    card: str
+    dtype: str
+    batch: int
+    input: str
+    flops_rate: float  # FLOP/s
+    memory_rate: float  # byte/s
+    steps: tuple[PredictedStep, ...]
+    fused_us: float  # if nothing that passes between steps went through memory
+
+    @property
+    def us(self) -> float:
+        """One step after the other."""
+        return sum(step.us for step in self.steps)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second, one batch after the other."""
+        return self.batch / self.us * 1e6
+
+    def share(self, step: PredictedStep) -> float:
+        """A step's part of the whole time."""
+        return step.us / self.us
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        steps = [
+            asdict(step) | {"us": step.us, "roof": step.roof, "share": self.share(step)}
+            for step in self.steps
+        ]
+        return {
+            "prediction": True,
+            **asdict(self),
+            "steps": steps,
+            "us": self.us,
+            "images_per_second": self.images_per_second,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"PREDICTION, not a measurement: {self.network}, {self.batch} images ({self.input}), "
+            f"{self.dtype}, on {self.card}",
+            f"from counted FLOPs and bytes at {self.flops_rate / 1e12:.3g} TFLOP/s and "
+            f"{self.memory_rate / 1e12:.3g} TB/s; a bound that no launch or tile is counted in",
+            f"{'step':<8} {'kernel':<15} {'GFLOP':>10} {'MB':>10} {'compute us':>11} "
+            f"{'memory us':>11} {'us':>11} {'share':>6}  roof",
+        ]
+        lines += [
+            f"{step.name:<8} {step.kernel:<15} {step.flops / 1e9:>10.3f} "
+            f"{step.bytes / 1e6:>10.2f} {step.compute_us:>11.2f} {step.memory_us:>11.2f} "
+            f"{step.us:>11.2f} {self.share(step):>6.1%}  {step.roof}"
+            for step in self.steps
+        ]
+        lines.append(
+            f"{'total':<8} {'':<15} {sum(s.flops for s in self.steps) / 1e9:>10.3f} "
+            f"{sum(s.bytes for s in self.steps) / 1e6:>10.2f} {'':>11} {'':>11} {self.us:>11.2f}"
+        )
+        lines.append(
+            f"predicted: {self.images_per_second:,.0f} images/s; if nothing between the steps went "
+            f"through memory, {self.fused_us:.2f} us and "
+            f"{self.batch / self.fused_us * 1e6:,.0f} images/s"
+        )
+        return "\n".join(lines)
+
+
+def predict(
+    network: Network, card: Card, dtype: str, batch: int, pixels: bool = False
+) -> Prediction:
+    """The roofline of every step of the plan that `card` would get; `pixels`: uint8 images.
+
+    Raises EngineError for a dtype that is none or a batch below 1.
+    """
+    one_of("dtype", dtype, NUMBERS)
+    at_least_one("batch", batch)
+    problem = whole.problem(Planner(network, NUMBERS[dtype], card.arch), dtype, batch, pixels)
+    rate = card.flops[dtype]
+    steps = tuple(
+        PredictedStep(
+            *(step.name, step.kernel, step.work.flops, step.work.bytes),
+            compute_us=step.work.flops / rate * 1e6,
+            memory_us=step.work.bytes / card.memory * 1e6,
+        )
+        for step in problem.plan.steps
+    )
+    least = problem.work
+    return Prediction(
+        *(network.name, card.name, dtype, batch, _kind(problem.plan.numbers.dtype, pixels)),
+        *(rate, card.memory, steps),
+        fused_us=1e6 * max(least.flops / rate, least.bytes / card.memory),
+    )
+
+
+def _kind(dtype: torch.dtype, pixels: bool) -> str:
+    return "uint8 pixels" if pixels else f"{str(dtype).removeprefix('torch.')} images"

@@ -1,0 +1,419 @@
+"""Which configurations of a step are worth trying: a few values of each parameter, and rules.
+
+A space is declared for each kind of kernel beside the others, so that what is tried can be read
+and argued about. A rule is a sentence and a predicate; configurations that break one are never
+made. Rules only leave out what cannot win: what cannot run at all is the compiler's to say, which
+knows registers and shared memory exactly (`inspect.refusal`).
+
+Parameters are fields of the kernel's configuration. A field that a space does not name keeps the
+default's value, and a name that the configuration does not have is passed over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+from ...engine.plan import KernelConfig, Numbers, Step
+from ...errors import Error
+from ...kernels import stem
+from ...kernels.conv import Conv2dShape, images_tiling_fits
+from ...kernels.gemm import LinearShape
+from ...kernels.jit import MAX_TILE, power_of_two
+from ...kernels.layout import CHANNEL_ALIGNMENT, aligned
+from ...kernels.lrn import LRNShape
+from ...kernels.pool import PoolShape
+from ...kernels.softmax import SoftmaxShape
+from ...kernels.stem import StemShape
+from ..inspect.limits import LIMITS
+
+Config = dict[str, Any]  # a configuration's fields by name, as JSON has them
+Values = Mapping[str, tuple[Any, ...]]
+Declared = TypeVar("Declared", bound=KernelConfig)
+
+FEW = 256  # tiles: a large GPU has half as many multiprocessors, and more need not be split
+ACCUMULATORS = 224  # registers a thread may fill with sums; the other 31 are for addresses
+
+
+class SpaceError(Error, ValueError):
+    """A parameter that a kernel does not have or a value it cannot take, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Configurations for which `holds` is false are left out; `name` says why."""
+
+    name: str
+    holds: Callable[[Config], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All combinations of the parameters' values that break no rule."""
+
+    parameters: Values
+    rules: tuple[Rule, ...] = ()
+
+    def broken(self, config: Config) -> str | None:
+        """The name of the first rule that a configuration breaks, None if it is legal."""
+        return next((rule.name for rule in self.rules if not rule.holds(config)), None)
+
+    def configs(self) -> list[Config]:
+        """Every legal configuration, the last parameter changing fastest."""
+        every = itertools.product(*self.parameters.values())
+        configs = (dict(zip(self.parameters, values, strict=True)) for values in every)
+        return [config for config in configs if self.broken(config) is None]
+
+    def neighbours(self, config: Config) -> list[Config]:
+        """Legal configurations that differ in one parameter.
+
+        By one step up or down to the next legal value where values are numbers, else by any value.
+        """
+        found = []
+        for name, values in self.parameters.items():
+            for line in _lines(values, config[name]):
+                moved = ({**config, name: value} for value in line)
+                legal = next((near for near in moved if self.has(near)), None)
+                if legal is not None:
+                    found.append(legal)
+        return found
+
+    def has(self, config: Config) -> bool:
+        """Whether it is one of them; its fields are those of the space."""
+        inside = all(config[name] in values for name, values in self.parameters.items())
+        return inside and self.broken(config) is None
+
+
+def space(
+    step: Step, numbers: Numbers, arch: int | None, folded: Conv2dShape | None = None
+) -> Space:
+    """The space of a step on compute capability `arch`; None, the interpreter, has a few tiles.
+
+    `folded` is the shape of a network's first convolution at one column at a time (`stem.fold`),
+    which may compute several columns at once; None for every other step. Raises SpaceError for a
+    step without a kernel.
+    """
+    if step.config is None:
+        raise SpaceError(f"{step.name}: an exchange between towers has no kernel to tune")
+    fields = asdict(step.config)
+    if arch is None:
+        made = _interpreted(fields)
+    elif folded is not None:
+        made = _conv2d(folded, numbers, arch, columns=(1, 2, 4))
+    else:
+        made = _compiled(step.shape, numbers, arch)
+    parameters = {
+        name: _with(made.parameters.get(name, (value,)), value) for name, value in fields.items()
+    }
+    return replace(made, parameters=parameters)
+
+
+def within(space: Space, values: Mapping[str, Sequence[str]]) -> Space:
+    """The same space with other values of some parameters, each as a user writes it.
+
+    Raises SpaceError for a name that is no parameter and a value of another type.
+    """
+    chosen = dict(space.parameters)
+    for name, texts in values.items():
+        if name not in chosen:
+            raise SpaceError(f"no parameter {name!r}; this kernel has {', '.join(chosen)}")
+        chosen[name] = tuple(_value(name, text, chosen[name][0]) for text in texts)
+    return replace(space, parameters=chosen)
+
+
+def listed(configs: Iterable[Config]) -> Space:
+    """The space of exactly these configurations, which all have the same fields."""
+    known = {key(config): config for config in configs}
+    names = next(iter(known.values()), {})
+    parameters = {name: _sorted({config[name] for config in known.values()}) for name in names}
+    return Space(parameters, (Rule("it is listed", lambda config: key(config) in known),))
+
+
+def key(config: Config) -> str:
+    """The same text for the same configuration."""
+    return json.dumps(config, sort_keys=True)
+
+
+def built(like: Declared, config: Config) -> Declared:
+    """The configuration of a kernel from its fields; those that are missing are as in `like`."""
+    return replace(like, **config)
+
+
+def _lines(values: tuple[Any, ...], here: Any) -> list[list[Any]]:
+    """Ways from a value to others: numbers up and down, the nearest first; others one by one."""
+    others = [value for value in values if value != here]
+    if isinstance(here, bool | str):
+        return [[value] for value in others]
+    up, down = [v for v in others if v > here], [v for v in others if v < here]
+    return [sorted(up), sorted(down, reverse=True)]
+
+
+def _sorted(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(values))
+
+
+def _with(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Values to search and the default's own: a search starts there and must find neighbours."""
+    return values if value in values or len(values) == 1 else _sorted([*values, value])
+
+
+def _value(name: str, text: str, like: Any) -> Any:
+    if isinstance(like, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if isinstance(like, str):
+        return text
+    if isinstance(like, bool) or not text.isdecimal():
+        wanted = "true or false" if isinstance(like, bool) else "a number"
+        raise SpaceError(f"parameter {name}: wanted {wanted}, got {text!r}")
+    return int(text)
+
+
+# --- the interpreter -------------------------------------------------------------------------
+
+
+def _interpreted(default: Config) -> Space:
+    """Tiles of the default's size, half and a quarter of it: enough to try everything."""
+    blocks = [name for name, size in default.items() if name.startswith("BLOCK_") and size]
+    parameters = {
+        name: _sorted({max(1, default[name] // cut) for cut in (1, 2, 4)}) for name in blocks
+    }
+    limit = Rule(
+        f"a tile has at most {MAX_TILE} numbers",
+        lambda c: all(c[a] * c[b] <= MAX_TILE for a, b in itertools.combinations(blocks, 2)),
+    )
+    # A product's operands have at least 16 rows and columns.
+    matrix = Rule(
+        "a matrix tile is at least 16 wide",
+        lambda c: "BLOCK_K" not in c or all(c[name] >= 16 for name in blocks),
+    )
+    return Space(parameters, (limit, matrix))
+
+
+# --- compiled --------------------------------------------------------------------------------
+
+
+def _compiled(shape: object, numbers: Numbers, arch: int) -> Space:
+    match shape:
+        case Conv2dShape():
+            return _conv2d(shape, numbers, arch)
+        case LinearShape():
+            return _linear(shape, numbers, arch)
+        case PoolShape():
+            return _elementwise("BLOCK_P", "BLOCK_R", shape.N * aligned(shape.C))
+        case LRNShape():
+            return _elementwise("BLOCK_M", "BLOCK_C", shape.C)
+        case StemShape():
+            return _rows(shape.S * shape.S * shape.C)
+        case SoftmaxShape():
+            return _rows(shape.C)
+    raise SpaceError(f"no space is declared for {type(shape).__name__}")
+
+
+def _conv2d(
+    shape: Conv2dShape, numbers: Numbers, arch: int, columns: tuple[int, ...] = (1,)
+) -> Space:
+    """`columns` are how many output columns may be computed at once: see `stem.wide`."""
+    if shape.C % CHANNEL_ALIGNMENT or shape.OC % CHANNEL_ALIGNMENT:
+        columns = (1,)
+    parameters = {
+        "tiling": ("images", "pixels"),
+        "BLOCK_M": (32, 64, 128, 256),
+        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_N2": (0, 32, 64, 128),
+        "BLOCK_K": (16, 32, 64, 128),
+        "SPLIT_K": (1, 2, 4, 8, 16),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4, 5),
+        "descriptors": (False, True),
+        "columns": columns,
+    }
+    wide = {count: stem.wide(shape, count) if count > 1 else shape for count in columns}
+
+    def at(config: Config) -> Conv2dShape:
+        return wide[config["columns"]]
+
+    def images(config: Config) -> bool:
+        return bool(config["tiling"] == "images")
+
+    def channels(config: Config) -> int:
+        return at(config).C // at(config).groups
+
+    def filters(config: Config) -> int:
+        return at(config).OC // at(config).groups
+
+    def rows(config: Config) -> int:
+        return at(config).N * at(config).OH * at(config).OW
+
+    def steps(config: Config) -> int:
+        return at(config).KH * at(config).KW * _tiles(channels(config), config["BLOCK_K"])
+
+    def tiles(config: Config) -> int:
+        return _tiles(rows(config), config["BLOCK_M"]) * _tiles(at(config).OC, config["BLOCK_N"])
+
+    rules = (
+        Rule(
+            "a tile of images is at least half full",
+            lambda t: not images(t) or t["BLOCK_M"] < 2 * shape.N,
+        ),
+        Rule(
+            "a tile of pixels is no longer than the output",
+            lambda t: t["BLOCK_M"] <= power_of_two(rows(t), 32, 256),
+        ),
+        Rule(
+            "a tile is no wider than the filters",
+            lambda t: t["BLOCK_N"] <= power_of_two(filters(t), 32, 256),
+        ),
+        Rule(
+            "a second accumulator is for a tile of images, narrower than the first, and needed",
+            lambda t: (
+                not t["BLOCK_N2"] or (images(t) and t["BLOCK_N2"] < t["BLOCK_N"] < filters(t))
+            ),
+        ),
+        Rule("a K step is no longer than the channels", lambda t: _k_step(t, channels(t))),
+        Rule(
+            "a sum is split where tiles are of pixels and few, and a part has four steps",
+            lambda t: (
+                t["SPLIT_K"] == 1
+                or (
+                    not images(t)
+                    and t["columns"] == 1  # parts are dense
+                    and steps(t) >= 4 * t["SPLIT_K"]
+                    and tiles(t) < FEW
+                )
+            ),
+        ),
+        Rule(
+            "descriptors step from group to group by 16 bytes",
+            lambda t: (
+                not (images(t) and t["descriptors"]) or images_tiling_fits(shape, numbers.dtype)
+            ),
+        ),
+        *_matrix_rules(numbers, arch),
+    )
+    return Space(parameters, rules)
+
+
+def _linear(shape: LinearShape, numbers: Numbers, arch: int) -> Space:
+    parameters = {
+        "transposed": (False, True),
+        "BLOCK_M": (16, 32, 64, 128, 256),
+        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_K": (16, 32, 64, 128, 256),
+        "SPLIT_K": (1, 2, 4, 8, 16),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4, 5, 6),
+        "descriptors": (False, True),
+    }
+
+    def steps(config: Config) -> int:
+        return shape.P * _tiles(shape.C, config["BLOCK_K"])
+
+    def tiles(config: Config) -> int:
+        return _tiles(shape.N, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
+
+    rules = (
+        Rule(
+            "a tile is no longer than the batch or the matrix instruction",
+            lambda t: t["BLOCK_M"] <= power_of_two(shape.N, 16 if t["transposed"] else 64, 256),
+        ),
+        Rule(
+            "a tile is no wider than the outputs",
+            lambda t: t["BLOCK_N"] <= power_of_two(shape.OC, 32, 256),
+        ),
+        Rule(
+            "the matrix instruction's side of 64 rows is full",
+            lambda t: t["BLOCK_N" if t["transposed"] else "BLOCK_M"] >= 64,
+        ),
+        Rule("a K step is no longer than the channels", lambda t: _k_step(t, shape.C)),
+        Rule(
+            "a sum is split where tiles are few, and a part has four steps",
+            lambda t: t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW),
+        ),
+        *_matrix_rules(numbers, arch),
+    )
+    return Space(parameters, rules)
+
+
+def _matrix_rules(numbers: Numbers, arch: int) -> tuple[Rule, ...]:
+    """What convolution and linear layers share: both are a product in tiles."""
+    plain = numbers.dtype == torch.float32 and numbers.precision == "ieee"
+
+    def width(config: Config) -> int:
+        return int(config["BLOCK_N"]) + int(config.get("BLOCK_N2", 0))
+
+    def operands(config: Config) -> int:
+        numbers_a_stage = (config["BLOCK_M"] + width(config)) * config["BLOCK_K"]
+        return int(numbers_a_stage * numbers.dtype.itemsize * config["num_stages"])
+
+    rules = [
+        Rule("descriptors are from sm_90", lambda t: not t["descriptors"] or arch >= 90),
+        Rule(
+            f"sums take at most {ACCUMULATORS} registers a thread",
+            lambda t: t["BLOCK_M"] * width(t) <= ACCUMULATORS * 32 * t["num_warps"],
+        ),
+        Rule(
+            "eight warps have 8192 sums to share",
+            lambda t: t["num_warps"] <= 4 or t["BLOCK_M"] * width(t) >= 8192,
+        ),
+        Rule(
+            "operands fit in shared memory",
+            lambda t: arch not in LIMITS or operands(t) <= LIMITS[arch].shared_per_block,
+        ),
+    ]
+    if plain:  # no tensor core computes this, and unrolled multiply-adds compile for minutes
+        rules.append(
+            Rule(
+                "plain multiply-adds keep to small tiles",
+                lambda t: (
+                    t["BLOCK_M"] * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
+                ),
+            )
+        )
+    return tuple(rules)
+
+
+def _elementwise(rows: str, columns: str, numbers: int) -> Space:
+    """Tiles of `rows` by `columns` of a problem with `numbers` columns."""
+    parameters = {
+        rows: (1, 2, 4, 8, 16, 32),
+        columns: (32, 64, 128, 256, 512, 1024, 2048),
+        "num_warps": (1, 2, 4, 8),
+    }
+    rules = (
+        Rule(
+            "a tile is no wider than the problem",
+            lambda t: t[columns] <= power_of_two(numbers, 32, 2048),
+        ),
+        Rule(
+            "a thread has 1 to 32 numbers",
+            lambda t: 1 <= t[rows] * t[columns] / (32 * t["num_warps"]) <= 32,
+        ),
+    )
+    return Space(parameters, rules)
+
+
+def _rows(columns: int) -> Space:
+    """Tiles of BLOCK_M rows that hold all of `columns`."""
+    width = power_of_two(columns, 8, MAX_TILE)
+    parameters = {
+        "BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        "num_warps": (1, 2, 4, 8),
+    }
+    numbers = Rule(
+        "a thread has 1 to 64 numbers",
+        lambda t: 1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64,
+    )
+    return Space(parameters, (numbers,))
+
+
+def _k_step(config: Config, channels: int) -> bool:
+    return bool(config["BLOCK_K"] <= power_of_two(channels, 16, 256))
+
+
+def _tiles(size: int, block: int) -> int:
+    return -(-size // block)

@@ -1,0 +1,355 @@
+"""A search on one device: candidates judged in many processes, run in one, and the best of them.
+
+A candidate goes through judging (compiled for the device, never run if it cannot win), proving
+(against float64, outputs poisoned) and timing, and ends as one line in the cache. Compiling runs
+ahead of the GPU in processes of its own. In the end the best few and the default take turns on the
+clock: what was measured minutes apart, and was the luckiest of hundreds, is not yet a winner.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+import triton
+
+from ...engine import EngineError
+from ...engine.plan import KernelConfig, Step
+from ...kernels.conv import Conv2dConfig, Conv2dShape
+from ...kernels.jit import architecture
+from ...kernels.stem import StemShape
+from ..env import environment
+from ..measure.problem import Problem, configured, ready, tensors
+from ..measure.timing import CLOCKS, Clock
+from . import trial as attempt
+from .cache import Cache, Subject, Trial, source_hash
+from .child import Child, Lost
+from .outcome import Outcome
+from .search import STRATEGIES, follow
+from .space import Config, Space, built, key, space, within
+from .trial import Judgement, Ran, Runner, ToJudge, ToRun
+
+ROUNDS = 9  # of a first look; at most LOOK seconds of them
+LOOK = 0.5
+FINALISTS = 3  # and the default
+FINAL_ROUNDS = 15  # at most FINAL seconds of them
+FINAL = 2.0
+
+
+class Lab:
+    """The processes that search on one device. Close it, or use it as a context.
+
+    `jobs` processes judge (default: one a core, but for one), none on a CPU, where nothing is
+    compiled. A candidate that has not answered after `timeout` seconds is given up. `clock` is one
+    of the device's, by default "graph" on a GPU: what a kernel costs in a steady stream of them.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        clock: Clock | None = None,
+        jobs: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self.device = device
+        self.arch = architecture(device)
+        self.name = device_name(device)
+        self.clock: Clock = clock or ("graph" if device.type == "cuda" else "host")
+        if self.clock not in CLOCKS[device.type]:
+            legal = " or ".join(CLOCKS[device.type])
+            raise EngineError(f"clock: wanted {legal} on {device}, got {self.clock!r}")
+        self.timeout = timeout
+        self._runner: Child[ToRun, list[Ran]] = Child(partial(Runner, str(device)))
+        self._jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
+        self._judges = [Child[ToJudge, Judgement](attempt.judges) for _ in range(self._jobs)]
+        self._idle: queue.SimpleQueue[Child[ToJudge, Judgement]] = queue.SimpleQueue()
+        for judge in self._judges:
+            self._idle.put(judge)
+        self._threads = ThreadPoolExecutor(self._jobs)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._runner.close()
+        for judge in self._judges:
+            judge.close()
+        self._threads.shutdown()
+
+    def judge(
+        self, problem: Problem, step: str, configs: Iterable[KernelConfig]
+    ) -> Generator[Judgement | Lost, None, None]:
+        """What the compiler says of each, in their order, some of them compiled ahead."""
+        ahead: deque[Future[Judgement | Lost]] = deque()
+        try:
+            for config in configs:
+                if self.arch is None:
+                    yield Judgement()
+                    continue
+                task = ToJudge(problem, step, config, self.arch)
+                ahead.append(self._threads.submit(self._judge, task))
+                if len(ahead) > 2 * self._jobs:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _judge(self, task: ToJudge) -> Judgement | Lost:
+        judge = self._idle.get()
+        try:
+            return judge.ask(task, self.timeout)
+        except Lost as lost:
+            return lost
+        finally:
+            self._idle.put(judge)
+
+    def run(
+        self,
+        problem: Problem,
+        step: str,
+        configs: Sequence[KernelConfig],
+        rounds: int = ROUNDS,
+        seconds: float = LOOK,
+    ) -> list[Ran]:
+        """Prove and time configurations that take turns. Raises Lost."""
+        task = ToRun(problem, step, tuple(configs), self.clock, rounds, seconds)
+        return self._runner.ask(task, self.timeout * len(configs))
+
+
+def tune(
+    problem: Problem,
+    lab: Lab,
+    cache: Cache,
+    *,
+    step: str | None = None,
+    strategy: str = "local",
+    seed: int = 0,
+    seconds: float | None = None,
+    limit: int | None = None,
+    values: Mapping[str, Sequence[str]] | None = None,
+    resume: bool = True,
+    told: Callable[[Trial], None] = lambda trial: None,
+    hints: Sequence[Config] = (),
+) -> Outcome:
+    """Search the space of one step of a problem, by default its last.
+
+    The search starts from the default or, if one is faster, from one of `hints`: winners of
+    problems like this one, of which those outside this space are passed over.
+
+    Ends when the strategy does, after about `seconds` (the final and a candidate under way may
+    take a little longer), or after `limit` trials that were not in the cache. With `resume` the
+    cache's trials by the same clock count as this search's own; without, all are made anew.
+    `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
+    Raises SpaceError.
+    """
+    chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
+    search = _Search(problem, chosen, lab, cache, limit, resume, told)
+    first = _folded(problem, chosen)
+    tried = within(space(chosen, problem.plan.numbers, lab.arch, first), values or {})
+    if seconds is not None:
+        search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
+    assert chosen.config is not None  # space() has refused it
+    default = asdict(chosen.config)
+    starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
+    starts = [start for start in starts if start == default or tried.has(start)]
+    if (times := search.evaluate(starts)) is not None:
+        _, best = min(zip(times, starts, strict=True), key=lambda one: one[0])
+        follow(STRATEGIES[strategy](tried, best, seed), search.evaluate)
+    return search.outcome(tried, default)
+
+
+class _Search:
+    """The trials of one search as they come in."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        step: Step,
+        lab: Lab,
+        cache: Cache,
+        limit: int | None,
+        resume: bool,
+        told: Callable[[Trial], None],
+    ) -> None:
+        self.problem, self.step, self.lab, self.cache = problem, step, lab, cache
+        self.limit, self.resume, self.told = limit, resume, told
+        self.end: float | None = None
+        self.trials: list[Trial] = []
+        self.fresh = 0
+        self.subject = subject(problem, step, lab.name)
+
+    def evaluate(self, configs: Sequence[Config]) -> list[float] | None:
+        """Their times, from the cache or measured; None once time or trials are up."""
+        seen = {key(trial.config): trial for trial in self.trials}
+        known = [seen.get(key(config)) or self._known(config) for config in configs]
+        unknown = (c for c, trial in zip(configs, known, strict=True) if trial is None)
+        judgements = self.lab.judge(self.problem, self.step.name, map(self._built, unknown))
+        times = []
+        try:
+            for config, trial in zip(configs, known, strict=True):
+                if trial is None:
+                    if self._over():
+                        return None
+                    trial = self._try(config, judgements)
+                    self.cache.append(trial)
+                    self.fresh += 1
+                if key(config) not in seen:
+                    self.trials.append(trial)
+                    self.told(trial)
+                times.append(trial.time)
+        finally:
+            judgements.close()
+        return times
+
+    def outcome(self, tried: Space, start: Config) -> Outcome:
+        """The final: the best few and the default take turns."""
+        trials = {key(trial.config): trial for trial in self.trials}
+        default = trials[key(start)]
+        right = [trial for trial in self.trials if trial.status == "ok"]
+        finalists = heapq.nsmallest(FINALISTS, right, key=lambda trial: trial.time)
+        if default.status == "ok" and default not in finalists:
+            finalists.append(default)
+        if finalists:
+            finalists = self._final(finalists)
+            trials |= {key(trial.config): trial for trial in finalists}
+        standing = [trial for trial in finalists if trial.status == "ok"]
+        return Outcome(
+            self.subject,
+            self.step.kernel.split()[0],
+            table_shape(self.problem, self.step),
+            tuple(self.trials),
+            self.fresh,
+            len(tried.configs()),
+            trials[key(start)],
+            min(standing, key=lambda trial: trial.time, default=None),
+        )
+
+    def _known(self, config: Config) -> Trial | None:
+        found = self.cache.find(self.subject, config) if self.resume else None
+        return None if found is None or found.clock != self.lab.clock else found
+
+    def _built(self, config: Config) -> KernelConfig:
+        assert self.step.config is not None
+        return built(self.step.config, config)
+
+    def _over(self) -> bool:
+        late = self.end is not None and time.perf_counter() > self.end
+        enough = self.limit is not None and self.fresh >= self.limit
+        return bool(self.trials) and (late or enough)  # the default is always tried
+
+    def _try(self, config: Config, judgements: Generator[Judgement | Lost, None, None]) -> Trial:
+        started = time.perf_counter()
+        judged = next(judgements)
+        trial = Trial(self.subject, config, "failed", date=_now(), clock=self.lab.clock)
+        if isinstance(judged, Lost):
+            trial = replace(trial, status=judged.status, reason=f"compiling: {judged.reason}")
+        elif judged.refusal:
+            trial = replace(trial, status="refused", reason=judged.refusal)
+        else:
+            try:
+                (ran,) = self.lab.run(self.problem, self.step.name, [self._built(config)])
+                trial = _timed(trial, ran)
+            except Lost as lost:
+                trial = replace(trial, status=lost.status, reason=lost.reason)
+        if isinstance(judged, Judgement):
+            trial = replace(trial, registers=judged.registers, shared=judged.shared)
+        return replace(trial, seconds=round(time.perf_counter() - started, 4))
+
+    def _final(self, finalists: list[Trial]) -> list[Trial]:
+        """The same with their times from the final.
+
+        One that fails now though it was right before is no winner, and the cache is told. If the
+        final itself is lost, say because the finalists do not fit in memory together, the times of
+        the search stand.
+        """
+        configs = [self._built(trial.config) for trial in finalists]
+        try:
+            ran = self.lab.run(self.problem, self.step.name, configs, FINAL_ROUNDS, FINAL)
+        except Lost:
+            return finalists
+        found = [_timed(trial, one) for trial, one in zip(finalists, ran, strict=True)]
+        for trial in found:
+            if trial.status != "ok":
+                self.cache.append(replace(trial, reason=f"right at first, then {trial.reason}"))
+        return found
+
+
+def _folded(problem: Problem, step: Step) -> Conv2dShape | None:
+    """The shape of a first convolution at one column at a time, None for every other step.
+
+    It is also the shape that tables of tuned configurations know it by.
+    """
+    steps = problem.plan.steps
+    if step not in steps[1:2] or not isinstance(steps[0].shape, StemShape):
+        return None
+    if not isinstance(step.config, Conv2dConfig):
+        return None
+    narrow = configured(problem, replace(step.config, columns=1), step.name).plan.steps[1].shape
+    assert isinstance(narrow, Conv2dShape)
+    return narrow
+
+
+def table_shape(problem: Problem, step: Step) -> Any:
+    """The kernel's shape, a dataclass, that tables of tuned configurations know a step by."""
+    return _folded(problem, step) or step.shape
+
+
+def subject(problem: Problem, step: Step, device: str) -> Subject:
+    """What the cache knows the trials of a step by."""
+    bound = ready(problem, tensors(problem, "meta"))
+    return Subject(
+        device=device,
+        triton=triton.__version__,
+        source=source_hash(attempt.launches(bound, step.name)),
+        network=problem.network.name,
+        layer=step.name,
+        batch=problem.batch,
+        dtype=problem.dtype,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU by its driver's name; a CPU by its own, and that it interprets."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{environment(device)['cpu']}, Triton's interpreter"
+
+
+def _timed(trial: Trial, ran: Ran) -> Trial:
+    times = ran.times
+    return replace(
+        trial,
+        status=ran.status,
+        reason=ran.reason,
+        max_error=ran.max_error,
+        median_us=None if times is None else round(times.median, 3),
+        p20_us=None if times is None else round(times.p20, 3),
+        p80_us=None if times is None else round(times.p80, 3),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

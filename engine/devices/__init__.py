@@ -1,0 +1,1 @@
+"""Where a plan runs: on one GPU or two, recorded or not, or by torch; and the cards there are."""

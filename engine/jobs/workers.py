@@ -1,0 +1,172 @@
+"""Decoding in worker processes: in order, in bounded memory, and a death costs one image.
+
+Pillow does not decode faster in threads than in one, so a machine's cores are used by processes.
+They are forked from a server that has imported everything once and has never touched a GPU. A
+worker reads from a pipe until that ends, so none outlives the process that it works for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from PIL import Image
+
+from ..images import (
+    ImageError,
+    OrientationWarning,
+    Pixels,
+    Source,
+    load,
+    name_of,
+    tell_of_orientation,
+)
+from ..spec import Preprocess
+
+CHUNK = (
+    8  # images a message: its cost is small beside theirs, and few are decoded again after a death
+)
+
+Decoded = Pixels | ImageError
+
+
+def decode_ahead(
+    sources: Iterable[Source | ImageError],
+    preprocess: Preprocess,
+    workers: int,
+    ahead: int,
+    exif: bool = False,
+) -> Generator[tuple[Source | ImageError, Decoded]]:
+    """Each source with its pixels, uint8 [3, crop, crop], or with the ImageError in their place.
+
+    `workers` processes decode up to about `ahead` images that nobody has asked for yet. When one
+    of them dies, each image that it was at is decoded once more, alone, in a new one; an image
+    that kills that one, too, is an error. Pixels are what `images.load` gives in this process.
+    """
+    team = [_Worker(preprocess, exif) for _ in range(workers)]
+    idle = deque(team)
+    threads = ThreadPoolExecutor(workers)  # each waits for one worker
+
+    def decode(chunk: list[Source | ImageError]) -> list[Decoded]:
+        worker = idle.popleft()
+        try:
+            return worker.decode(chunk)
+        finally:
+            idle.append(worker)
+
+    window: deque[tuple[list[Source | ImageError], Future[list[Decoded]]]] = deque()
+    try:
+        for chunk in _chunks(sources):
+            window.append((chunk, threads.submit(decode, chunk)))
+            if len(window) > workers + ahead // CHUNK:
+                first, decoded = window.popleft()
+                yield from zip(first, decoded.result(), strict=True)
+        for first, decoded in window:
+            yield from zip(first, decoded.result(), strict=True)
+    finally:
+        for worker in team:
+            worker.stop()
+        threads.shutdown(cancel_futures=True)
+        for worker in team:
+            worker.close()
+
+
+class _Worker:
+    """One process and the pipe to it, renewed when it dies."""
+
+    def __init__(self, preprocess: Preprocess, exif: bool) -> None:
+        self._how = preprocess, exif
+        self._stopped = False
+        self._start()
+
+    def decode(self, sources: list[Source | ImageError]) -> list[Decoded]:
+        answers = self._ask(sources)
+        if answers is not None:
+            return answers
+        return [(self._ask([source]) or [_killer(source)])[0] for source in sources]
+
+    def stop(self) -> None:
+        """Whoever waits for an answer gets an EOFError."""
+        self._stopped = True
+        self._process.kill()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._pipe, theirs = context.Pipe()
+        limit = Image.MAX_IMAGE_PIXELS  # the caller may have raised it
+        self._process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, *self._how, limit), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # else the pipe would not end with the process
+
+    def _ask(self, sources: list[Source | ImageError]) -> list[Decoded] | None:
+        """None if the worker died of it; then there is a new one."""
+        try:
+            self._pipe.send(sources)
+            answers: list[Decoded]
+            answers, turned = self._pipe.recv()
+        except (EOFError, OSError):
+            if self._stopped:
+                raise
+            self.close()
+            self._start()
+            return None
+        if turned:  # each worker would say so: whoever started them does
+            tell_of_orientation()
+        return answers
+
+
+def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
+    Image.MAX_IMAGE_PIXELS = pixel_limit
+    turned: list[object] = []
+    show = warnings.showwarning
+
+    def look(message: Any, category: Any, filename: str, lineno: int, *more: Any) -> None:
+        if issubclass(category, OrientationWarning):
+            turned.append(message)
+        else:
+            show(message, category, filename, lineno, *more)
+
+    warnings.simplefilter("always", OrientationWarning)
+    warnings.showwarning = look  # type: ignore[assignment]
+    try:
+        while True:
+            sources = pipe.recv()
+            turned.clear()
+            decoded = [_decode(source, preprocess, exif) for source in sources]
+            pipe.send((decoded, bool(turned)))
+    except (EOFError, OSError):
+        return
+
+
+def _decode(source: Source | ImageError, preprocess: Preprocess, exif: bool) -> Decoded:
+    try:
+        return load(source, preprocess, name_of(source, 0), exif=exif).contiguous().numpy()
+    except ImageError as error:
+        return error
+
+
+def _killer(source: Source | ImageError) -> ImageError:
+    return ImageError(name_of(source, 0), "a process that decoded it died, twice")
+
+
+def _chunks(sources: Iterable[Source | ImageError]) -> Iterator[list[Source | ImageError]]:
+    sources = iter(sources)
+    while chunk := list(islice(sources, CHUNK)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""An ONNX file as a network: its bytes, its operators, its graph."""
