@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from ..engine.devices.single import Planner
-from ..engine.plan import NUMBERS, Step
+from ..engine.plan import ARITHMETIC, Step
 from ..engine.spec import Network
 from ..kernels import tuning
 from ..kernels.jit import architecture
@@ -203,7 +203,7 @@ def model(run: Round) -> None:
 
 def layers(run: Round) -> None:
     """Every layer beside its peers: what has weights first, then with its pool, then pools."""
-    planner = tuned_planner(run.network, NUMBERS[run.dtype], run.device)
+    planner = tuned_planner(run.network, ARITHMETIC[run.dtype], run.device)
     names = sorted(default_names(planner), key=lambda name: (name.startswith("pool"), "+" in name))
     for batch, name in product(run.batches, names):
         rows = tuple(
@@ -294,7 +294,7 @@ def searches(run: Round, table: Path) -> list[Search]:
     have = tuning.load(table).rows if table.exists() else ()
     known = set() if run.again else {(row.problem, row.batch) for row in have}
     # Without the table: a search starts from the defaults.
-    planner = Planner(run.network, NUMBERS[run.dtype], architecture(run.device))
+    planner = Planner(run.network, ARITHMETIC[run.dtype], architecture(run.device))
     found = []
     for place, batch in enumerate(run.batches):
         work = targets(planner, run.dtype, batch)

@@ -26,7 +26,7 @@ from types import FrameType
 import torch
 
 from ..engine import EngineError
-from ..engine.load import at_least_one, find, numbers, resolve
+from ..engine.load import arithmetic, at_least_one, find, resolve
 from ..errors import printable
 from .env import environment
 from .measure.options import INTERPRETED
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     """Do all phases in the time given, and report; 1 if a phase failed."""
     end = time.monotonic() + 60 * options.minutes
     device = resolve(options.device)
-    dtype, _ = numbers(options.dtype, device, "triton")
+    dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model or MODEL[device.type])
     batches = options.batch or BATCHES[device.type]
     for batch in batches:

@@ -11,7 +11,7 @@ from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Launch
 from ..kernels.pdl import overlapping
 from .fuse import Block, fuse
-from .plan import GatherShape, Numbers, Plan, Step
+from .plan import Arithmetic, GatherShape, Plan, Step
 from .spec import (
     AvgPool2d,
     BatchNorm2d,
@@ -62,7 +62,7 @@ class Packed:
 def pack(
     network: Network,
     state: State,
-    numbers: Numbers,
+    arithmetic: Arithmetic,
     device: torch.device | str,
     only: Collection[str] | None = None,
 ) -> Packed:
@@ -81,7 +81,7 @@ def pack(
         if not isinstance(block.layer, Conv2d | Linear) or (only and name not in only):
             continue
         weight, bias = _folded(block, layers, state)
-        weight = weight.to(device, numbers.dtype)
+        weight = weight.to(device, arithmetic.dtype)
         if isinstance(block.layer, Linear):
             _, height, width = flattened.get(f"{name}.weight", (1, 1, 1))
             weights[name] = gemm.pack_weight(weight, height * width)
@@ -89,7 +89,7 @@ def pack(
             weights[name] = conv.pack_weight(stem.pack_weight(weight, block.layer.stride))
         else:
             weights[name] = conv.pack_weight(weight)
-        biases[name] = bias.to(device, numbers.dtype)
+        biases[name] = bias.to(device, arithmetic.dtype)
         if block.affine is not None:
             scale, shift = _scale_and_shift(block.affine, layers, state)
             affine[name] = scale.to(device, torch.float32), shift.to(device, torch.float32)
@@ -239,7 +239,7 @@ def _bind(
     for step in steps:
         out = outputs[step.name]
         if x is not None:
-            launches = _launches(step, x, out, packed, plan.numbers.precision, memory)
+            launches = _launches(step, x, out, packed, plan.arithmetic.precision, memory)
             if plan.options.pdl:
                 launches = tuple(overlapping(launch) for launch in launches)
             made.append((step.name, launches))

@@ -1,4 +1,4 @@
-"""The numbers an engine can compute in, by name; `plan.NUMBERS` says them in torch's words."""
+"""The numbers an engine can compute in, by name; `plan.ARITHMETIC` says them in torch's words."""
 
 from __future__ import annotations
 

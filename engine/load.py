@@ -23,7 +23,7 @@ from .devices.cards import GPUS, find_card
 from .dtypes import DTYPES
 from .images import class_names
 from .onnx import graph as onnx_graph
-from .plan import NUMBERS, Numbers
+from .plan import ARITHMETIC, Arithmetic
 from .spec import Network, Sigmoid, Softmax
 from .zoo import network as network_named
 
@@ -203,16 +203,16 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     """Our name of a dtype that torch, too, may have named. Raises EngineError."""
     name = str(dtype).removeprefix("torch.")
     name = {full: short for short, (full, how) in DTYPES.items() if how == "ieee"}.get(name, name)
-    one_of("dtype", name, NUMBERS)
+    one_of("dtype", name, ARITHMETIC)
     return name
 
 
-def numbers(
+def arithmetic(
     dtype: str | torch.dtype | None,
     device: torch.device,
     backend: Backend,
     target: str | None = None,
-) -> tuple[str, Numbers]:
+) -> tuple[str, Arithmetic]:
     """The name and meaning of a dtype, None: fp16 on a GPU and for a target, fp32 on a CPU.
 
     torch's dtypes and their names are taken for ours. Raises EngineError.
@@ -225,7 +225,7 @@ def numbers(
             "dtype bf16 on a CPU: Triton's interpreter computes bfloat16 wrongly; "
             "use fp32 or fp16 here, or backend='torch'"
         )
-    return name, NUMBERS[name]
+    return name, ARITHMETIC[name]
 
 
 def places(

@@ -65,15 +65,16 @@ class GatherShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class Arithmetic:
     """What an engine computes in: the dtype of activations and weights, and of float32 products."""
 
     dtype: torch.dtype
     precision: str = "ieee"
 
 
-NUMBERS = {
-    name: Numbers(getattr(torch, dtype), precision) for name, (dtype, precision) in DTYPES.items()
+ARITHMETIC = {
+    name: Arithmetic(getattr(torch, dtype), precision)
+    for name, (dtype, precision) in DTYPES.items()
 }
 
 
@@ -145,7 +146,7 @@ class Plan:
     network: Network
     batch: int
     image_shape: Shape
-    numbers: Numbers
+    arithmetic: Arithmetic
     arch: int | None
     steps: tuple[Step, ...]
     workspace: int  # bytes of all activations and split sums
@@ -188,7 +189,7 @@ class Plan:
     @property
     def where(self) -> str:
         """What it is planned for: "fp16 on sm_90"."""
-        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
         return f"{dtype} on " + (f"sm_{self.arch}" if self.arch else "Triton's interpreter")
 
     def __str__(self) -> str:
@@ -220,7 +221,7 @@ class Plan:
 def plan(
     network: Network,
     batch: int,
-    numbers: Numbers,
+    arithmetic: Arithmetic,
     arch: int | None,
     *,
     image_shape: Shape | None = None,
@@ -248,7 +249,7 @@ def plan(
     image_shape = tuple(image_shape or network.input_shape)
     configured_for = batch if configured_for is None else configured_for
     order = _Order(
-        *(batch, configured_for, numbers, arch, batch_invariant),
+        *(batch, configured_for, arithmetic, arch, batch_invariant),
         tuned=None if batch_invariant else tuned,
         pointers=options.pointers,
     )
@@ -294,7 +295,7 @@ def plan(
         inner = {step.name for step in steps[: sliced - 1]}
         if batch <= options.slice_images or inner & set(keep):
             sliced = 0
-    whole = Plan(network, batch, image_shape, numbers, arch, tuple(steps), 0, options, sliced)
+    whole = Plan(network, batch, image_shape, arithmetic, arch, tuple(steps), 0, options, sliced)
     return placed(whole, keep)
 
 
@@ -367,7 +368,7 @@ class _Order:
 
     batch: int
     configured_for: int
-    numbers: Numbers
+    arithmetic: Arithmetic
     arch: int | None
     batch_invariant: bool
     tuned: Table | None
@@ -375,7 +376,7 @@ class _Order:
 
     def conv2d_config(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
         sample = replace(shape, N=self.configured_for)
-        dtype, precision = self.numbers.dtype, self.numbers.precision
+        dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
         default = conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
         config, tuned = self.measured("conv2d", shape, default)
         if self.pointers and shape.groups > 1:
@@ -384,7 +385,7 @@ class _Order:
 
     def linear_config(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
         sample = replace(shape, N=self.configured_for)
-        dtype, precision = self.numbers.dtype, self.numbers.precision
+        dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
         default = gemm.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
         return self.measured("linear", shape, default)
 
@@ -392,7 +393,7 @@ class _Order:
         """The configuration in the device's table and True, or else the default and False."""
         if self.tuned is None:
             return default, False
-        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
         found = self.tuned.find(op, shape, dtype, self.configured_for)
         return (default, False) if found is None else (type(default)(**found), True)
 
@@ -410,7 +411,7 @@ def _stem(
     block: Block, layer: Conv2d, order: _Order, image_dtype: torch.dtype
 ) -> tuple[Step, Step]:
     """The first convolution: pixels normalised and folded, then convolved at stride 1."""
-    dtype, n = order.numbers.dtype, order.batch
+    dtype, n = order.arithmetic.dtype, order.batch
     whole = _conv2d_shape(layer, block.came, n)
     fold, shape = stem.fold(whole)
     tiles, measured = order.conv2d_config(shape)
@@ -482,7 +483,7 @@ def first_steps(
 def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iterator[Step]:
     """What a later block becomes on the activation [H, W, N, C] that the step before it made."""
     height, width, n, channels = came
-    dtype, arch = order.numbers.dtype, order.arch
+    dtype, arch = order.arithmetic.dtype, order.arch
     match block.layer:
         case Conv2d() as layer:
             shape = _conv2d_shape(layer, block.came, n)

@@ -33,11 +33,11 @@ from .load import (
     EngineError,
     Split,
     aim,
+    arithmetic,
     at_least_one,
     find,
     load_state,
     named,
-    numbers,
     of_kind,
     one_of,
     places,
@@ -175,7 +175,7 @@ class Engine:
         aimed, *others = (aim(target, place, backend) for place in where)
         if any(other.arch != aimed.arch for other in others):
             raise EngineError(f"devices: wanted two of one compute capability, got {where}")
-        dtype, meaning = numbers(dtype, where[0], backend, target)
+        dtype, meaning = arithmetic(dtype, where[0], backend, target)
         max_batch = at_least_one("max_batch", max_batch)
         if micro_batch is not None:
             micro_batch = at_least_one("micro_batch", micro_batch)
@@ -331,10 +331,10 @@ class Engine:
         """What `max_batch` images of the network's own size take on one device, uint8 pixels."""
         planned = self.plan
         shapes = self.network.parameter_shapes().values()
-        numbers = sum(torch.Size(shape).numel() for shape in shapes)
+        arithmetic = sum(torch.Size(shape).numel() for shape in shapes)
         pixels = waiting(planned, planned.batch * torch.Size(planned.image_shape).numel())
         return Memory(
-            weights=numbers * planned.numbers.dtype.itemsize,
+            weights=arithmetic * planned.arithmetic.dtype.itemsize,
             workspace=planned.workspace,
             images=0 if planned.arch is None else pixels,
         )

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-Row = TypeVar("Row")
-Columns = Sequence[tuple[str, int, Callable[[Row], str]]]
+Item = TypeVar("Item")
+Columns = Sequence[tuple[str, int, Callable[[Item], str]]]
 """Of each column its heading, its width in characters, and what it says of a row.
 
 Text is set to the right, or where the width is negative to the left; 0 is as wide as the text is.
 """
 
 
-def columns(rows: Iterable[Row], columns: Columns[Row]) -> list[str]:
+def columns(rows: Iterable[Item], columns: Columns[Item]) -> list[str]:
     """The heading, then a line a row."""
     return [heading(columns), *(line(row, columns) for row in rows)]
 
 
-def heading(columns: Columns[Row]) -> str:
+def heading(columns: Columns[Item]) -> str:
     """The first line alone, for rows that come one by one."""
     return _line((text, width) for text, width, _ in columns)
 
 
-def line(row: Row, columns: Columns[Row]) -> str:
+def line(row: Item, columns: Columns[Item]) -> str:
     """One row's line, under the heading."""
     return _line((value(row), width) for _, width, value in columns)
 

@@ -42,13 +42,13 @@ from .jobs import provenance, ray
 from .jobs.classify import Tally, classify, remaining
 from .jobs.listing import is_table, listing, plain
 from .jobs.rows import Existing, Output, OutputError, Row
-from .load import EngineError, aim, find, load_state, numbers, one_of, resolve
+from .load import EngineError, aim, arithmetic, find, load_state, one_of, resolve
 from .onnx import graph as onnx_graph
 from .pictures.canvas import check
 from .pictures.diagram import draw
 from .pictures.explain import default_image, explain
 from .pictures.maps import draw_filters, draw_maps
-from .plan import NUMBERS
+from .plan import ARITHMETIC
 from .run import Engine
 from .spec import Network
 from .summary import summarise
@@ -116,7 +116,7 @@ def run_verify(options: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.images, *net.input_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    dtype, _ = numbers(options.dtype, device, "triton", options.target)
+    dtype, _ = arithmetic(options.dtype, device, "triton", options.target)
     result = verify(net, state, dtype, device, images, options.target)
     print(json.dumps(result.to_dict(), indent=2) if options.json else result)
     return 0 if result.first_failure is None else 1
@@ -144,7 +144,7 @@ def run_plan(options: argparse.Namespace) -> int:
 def _planner(network: Network, target: str, dtype: str) -> Planner:
     """Plans as an engine on that card makes them; nothing runs, so any dtype will do."""
     aimed = aim(target, torch.device("cpu"))
-    return Planner(network, NUMBERS[dtype], aimed.arch, tuned=aimed.tuned, options=None)
+    return Planner(network, ARITHMETIC[dtype], aimed.arch, tuned=aimed.tuned, options=None)
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -257,7 +257,7 @@ def _rows(
         raise EngineError("--target: wanted without --ray, whose workers run their own devices")
     model, source = options.model, options.weights
     if options.ray is None:  # refuses what cannot be before weights are read
-        numbers(options.dtype, resolve(options.device), options.backend, options.target)
+        arithmetic(options.dtype, resolve(options.device), options.backend, options.target)
     if output:
         model, published = find(model)
         word = source or (published if isinstance(published, str) else options.model)

@@ -19,7 +19,7 @@ from . import foretell, reference
 from .bind import bind, pack
 from .devices.single import Planner
 from .load import aim
-from .plan import NUMBERS, Numbers, Step
+from .plan import ARITHMETIC, Arithmetic, Step
 from .spec import Network
 
 
@@ -106,15 +106,15 @@ class Verification:
         return "\n".join(lines)
 
 
-def tolerance(numbers: Numbers, reduction: int) -> float:
+def tolerance(arithmetic: Arithmetic, reduction: int) -> float:
     """Largest error that a correct kernel may show, relative to its largest output.
 
     Rounding the result costs half a unit of the dtype; a float32 sum of `reduction` products drifts
     by about sqrt(reduction) half units of float32; TF32 first rounds both factors to 10 bits. Four
     such standard errors are allowed, since the largest of many outputs is judged.
     """
-    result = float(torch.finfo(numbers.dtype).eps) / 2
-    factors = 2.0**-10 if numbers.precision == "tf32" else 0.0
+    result = float(torch.finfo(arithmetic.dtype).eps) / 2
+    factors = 2.0**-10 if arithmetic.precision == "tf32" else 0.0
     return 4 * (result + factors + math.sqrt(reduction) * 2.0**-24)
 
 
@@ -131,12 +131,12 @@ def verify(
     The steps have the configurations that the engine would run on this device, or interpreted on
     the card that `target` names. Raises EngineError for a target there is none of.
     """
-    numbers, aimed = NUMBERS[dtype], aim(target, device)
-    planner = Planner(network, numbers, aimed.arch, tuned=aimed.tuned, options=None)
+    arithmetic, aimed = ARITHMETIC[dtype], aim(target, device)
+    planner = Planner(network, arithmetic, aimed.arch, tuned=aimed.tuned, options=None)
     how = len(images), tuple(images.shape[1:]), images.dtype
     _, *steps = planner(*how).steps
     planned = planner(*how, tuple(step.name for step in steps))  # unsliced, with slices' tiles
-    bound = bind(planned, pack(network, state, numbers, device))
+    bound = bind(planned, pack(network, state, arithmetic, device))
     images = images.to(device)
     if target is not None:
         expected = foretell.seconds(bound.every_launch(images))
@@ -147,11 +147,11 @@ def verify(
     way_in = layout.unpack(bound.outputs["input"])  # no later step may keep it
     bound.run(images)
 
-    rounded = {name: tensor.to(numbers.dtype).double() for name, tensor in state.items()}
+    rounded = {name: tensor.to(arithmetic.dtype).double() for name, tensor in state.items()}
     pixels = reference.normalise(images.cpu(), network.preprocess, torch.float64)
     layers = dict(network.layers)
     checks = []
-    x = pixels.to(numbers.dtype).double()
+    x = pixels.to(arithmetic.dtype).double()
     for step in planned.steps:
         output = way_in if step.block is None else layout.unpack(bound.outputs[step.name])
         made = output.double().cpu()
@@ -163,7 +163,7 @@ def verify(
             for name in step.layers:
                 wanted = reference.apply(name, layers[name], wanted, rounded)
             x = made
-        limit = tolerance(numbers, reduction(step))
+        limit = tolerance(arithmetic, reduction(step))
         checks.append(_check(step.name, step.kernel, made.reshape(wanted.shape), wanted, limit))
     *_, whole = reference.forward(network, rounded, pixels).values()
     total = sum(check.tolerance for check in checks)  # the errors of a chain add up

@@ -194,11 +194,11 @@ class PoolConfig:
 
 def default_config(shape: PoolShape, arch: int | None) -> PoolConfig:
     """A configuration that runs without a measurement; `arch` None is the interpreter."""
-    numbers = shape.N * layout.aligned(shape.C)
+    arithmetic = shape.N * layout.aligned(shape.C)
     if arch is None:
-        block_r = power_of_two(numbers, 1, 65536)
+        block_r = power_of_two(arithmetic, 1, 65536)
         return PoolConfig(power_of_two(shape.OH * shape.OW, 1, max(1, 262144 // block_r)), block_r)
-    block_r = power_of_two(numbers, 64, 1024)
+    block_r = power_of_two(arithmetic, 64, 1024)
     return PoolConfig(1024 // block_r, block_r)
 
 
@@ -254,13 +254,13 @@ def _bind(
     config: PoolConfig,
     extra: dict[str, int | bool],
 ) -> Launch:
-    numbers = shape.N * layout.aligned(shape.C)
+    arithmetic = shape.N * layout.aligned(shape.C)
     (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
-    layout.check_rows("pooling", max(numbers, shape.OH * shape.OW), config.BLOCK_R)
+    layout.check_rows("pooling", max(arithmetic, shape.OH * shape.OW), config.BLOCK_R)
     arguments = {
         "x": x,
         "y": out,
-        "R": numbers,
+        "R": arithmetic,
         "H": shape.H,
         "W": shape.W,
         "OH": shape.OH,
@@ -281,7 +281,7 @@ def _bind(
         "PDL": False,
         **extra,
     }
-    programs = -(-shape.OH * shape.OW // config.BLOCK_P) * -(-numbers // config.BLOCK_R)
+    programs = -(-shape.OH * shape.OW // config.BLOCK_P) * -(-arithmetic // config.BLOCK_R)
     return Launch(kernel, (programs,), arguments, config.num_warps, num_stages=1)
 
 

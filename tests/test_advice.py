@@ -10,14 +10,14 @@ from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.devices.advice import Advice, Way, advise
 from alexnet_triton.engine.devices.cards import CARDS
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 
 H200 = CARDS["h200"]
 
 
 def advice(name: str, batch: int, **card: float) -> dict[str, Way]:
-    planner = Planner(network(name), NUMBERS["fp16"], 90)
+    planner = Planner(network(name), ARITHMETIC["fp16"], 90)
     found = advise(planner, "fp16", batch, replace(H200, **card))  # type: ignore[arg-type]
     assert isinstance(found, Advice)
     return {way.name: way for way in found.ways} | {"best": found.best}

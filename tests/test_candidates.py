@@ -20,7 +20,7 @@ from alexnet_triton.bench.race.candidate import (
 )
 from alexnet_triton.bench.race.candidates import _implicit_gemm, shipped
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import Launch, architecture
 
@@ -31,7 +31,7 @@ Posed = Conv2dProblem | LinearProblem
 
 
 def find(model: str, layer: str, arch: int | None, batch: int = 1, dtype: str = "fp32") -> Problem:
-    planner = Planner(network(model), NUMBERS[dtype], arch)
+    planner = Planner(network(model), ARITHMETIC[dtype], arch)
     return problems(planner, dtype, batch, [layer])[0]
 
 

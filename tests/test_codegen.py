@@ -17,7 +17,7 @@ import triton
 from alexnet_triton.bench.inspect.inspect import Binary, compile_for
 from alexnet_triton.bench.inspect.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options, plan
+from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options, plan
 from alexnet_triton.engine.zoo import ALEXNET, network
 from alexnet_triton.kernels import conv, layout, pool
 from alexnet_triton.kernels.driver import refusals, tensor_maps
@@ -54,18 +54,18 @@ def launches(
     tuned: Table | None = None,
 ) -> list[tuple[str, Launch]]:
     """Every launch of a plan, by step name; meta tensors, since only types and shapes matter."""
-    net, numbers = network(name), NUMBERS[dtype]
+    net, arithmetic = network(name), ARITHMETIC[dtype]
     shapes = net.parameter_shapes()
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     image_shape = (3, size, size) if size else net.input_shape
     planned = plan(
-        *(net, batch, numbers, arch),
+        *(net, batch, arithmetic, arch),
         image_shape=image_shape,
         image_dtype=pixels,
         options=options,
         tuned=tuned,
     )
-    bound = bind(planned, pack(net, state, numbers, "meta"))
+    bound = bind(planned, pack(net, state, arithmetic, "meta"))
     images = torch.empty(batch, *image_shape, dtype=pixels, device="meta")
     return [
         ("input", bound.stem(images)),
@@ -166,14 +166,14 @@ def boxes(launch: Launch, arch: int, monkeypatch: pytest.MonkeyPatch) -> list[tu
 def test_triton_makes_the_boxes_that_the_driver_is_told(
     dtype: str, arch: int, images: int, block_m: int, block_k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = NUMBERS[dtype]
+    arithmetic = ARITHMETIC[dtype]
     shape = conv.Conv2dShape(images, 256, 4, 4, 16, 3, 3)
     config = conv.Conv2dConfig("images", block_m, 16, block_k, num_stages=1)
     x, weight, out = (
-        layout.empty(*size, numbers.dtype, "meta")
+        layout.empty(*size, arithmetic.dtype, "meta")
         for size in ((4, 4, images, 256), (1, 9, 16, 256), (2, 2, images, 16))
     )
-    (launch,) = conv.conv2d(x, weight[0], None, out, shape, config, precision=numbers.precision)
+    (launch,) = conv.conv2d(x, weight[0], None, out, shape, config, precision=arithmetic.precision)
     expected = [(tensor.box, tensor.swizzle, tensor.itemsize) for tensor in tensor_maps(launch)]
     assert boxes(launch, arch, monkeypatch) == expected
 
@@ -219,7 +219,9 @@ def test_shipped_tables(table: Table, dtype: str, batch: int) -> None:
 
 
 def test_a_table_with_a_row_that_cannot_launch_is_found() -> None:
-    (shape,) = (s.shape for s in plan(ALEXNET, 256, NUMBERS["fp16"], 90).steps if s.name == "conv4")
+    (shape,) = (
+        s.shape for s in plan(ALEXNET, 256, ARITHMETIC["fp16"], 90).steps if s.name == "conv4"
+    )
     large = {"tiling": "images", "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8}
     for stages, fits in ((3, True), (6, False)):
         config = large | {"num_stages": stages}

@@ -22,9 +22,9 @@ from alexnet_triton.engine.bind import Packed, bind, pack, sliced, view
 from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.memory import ALIGNMENT
 from alexnet_triton.engine.plan import (
-    NUMBERS,
+    ARITHMETIC,
+    Arithmetic,
     GatherShape,
-    Numbers,
     Options,
     Plan,
     Step,
@@ -70,10 +70,10 @@ def networks() -> dict[str, Network]:
 
 
 @cache
-def weights(name: str, numbers: Numbers) -> Packed:
+def weights(name: str, arithmetic: Arithmetic) -> Packed:
     network = networks()[name]
     shapes = network.parameter_shapes().items()
-    return pack(network, {k: torch.empty(s, device="meta") for k, s in shapes}, numbers, "meta")
+    return pack(network, {k: torch.empty(s, device="meta") for k, s in shapes}, arithmetic, "meta")
 
 
 def images_of(network: Network, batch: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -84,9 +84,9 @@ def whole(
     name: str, batch: int, dtype: str, arch: int, **wanted: Any
 ) -> tuple[Plan, list[tuple[str, Launch]]]:
     """A plan, and all its launches by step name, stems first."""
-    network, numbers = networks()[name], NUMBERS[dtype]
-    planned = plan(network, batch, numbers, arch, **wanted)
-    bound = bind(planned, weights(name, numbers))
+    network, arithmetic = networks()[name], ARITHMETIC[dtype]
+    planned = plan(network, batch, arithmetic, arch, **wanted)
+    bound = bind(planned, weights(name, arithmetic))
     images = images_of(network, batch)
     stems = [("input", head.stem(images)) for head in bound.heads]
     rest = [*(pair for head in bound.heads for pair in head.launches), *bound.launches]
@@ -103,7 +103,7 @@ class Layer:
     name: str  # the network's
     before: Step
     step: Step
-    numbers: Numbers
+    arithmetic: Arithmetic
     source: Layer | None  # the layer before it, if that is the first, which may write in rows
     images: int = 1
 
@@ -125,22 +125,22 @@ class Layer:
         """The same layer for another number of images."""
         before, step = sliced(self.before, images), sliced(self.step, images)
         source = self.source and self.source.of(images)
-        return Layer(self.name, before, step, self.numbers, source, images)
+        return Layer(self.name, before, step, self.arithmetic, source, images)
 
     def configured(self, arch: int) -> tuple[Any, ...]:
         """The configurations that a plan chooses: its own, and its source's."""
         of_source = self.source.configured(arch) if self.source else ()
-        numbers = self.numbers.dtype, self.numbers.precision
+        arithmetic = self.arithmetic.dtype, self.arithmetic.precision
         found: Any
         match self.step.shape:
             case conv.Conv2dShape() as shape:
-                found = conv.default_config(shape, *numbers, arch)
+                found = conv.default_config(shape, *arithmetic, arch)
                 if self.first and found.tiling == "images" and found.descriptors:
-                    columns = stem.columns(shape, self.numbers.dtype.itemsize)
-                    found = conv.default_config(stem.wide(shape, columns), *numbers, arch)
+                    columns = stem.columns(shape, self.arithmetic.dtype.itemsize)
+                    found = conv.default_config(stem.wide(shape, columns), *arithmetic, arch)
                     found = replace(found, columns=columns)
             case gemm.LinearShape() as shape:
-                found = gemm.default_config(shape, *numbers, arch)
+                found = gemm.default_config(shape, *arithmetic, arch)
             case pool.PoolShape() as shape:
                 found = pool.default_config(shape, arch)
             case lrn.LRNShape() as shape:
@@ -174,11 +174,11 @@ class Layer:
     ) -> Iterator[Launch]:
         """Its launches as `bind` makes them; before those of a first layer, its stem."""
         before, step = self.steps(chosen, arch)
-        network, packed = networks()[self.name], weights(self.name, self.numbers)
+        network, packed = networks()[self.name], weights(self.name, self.arithmetic)
 
         def planned(one: Step) -> Plan:
             room, shape = max(one.size, 4 * one.scratch), network.input_shape
-            return Plan(network, self.images, shape, self.numbers, arch, (one,), room)
+            return Plan(network, self.images, shape, self.arithmetic, arch, (one,), room)
 
         if self.first:
             yield bind(planned(before), packed).stem(images_of(network, self.images, pixels))
@@ -187,21 +187,21 @@ class Layer:
         yield from several
 
 
-def layers(name: str, numbers: Numbers) -> list[Layer]:
+def layers(name: str, arithmetic: Arithmetic) -> list[Layer]:
     """All layers of a network that are kernels, for one image, each in memory of its own."""
     found: list[Layer] = []
-    planned = plan(networks()[name], 1, numbers, 80)
+    planned = plan(networks()[name], 1, arithmetic, 80)
     steps = [replace(step, offset=0, scratch_offset=0) for step in planned.steps]
     for before, step in pairwise(steps):
         if not isinstance(step.shape, GatherShape):
             source = found[0] if before is steps[1] else None
-            found.append(Layer(name, before, step, numbers, source))
+            found.append(Layer(name, before, step, arithmetic, source))
     return found
 
 
-def distinct(numbers: Numbers) -> list[Layer]:
+def distinct(arithmetic: Arithmetic) -> list[Layer]:
     """The layers of all networks, each problem once."""
-    found = [layer for name in networks() for layer in layers(name, numbers)]
+    found = [layer for name in networks() for layer in layers(name, arithmetic)]
     return list({layer.problem: layer for layer in found}.values())
 
 
@@ -218,7 +218,7 @@ def broken(layer: Layer, seen: set[object]) -> list[str]:
             if key in seen:
                 continue
             seen.add(key)
-            pixels = layer.numbers.dtype if images % 2 else torch.uint8
+            pixels = layer.arithmetic.dtype if images % 2 else torch.uint8
             where = f"{layer.name} {layer.step.name}, {images} images, sm_{arch}"
             for launch in here.launches(chosen, arch, pixels):
                 found += [f"{where}: {line}" for line in refusals(launch, arch)]
@@ -233,14 +233,14 @@ SHARES = 4  # of the products, so that several processes can take them
 def test_every_product_of_every_network_at_every_batch(dtypes: tuple[str, ...], share: int) -> None:
     seen: dict[object, set[object]] = {}  # by problem: two bytes are two bytes to the driver
     for dtype in dtypes:
-        products = [layer for layer in distinct(NUMBERS[dtype]) if layer.product]
+        products = [layer for layer in distinct(ARITHMETIC[dtype]) if layer.product]
         for layer in products[share::SHARES]:
             assert not broken(layer, seen.setdefault(layer.problem, set()))
 
 
 def test_every_other_kernel_of_every_network_at_every_batch() -> None:
     """Pooling, normalisation and softmax, which count alike in every dtype."""
-    for layer in distinct(NUMBERS["fp16"]):
+    for layer in distinct(ARITHMETIC["fp16"]):
         if not layer.product:
             assert not broken(layer, set())
 
@@ -267,9 +267,9 @@ def told(launch: Launch) -> object:
 @pytest.mark.parametrize("name", networks())
 def test_plans_are_made_of_the_launches_that_layers_make_alone(name: str) -> None:
     for dtype, arch, batch in (("fp16", 90, 1), ("bf16", 100, 259), ("tf32", 120, 128)):
-        numbers = NUMBERS[dtype]
+        arithmetic = ARITHMETIC[dtype]
         alone: list[object] = []
-        for one in layers(name, numbers):
+        for one in layers(name, arithmetic):
             layer = one.of(batch)
             alone += map(told, layer.launches(layer.configured(arch), arch))
         _, launches = whole(name, batch, dtype, arch)
@@ -294,7 +294,7 @@ def variants(name: str, arch: int) -> Iterator[tuple[int, dict[str, Any]]]:
 def test_plans_in_every_order_of_launches(name: str) -> None:
     for arch in ARCHS:
         for turn, (batch, wanted) in enumerate(variants(name, arch)):
-            dtype = [*NUMBERS][turn % len(NUMBERS)]
+            dtype = [*ARITHMETIC][turn % len(ARITHMETIC)]
             planned, launches = whole(name, batch, dtype, arch, **wanted)
             starts = [at for s in planned.steps for at in (s.offset, s.scratch_offset)]
             assert not any(at % ALIGNMENT for at in starts)

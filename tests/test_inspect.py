@@ -18,7 +18,7 @@ from alexnet_triton.bench.inspect.limits import LIMITS, compilable
 from alexnet_triton.bench.inspect.machine_code import KINDS, kind, main_loop, opcodes
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
@@ -307,7 +307,7 @@ def test_what_the_verb_refuses(arguments: tuple[str, ...], words: str) -> None:
 
 
 def test_configurations_in_words() -> None:
-    planned = Planner(network("alexnet"), NUMBERS["fp16"], 90)(1024)
+    planned = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)(1024)
     step = next(step for step in planned.steps if step.name == "conv4")
     made = parse(" BLOCK_N=128, descriptors=false ,tiling=pixels", step)
     assert isinstance(made, Conv2dConfig)

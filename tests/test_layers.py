@@ -19,7 +19,7 @@ from alexnet_triton.bench.measure.problem import Problem, Tensors, ready
 from alexnet_triton.bench.records import OURS, Row, load
 from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture
 
@@ -30,7 +30,7 @@ QUICK = Effort(rounds=2)
 
 
 def planner(model: str = "digits") -> Planner:
-    return Planner(network(model), NUMBERS["fp32"], None)
+    return Planner(network(model), ARITHMETIC["fp32"], None)
 
 
 def rows_of(name: str, **options: object) -> dict[str, Row]:
@@ -228,7 +228,7 @@ def test_refusals_are_one_line(
 @pytest.mark.gpu
 def test_every_clock_of_a_gpu() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    plans = Planner(network("alexnet"), NUMBERS["fp16"], architecture(device))
+    plans = Planner(network("alexnet"), ARITHMETIC["fp16"], architecture(device))
     kinds = ["torch", "fused", "nchw"]
     found = list(
         layer_rows(

@@ -61,8 +61,8 @@ def test_pixels_are_normalised_by_the_yardstick(generator: torch.Generator) -> N
     given = given_to(problem, generator)
     assert given.x.dtype == torch.uint8
     mean, std = (
-        torch.tensor(numbers, dtype=torch.float64)[:, None, None]
-        for numbers in (problem.network.preprocess.mean, problem.network.preprocess.std)
+        torch.tensor(arithmetic, dtype=torch.float64)[:, None, None]
+        for arithmetic in (problem.network.preprocess.mean, problem.network.preprocess.std)
     )
     floats = problem_of()
     same = whole.expected(floats, replace(given, x=(given.x / 255 - mean) / std))

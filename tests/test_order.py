@@ -9,7 +9,7 @@ import torch
 from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.tune.schedule import candidates, orders, told, tuned_row
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
+from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.tuning import Table
 
@@ -17,7 +17,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def test_slices_are_smaller_than_the_batch_and_end_at_a_pool() -> None:
-    planner = Planner(ALEXNET, NUMBERS["fp16"], 80)
+    planner = Planner(ALEXNET, ARITHMETIC["fp16"], 80)
     assert candidates(planner, 1, CUDA) == [PLAIN]
     tried = candidates(planner, 100, CUDA)
     assert tried == [PLAIN, *(Options(n, p) for n in (32, 64) for p in ("pool1", "pool2"))]
@@ -25,7 +25,7 @@ def test_slices_are_smaller_than_the_batch_and_end_at_a_pool() -> None:
 
 
 def test_kernels_overlap_where_they_can() -> None:
-    hopper = candidates(Planner(ALEXNET, NUMBERS["fp16"], 90), 1, CUDA)
+    hopper = candidates(Planner(ALEXNET, ARITHMETIC["fp16"], 90), 1, CUDA)
     assert hopper == [PLAIN, Options(pdl=True)]
     assert told(hopper[1]) == "all images at once, overlapping"
 
@@ -45,7 +45,7 @@ def test_every_order_is_proved_and_the_fastest_is_what_the_engine_follows() -> N
 
     row = tuned_row(found, DIGITS, CPU)
     assert (row.op, row.dtype, row.batch) == ("run", "fp32", 2)
-    planner = Planner(DIGITS, NUMBERS["fp32"], None, tuned=Table("cpu", (row,)), options=None)
+    planner = Planner(DIGITS, ARITHMETIC["fp32"], None, tuned=Table("cpu", (row,)), options=None)
     assert planner.options_for(2) == found[0].options
     assert planner(2).options == found[0].options
     assert planner.options_for(5) == PLAIN, "too far from where it was measured"

@@ -18,7 +18,7 @@ from alexnet_triton.bench.measure.problem import (
 )
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import Conv2d
 from alexnet_triton.engine.zoo import network
 from torch.nn import functional as F
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def one(name: str, batch: int = 2, dtype: str = "fp32", model: str = "digits") -> Problem:
-    planner = Planner(network(model), NUMBERS[dtype], None)
+    planner = Planner(network(model), ARITHMETIC[dtype], None)
     (found,) = problems(planner, dtype, batch, [name])
     return found
 
@@ -167,10 +167,10 @@ def test_switches_are_taken_and_given_back() -> None:
 
     before = switches()
     for dtype, wanted in (("tf32", True), ("fp32", False), ("fp16", False)):
-        with libraries(NUMBERS[dtype]):
+        with libraries(ARITHMETIC[dtype]):
             assert switches() == (True, wanted, wanted)
         assert switches() == before
-    with pytest.raises(ZeroDivisionError), libraries(NUMBERS["tf32"]):
+    with pytest.raises(ZeroDivisionError), libraries(ARITHMETIC["tf32"]):
         raise ZeroDivisionError
     assert switches() == before
 
@@ -183,7 +183,7 @@ def test_every_peer_of_a_gpu_matches(name: str, dtype: str) -> None:
     problem = one(name, 1, dtype, "alexnet")
     given = tensors(problem, device)
     kinds = [kind for kind in KINDS if kind != "compile"]
-    with libraries(problem.plan.numbers), torch.inference_mode():
+    with libraries(problem.plan.arithmetic), torch.inference_mode():
         for peer in peers(problem, device, kinds):
             if peer.prepare is not None:
                 check(peer, problem, given)
@@ -194,6 +194,6 @@ def test_every_peer_of_a_gpu_matches(name: str, dtype: str) -> None:
 def test_compilation_on_a_gpu_matches(name: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     problem = one(name, 8, "fp16", "alexnet")
-    with libraries(problem.plan.numbers), torch.inference_mode():
+    with libraries(problem.plan.arithmetic), torch.inference_mode():
         (peer,) = peers(problem, device, ["compile"])
         check(peer, problem, tensors(problem, device))

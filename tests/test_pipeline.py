@@ -6,7 +6,7 @@ import pytest
 import torch
 from alexnet_triton import Engine, EngineError, NetworkError
 from alexnet_triton.engine.devices.pipeline import balanced_cut, cost, cut, cuts
-from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.plan import ARITHMETIC, plan
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS, network
 from alexnet_triton.weights import load
@@ -32,7 +32,7 @@ def test_every_legal_cut_is_the_single_device(
     pixels = images(net, generator)
     settings = {"dtype": "fp32", "max_batch": 16, "batch_invariant": invariant}
     wanted = Engine.load(net, state, device=device, **settings)(pixels)  # type: ignore[arg-type]
-    legal = cuts(plan(net, 4, NUMBERS["fp32"], None))
+    legal = cuts(plan(net, 4, ARITHMETIC["fp32"], None))
     assert (legal[0], legal[-1]) == (("norm1", "fc7") if invariant else ("pool1", "fc8"))
     for at in legal:
         split = {"devices": (device, device), "split": "pipeline", "at": at, "micro_batch": 6}
@@ -77,7 +77,7 @@ def test_each_device_holds_its_stages_weights_only(device: torch.device) -> None
 
 
 def test_the_automatic_cut_makes_the_slower_stage_fastest() -> None:
-    planned = plan(ALEXNET, 64, NUMBERS["fp16"], 90)
+    planned = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90)
     names = [step.name for step in planned.steps]
 
     def at(**milliseconds: float) -> str:
@@ -87,12 +87,12 @@ def test_the_automatic_cut_makes_the_slower_stage_fastest() -> None:
     assert at(conv1=3, conv2=2, fc6=4, fc7=1) == "pool2"  # 5 | 5
     assert at(conv1=1, conv2=1, fc6=5, fc7=4) == "fc7"  # 7 | 4
     assert at(conv1=9, fc6=1, fc7=1) == "pool1"  # 9 | 2
-    one = plan(ALEXNET, 1, NUMBERS["fp16"], 90)  # a stream of weights, most of them fc6's
+    one = plan(ALEXNET, 1, ARITHMETIC["fp16"], 90)  # a stream of weights, most of them fc6's
     assert balanced_cut(one, [cost(step) for step in one.steps]) in ("fc6", "fc7")
 
 
 def test_cut_gives_all_steps_once() -> None:
-    planned = plan(ALEXNET, 4, NUMBERS["fp32"], None)
+    planned = plan(ALEXNET, 4, ARITHMETIC["fp32"], None)
     first, second = cut(planned, "conv3")
     names = [step.name for step in planned.steps]
     assert [step.name for step in (*first.steps, *second.steps)] == names
@@ -146,5 +146,5 @@ def test_streams_do_not_race(generator: torch.Generator) -> None:
 @pytest.mark.gpu
 def test_the_measured_cut_is_legal() -> None:
     engine = Engine.load("digits", devices=("cuda:0", "cuda:0"), split="pipeline")
-    planned = plan(DIGITS, 4, NUMBERS["fp16"], 90)
+    planned = plan(DIGITS, 4, ARITHMETIC["fp16"], 90)
     assert engine._runner.at in cuts(planned)  # type: ignore[attr-defined]

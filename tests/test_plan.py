@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.plan import NUMBERS, Options, Plan, plan, reconfigured
+from alexnet_triton.engine.plan import ARITHMETIC, Options, Plan, plan, reconfigured
 from alexnet_triton.engine.spec import Conv2d, MaxPool2d, Network, Preprocess, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels import stem, tuning
@@ -15,7 +15,7 @@ from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 from alexnet_triton.kernels.tuning import Table, TunedRow
 
-FP16 = NUMBERS["fp16"]
+FP16 = ARITHMETIC["fp16"]
 
 
 def steps(planned: Plan) -> dict[str, tuple[str, ...]]:
@@ -175,11 +175,11 @@ def test_batch_invariant_configurations_do_not_see_the_batch() -> None:
 
 
 def test_printing_shows_every_step_and_the_totals() -> None:
-    text = str(plan(ALEXNET, 64, NUMBERS["tf32"], 90))
+    text = str(plan(ALEXNET, 64, ARITHMETIC["tf32"], 90))
     assert "alexnet: 64 images 3x224x224, tf32 on sm_90" in text
     for name in ("input", "conv1", "pool5", "fc8", "total"):
         assert f"\n{name}" in text
-    assert "Triton's interpreter" in str(plan(DIGITS, 1, NUMBERS["fp32"], None))
+    assert "Triton's interpreter" in str(plan(DIGITS, 1, ARITHMETIC["fp32"], None))
 
 
 def test_refusals_name_the_layer() -> None:

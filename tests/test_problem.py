@@ -9,7 +9,7 @@ import torch
 from alexnet_triton.bench.measure import problem as cut
 from alexnet_triton.bench.measure.problem import Problem
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import NetworkError
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.conv import Conv2dConfig
@@ -19,7 +19,7 @@ from alexnet_triton.kernels.pool import PoolConfig
 
 def one(name: str, batch: int = 2, dtype: str = "fp32", model: str = "digits") -> Problem:
     """A problem for the interpreter."""
-    planner = Planner(network(model), NUMBERS[dtype], None)
+    planner = Planner(network(model), ARITHMETIC[dtype], None)
     (found,) = cut.problems(planner, dtype, batch, [name])
     return found
 
@@ -56,7 +56,7 @@ def test_a_network_with_batch_norm_has_an_answer(generator: torch.Generator) -> 
 @pytest.mark.parametrize("name", ["conv1+pool1", "conv4", "pool5", "fc6"])
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16", "bf16"])
 def test_the_engine_matches_on_a_gpu(name: str, dtype: str, device: torch.device) -> None:
-    planner = Planner(network("alexnet"), NUMBERS[dtype], architecture(device))
+    planner = Planner(network("alexnet"), ARITHMETIC[dtype], architecture(device))
     (problem,) = cut.problems(planner, dtype, 5, [name])
     given = cut.tensors(problem, device)
     bound = cut.ready(problem, given)
@@ -134,7 +134,7 @@ def test_what_is_no_problem_is_refused() -> None:
 
 
 def test_by_default_every_step_is_a_problem() -> None:
-    planner = Planner(network("alexnet"), NUMBERS["fp16"], 90)
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
     found = cut.problems(planner, "fp16", 64)
     assert [problem.name for problem in found] == [
         *("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"),

@@ -21,7 +21,7 @@ from alexnet_triton.bench.race.candidate import (
 from alexnet_triton.bench.race.candidates import shipped
 from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture
 
@@ -38,7 +38,7 @@ def run(problem, x, weight, bias, out, config):
 
 
 def find(layer: str, device: torch.device, batch: int = 2) -> Problem:
-    planner = Planner(network("digits"), NUMBERS["fp32"], architecture(device))
+    planner = Planner(network("digits"), ARITHMETIC["fp32"], architecture(device))
     return problems(planner, "fp32", batch, [layer])[0]
 
 
@@ -168,10 +168,10 @@ def test_a_copy_of_one_that_ships_works_where_it_lies(tmp_path: Path) -> None:
 def test_problems_are_posed_in_full(device: torch.device) -> None:
     arch = architecture(device)
     conv = pose(find("conv1", device))
-    numbers = ("relu", torch.float32, "ieee", arch)
-    assert conv == Conv2dProblem(2, 3, 64, 64, 8, 11, 11, 4, 2, 1, 1, *numbers)
+    arithmetic = ("relu", torch.float32, "ieee", arch)
+    assert conv == Conv2dProblem(2, 3, 64, 64, 8, 11, 11, 4, 2, 1, 1, *arithmetic)
     assert (conv.OH, conv.OW) == (15, 15)
-    assert pose(find("fc6", device)) == LinearProblem(2, 1152, 512, *numbers)
+    assert pose(find("fc6", device)) == LinearProblem(2, 1152, 512, *arithmetic)
     assert pose(find("fc8", device)).activation is None
     for layer, said in (("pool1", "is a MaxPool2d"), ("conv1+pool1", "wanted one layer")):
         with pytest.raises(CandidateError, match=said):

@@ -27,7 +27,7 @@ from alexnet_triton.bench.report.landscape import searches
 from alexnet_triton.bench.report.readme import markdown, marked, rewrite
 from alexnet_triton.bench.report.report import page, search_page, search_svg, summary, text
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def synthetic(dtypes: tuple[str, ...] = ("fp16",), seed: int = 0) -> Results:
             rows.append(made)
 
     for dtype in dtypes:
-        planner = Planner(network("alexnet"), NUMBERS[dtype], 90)
+        planner = Planner(network("alexnet"), ARITHMETIC[dtype], 90)
         for batch, clock in product(BATCHES, ("cold", "graph")):
             made = problems(planner, dtype, batch)
             for problem in made:

@@ -17,7 +17,7 @@ from alexnet_triton.engine.bind import allocate, bind, pack
 from alexnet_triton.engine.devices.graph import Recording, waiting
 from alexnet_triton.engine.devices.graph import record as record_graph
 from alexnet_triton.engine.devices.single import Planner, Single
-from alexnet_triton.engine.plan import NUMBERS, Options, plan
+from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dShape
@@ -202,8 +202,8 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
     monkeypatch.setattr(torch.cuda, "graph", record)
     state = state_of(DIGITS, "digits")
-    planned = plan(DIGITS, 1, NUMBERS["fp32"], None)
-    bound = bind(planned, pack(DIGITS, state, planned.numbers, "cpu"))
+    planned = plan(DIGITS, 1, ARITHMETIC["fp32"], None)
+    bound = bind(planned, pack(DIGITS, state, planned.arithmetic, "cpu"))
     images = pixels(generator, 1, 64, 64)
     recording = Recording(bound, torch.empty_like(images) if copied else None)
     replay = record_graph(recording._launch, images.device)
@@ -245,15 +245,17 @@ def test_slices_and_pairs_of_columns_give_the_same_answer(
 ) -> None:
     """Slices of 3, 3 and 1 images; conv1 two columns at once; memory poisoned first."""
     state = state_of(DIGITS, "digits")
-    numbers = NUMBERS["fp32"]
+    arithmetic = ARITHMETIC["fp32"]
     pairs = {"tiling": "pixels", "BLOCK_M": 512, "BLOCK_N": 16, "BLOCK_K": 256, "columns": 2}
-    first = plan(DIGITS, 7, numbers, None).steps[1].shape
+    first = plan(DIGITS, 7, arithmetic, None).steps[1].shape
     assert isinstance(first, Conv2dShape)
     row = TunedRow("conv2d", without_batch(first), "fp32", 3, pairs, 1.0, "", "", "")
-    planned = plan(DIGITS, 7, numbers, None, tuned=Table("cpu", (row,)), options=Options(3, until))
+    planned = plan(
+        DIGITS, 7, arithmetic, None, tuned=Table("cpu", (row,)), options=Options(3, until)
+    )
     assert planned.sliced
     assert planned.steps[0].row == 18
-    packed = pack(DIGITS, state, numbers, "cpu")
+    packed = pack(DIGITS, state, arithmetic, "cpu")
     memory = allocate(planned, torch.device("cpu")).fill_(255)  # NaN, read as float32
     bound = bind(planned, packed, memory=memory)
     images = pixels(generator, 7, 64, 64)
@@ -285,7 +287,7 @@ def test_options_change_nothing_but_time(pdl: bool, generator: torch.Generator) 
     if pdl and (arch or 0) < 90:
         pytest.skip("programmatic dependent launch wants compute capability 9.0")
     images = pixels(generator, 130, 224, 224).to(device)
-    planner = Planner(ALEXNET, NUMBERS["fp16"], arch)
+    planner = Planner(ALEXNET, ARITHMETIC["fp16"], arch)
     runner = Single(replace(planner, options=Options(64, "pool2", pdl)), state, device)
     plain = Single(planner, state, device)
     wanted = plain.run(images, ("fc8",), 130)["fc8"]
@@ -299,10 +301,10 @@ def test_options_change_nothing_but_time(pdl: bool, generator: torch.Generator) 
 
 
 def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
-    whole = plan(ALEXNET, 64, NUMBERS["fp16"], 90)
+    whole = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90)
     assert waiting(whole, 8 * 2**20) == 8 * 2**20
     assert waiting(whole, 8 * 2**20 + 1) == 0
-    cut = plan(ALEXNET, 64, NUMBERS["fp16"], 90, options=Options(32, "pool1"))
+    cut = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90, options=Options(32, "pool1"))
     assert waiting(cut, 2**30) == 2**30, "every slice has a stem, so all are in the graph"
 
 

@@ -28,7 +28,7 @@ import triton.language as tl
 from alexnet_triton.bench.race.sanitizer import Violation, sanitized
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS, PLAIN, Options
+from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, split_k, stem
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
@@ -388,8 +388,8 @@ def test_a_plan_stays_inside_its_slots(
     digits = network("digits")
     shapes = digits.parameter_shapes()
     state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    plan = Planner(digits, NUMBERS["fp16"], arch, options=options)(3)
-    bound = bind(plan, pack(digits, state, NUMBERS["fp16"], torch.device("cpu")))
+    plan = Planner(digits, ARITHMETIC["fp16"], arch, options=options)(3)
+    bound = bind(plan, pack(digits, state, ARITHMETIC["fp16"], torch.device("cpu")))
     images = torch.zeros(3, *digits.input_shape, dtype=torch.uint8)
     made = {"": [head.stem(images) for head in bound.heads]}
     after = [*(each for head in bound.heads for each in head.launches), *bound.launches]

@@ -16,7 +16,7 @@ from alexnet_triton.bench.tune.search import STRATEGIES, follow
 from alexnet_triton.bench.tune.simulate import Replay, best, by_subject, replay
 from alexnet_triton.bench.tune.space import Config, Space, key, listed
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, epilogue
 
@@ -165,7 +165,7 @@ def test_what_is_no_trial_is_refused(tmp_path: Path, line: str) -> None:
 
 def test_the_source_is_known_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every jit function of the kernel's module counts, and those it imports; nothing else."""
-    planner = Planner(network("digits"), NUMBERS["fp32"], None)
+    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
 
     def name(layer: str, batch: int = 1) -> str:
         (problem,) = problems(planner, "fp32", batch, [layer])

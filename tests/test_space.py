@@ -20,7 +20,7 @@ from alexnet_triton.bench.tune.space import (
 )
 from alexnet_triton.bench.tune.tuner import _folded
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS, KernelConfig
+from alexnet_triton.engine.plan import ARITHMETIC, KernelConfig
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 
@@ -32,7 +32,7 @@ BOWL = Space(
 
 def find(name: str, batch: int, arch: int, dtype: str = "fp16", of: str = "alexnet") -> Problem:
     """One layer, planned for a GPU that need not be there."""
-    planner = Planner(network(of), NUMBERS[dtype], arch)
+    planner = Planner(network(of), ARITHMETIC[dtype], arch)
     (found,) = problems(planner, dtype, batch, [name])
     return found
 
@@ -44,7 +44,7 @@ def config_of(problem: Problem) -> KernelConfig:
 
 
 def space_of(problem: Problem, arch: int | None) -> Space:
-    return space(problem.step, problem.plan.numbers, arch)
+    return space(problem.step, problem.plan.arithmetic, arch)
 
 
 def test_configs_are_all_that_no_rule_leaves_out() -> None:
@@ -81,7 +81,7 @@ def test_a_listed_space_is_its_list() -> None:
 
 @pytest.mark.parametrize(("arch", "batch"), [(80, 1), (90, 256)])
 def test_every_step_of_alexnet_has_something_to_try(arch: int, batch: int) -> None:
-    planner = Planner(network("alexnet"), NUMBERS["fp16"], arch)
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], arch)
     for problem in problems(planner, "fp16", batch):
         found = space_of(problem, arch)
         configs = found.configs()
@@ -126,7 +126,7 @@ def test_groups_of_a_few_channels_take_no_descriptors() -> None:
     problem = find("conv2", 256, 90)
     assert isinstance(problem.step.shape, Conv2dShape)
     step = replace(problem.step, shape=replace(problem.step.shape, groups=16))
-    configs = space(step, problem.plan.numbers, 90).configs()
+    configs = space(step, problem.plan.arithmetic, 90).configs()
     assert {c["tiling"] for c in configs if c["descriptors"]} == {"pixels"}
     assert {c["tiling"] for c in configs} == {"images", "pixels"}
 
@@ -155,7 +155,7 @@ def test_a_first_convolution_may_take_several_columns(
     assert isinstance(default, Conv2dConfig)
     folded = configured(problem, replace(default, columns=1)).step.shape
     assert isinstance(folded, Conv2dShape)
-    configs = space(problem.step, problem.plan.numbers, 90, folded).configs()
+    configs = space(problem.step, problem.plan.arithmetic, 90, folded).configs()
     assert {config["columns"] for config in configs} == columns
     for count in columns:
         widest = max(config["BLOCK_N"] for config in configs if config["columns"] == count)
@@ -169,7 +169,7 @@ def test_a_first_convolution_may_take_several_columns(
 
 
 def test_the_interpreter_has_a_few_large_tiles() -> None:
-    for problem in problems(Planner(network("digits"), NUMBERS["fp32"], None), "fp32", 2):
+    for problem in problems(Planner(network("digits"), ARITHMETIC["fp32"], None), "fp32", 2):
         configs = space_of(problem, None).configs()
         assert asdict(config_of(problem)) in configs
         assert 1 <= len(configs) <= 27
@@ -194,10 +194,10 @@ def test_a_user_chooses_values() -> None:
 @pytest.mark.parametrize("batch", [1, 8, 64, 256])
 def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
     """A split in six is in no list of powers of two."""
-    planner = Planner(network("alexnet"), NUMBERS["fp16"], 90)
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
     for problem in problems(planner, "fp16", batch):
         folded = _folded(problem, problem.step)
-        made = space(problem.step, problem.plan.numbers, 90, folded)
+        made = space(problem.step, problem.plan.arithmetic, 90, folded)
         start = asdict(config_of(problem))
         near = made.neighbours(start)
         moved = {name for other in near for name in other if other[name] != start[name]}

@@ -27,7 +27,7 @@ from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.images import Source
 from alexnet_triton.engine.jobs.classify import classify
 from alexnet_triton.engine.load import aim
-from alexnet_triton.engine.plan import NUMBERS, Options, plan
+from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
 from alexnet_triton.engine.spec import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -155,8 +155,8 @@ def wanted_of(
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes}
     for n in pieces:
         how = {"configured_for": max(pieces), **settings}
-        planned = plan(network, n, NUMBERS[dtype], arch, **how)
-        bound = bind(planned, pack(network, state, planned.numbers, "meta"))
+        planned = plan(network, n, ARITHMETIC[dtype], arch, **how)
+        bound = bind(planned, pack(network, state, planned.arithmetic, "meta"))
         images = torch.empty((n, *network.input_shape), dtype=torch.uint8, device="meta")
         found |= {tiles(launch) for launch in bound.every_launch(images)}
     return found
@@ -205,7 +205,7 @@ def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
     seen = set()
     for batch, target, dtype, kind in (m for m in MEETINGS if m[0] and m[1]):
         network = NETWORKS[dtype, kind]
-        for step in plan(network, batch, NUMBERS[dtype], aim(target, CPU).arch).steps:
+        for step in plan(network, batch, ARITHMETIC[dtype], aim(target, CPU).arch).steps:
             if isinstance(step.shape, Conv2dShape) and isinstance(step.config, Conv2dConfig):
                 shape, config = step.shape, step.config
                 images = config.tiling == "images"
@@ -360,7 +360,7 @@ def test_a_cards_name_brings_its_tuned_table(
     h200_table: Callable[..., None], launched: set[Tiles]
 ) -> None:
     """A tuned tile, slices and dependent launch: planned, bound, kept in the plan, and run."""
-    (conv3,) = (s for s in plan(WIDE, 70, NUMBERS["fp16"], 90).steps if s.name == "conv3")
+    (conv3,) = (s for s in plan(WIDE, 70, ARITHMETIC["fp16"], 90).steps if s.name == "conv3")
     tile = {"tiling": "images", "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_N2": 64}
     how = {"slice_images": 33, "slice_until": "pool1", "pdl": True}
     run = {"network": "wide", "C": 3, "H": 15, "W": 15}
@@ -445,7 +445,7 @@ def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(NetworkError, match=message):
             on_card(target="sm_80", options=how)
     with pytest.raises(NetworkError, match="digits: wanted a batch of 1 or more images, got 0"):
-        plan(DIGITS, 0, NUMBERS["fp16"], 90)
+        plan(DIGITS, 0, ARITHMETIC["fp16"], 90)
 
 
 def test_a_card_too_old_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,6 +522,6 @@ def test_layers_of_a_target_have_matches_and_no_times(
 
 def test_alexnet_plans_of_every_card_are_different_from_the_interpreters() -> None:
     for target in ("sm_80", "sm_90", "sm_100"):
-        found = plan(ALEXNET, 256, NUMBERS["fp16"], aim(target, CPU).arch)
-        own = plan(ALEXNET, 256, NUMBERS["fp16"], None)
+        found = plan(ALEXNET, 256, ARITHMETIC["fp16"], aim(target, CPU).arch)
+        own = plan(ALEXNET, 256, ARITHMETIC["fp16"], None)
         assert [s.config for s in found.steps] != [s.config for s in own.steps]

@@ -21,7 +21,7 @@ from alexnet_triton.bench.tune.tune import targets
 from alexnet_triton.bench.tune.tuner import Lab, tune
 from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.devices.single import Planner
-from alexnet_triton.engine.plan import NUMBERS
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig
@@ -34,7 +34,7 @@ SMALL = Conv2dConfig("pixels", 32, 32, 32)
 
 def find(name: str, batch: int = 1, arch: int | None = None, of: str = "digits") -> Problem:
     dtype = "fp32" if arch is None else "fp16"
-    (found,) = problems(Planner(network(of), NUMBERS[dtype], arch), dtype, batch, [name])
+    (found,) = problems(Planner(network(of), ARITHMETIC[dtype], arch), dtype, batch, [name])
     return found
 
 
@@ -182,7 +182,7 @@ def test_a_wrong_answer_is_not_timed(runner: Runner) -> None:
 
 
 def test_targets_are_the_steps_with_a_kernel() -> None:
-    planner = Planner(network("digits"), NUMBERS["fp32"], None)
+    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
     every = targets(planner, "fp32", 1)
     assert [step for _, step in every][:3] == ["input", "conv1", "pool1"]
     assert [problem.name for problem, _ in every][:3] == ["conv1", "conv1", "pool1"]
@@ -314,7 +314,7 @@ def test_on_a_gpu(tmp_path: Path) -> None:
     """Compiled ahead, proved and timed by graph replay; the best is not behind the default."""
     device = torch.device("cuda")
     with Lab(device, jobs=2) as lab:
-        planner = Planner(network("digits"), NUMBERS["fp16"], lab.arch)
+        planner = Planner(network("digits"), ARITHMETIC["fp16"], lab.arch)
         (problem,) = problems(planner, "fp16", 64, ["conv3"])
         outcome = tune(problem, lab, Cache(tmp_path / "cache.jsonl"), limit=6)
     assert outcome.default.status == "ok"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_triton import Engine, EngineError
-from alexnet_triton.engine.plan import NUMBERS, plan
+from alexnet_triton.engine.plan import ARITHMETIC, plan
 from alexnet_triton.engine.reference import normalise
 from alexnet_triton.engine.spec import (
     AdaptiveAvgPool2d,
@@ -201,7 +201,7 @@ def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(
         ("sigmoid", Sigmoid()),
     )
     net = Network("normed", (3, 31, 31), layers, PLAIN, "")
-    planned = plan(net, 2, NUMBERS["fp32"], None)
+    planned = plan(net, 2, ARITHMETIC["fp32"], None)
     assert [step.layers for step in planned.steps] == [
         (),
         ("conv1", "bn1", "relu1", "bn2"),
@@ -243,12 +243,12 @@ def test_torchvisions_vgg_names_are_understood() -> None:
     net = Network("vgg", (3, 32, 32), vgg((1, 1, 1, 1, 1), width=1 / 32), PLAIN, "")
     state = load("random:0", net.parameter_shapes(), network="vgg")
     theirs: dict[str, torch.Tensor] = {}
-    numbers = {"conv1_1": 0, "conv2_1": 3, "conv3_1": 6, "conv4_1": 9, "conv5_1": 12}
+    arithmetic = {"conv1_1": 0, "conv2_1": 3, "conv3_1": 6, "conv4_1": 9, "conv5_1": 12}
     heads = {"fc6": 0, "fc7": 3, "fc8": 6}
     for name, tensor in state.items():
         layer, kind = name.split(".")
         half, number = (
-            ("features", numbers[layer]) if layer in numbers else ("classifier", heads[layer])
+            ("features", arithmetic[layer]) if layer in arithmetic else ("classifier", heads[layer])
         )
         theirs[f"{half}.{number}.{kind}"] = tensor
     back = load(theirs, net.parameter_shapes(), network="vgg")

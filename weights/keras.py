@@ -231,12 +231,12 @@ def _chained(model: Any, names: Mapping[str, str], origin: str) -> list[_Owner]:
         _check_layer(layer, origin)
     if model["class_name"] == "Functional":
         _check_wiring(layers, _sources(model["config"]["output_layers"]), origin)
-    numbers: Counter[str] = Counter()
+    arithmetic: Counter[str] = Counter()
     owners = []
     for layer in layers:
         kind, config = layer["class_name"], layer["config"]
-        group = _group(kind, numbers[kind])
-        numbers[kind] += 1
+        group = _group(kind, arithmetic[kind])
+        arithmetic[kind] += 1
         called = names.get(group) or config["name"]
         if called != config["name"]:
             raise WeightsError(
@@ -318,7 +318,7 @@ def _sources(node: Any) -> list[str]:
 def _counted(names: Mapping[str, str], origin: str) -> list[_Owner]:
     """The layers with weights of a `.weights.h5`, class by class in the order of its counters."""
     kinds = {_group(kind, 0): kind for kind in LAYERS}
-    numbers: dict[str, list[int]] = {kind: [] for kind in LAYERS}
+    arithmetic: dict[str, list[int]] = {kind: [] for kind in LAYERS}
     for group, name in names.items():
         if group.partition("/")[0] == "optimizer":
             continue
@@ -327,10 +327,10 @@ def _counted(names: Mapping[str, str], origin: str) -> list[_Owner]:
         if kind is None:
             called = f" ({name!r})" if name else ""
             raise WeightsError(f"{origin}: {group}{called} is no layer that is read; {_REBUILD}")
-        numbers[kind].append(int(counter[1]) if counter else 0)
+        arithmetic[kind].append(int(counter[1]) if counter else 0)
     owners = []
     for kind in VARIABLES:
-        for wanted, number in enumerate(sorted(numbers[kind])):
+        for wanted, number in enumerate(sorted(arithmetic[kind])):
             group = _group(kind, number)
             if number != wanted:
                 raise WeightsError(

@@ -137,7 +137,7 @@ def _torchvision_layers(
     layers: dict[str, str] = {}
     for half, rank in (("features", 4), ("classifier", 2)):
         weight = re.compile(rf"{half}\.([0-9]{{1,4}})\.weight")
-        numbers = sorted(
+        arithmetic = sorted(
             int(found[1])
             for name, dimensions in ranks.items()
             if dimensions == rank and (found := weight.fullmatch(name))
@@ -147,7 +147,7 @@ def _torchvision_layers(
             for name, shape in expected.items()
             if name.endswith(".weight") and len(shape) == rank
         ]
-        layers |= {f"{half}.{n}": layer for n, layer in zip(numbers, wanted, strict=False)}
+        layers |= {f"{half}.{n}": layer for n, layer in zip(arithmetic, wanted, strict=False)}
     return layers
 
 

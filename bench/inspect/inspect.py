@@ -18,7 +18,7 @@ from triton import __version__ as TRITON
 from ...engine import EngineError
 from ...engine.devices.single import Planner
 from ...engine.load import find
-from ...engine.plan import NUMBERS
+from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
 from ...errors import printable
 from ..choices import ARCHS, FORMS
@@ -50,7 +50,7 @@ def reports(
     configuration that `parse` refuses.
     """
     for arch in archs:
-        planner = Planner(network, NUMBERS[dtype], arch if isinstance(arch, int) else PLANNED_AS)
+        planner = Planner(network, ARITHMETIC[dtype], arch if isinstance(arch, int) else PLANNED_AS)
         for layer, config in cuts:
             (problem,) = problems(planner, dtype, batch, [layer])
             if config != DEFAULT:
@@ -109,7 +109,7 @@ def _archs(names: str | None, card: str | None) -> list[Arch]:
 
 def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
     """Which layers in which configurations; for `--diff`, the two of a pair after one another."""
-    planner = Planner(network, NUMBERS[options.dtype], PLANNED_AS)
+    planner = Planner(network, ARITHMETIC[options.dtype], PLANNED_AS)
     known = [step.name for step in planner(options.batch).steps[1:]]
     if not options.diff:
         return list(itertools.product(options.layers or known, options.config or [DEFAULT]))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...engine.plan import Numbers
+from ...engine.plan import Arithmetic
 from ...engine.spec import Conv2d
 
 WORKSPACE = 1 << 30  # bytes that a plan may ask for at most
@@ -40,7 +40,7 @@ def missing() -> str | None:
 
 
 def conv_relu(
-    name: str, layer: Conv2d, numbers: Numbers
+    name: str, layer: Conv2d, arithmetic: Arithmetic
 ) -> Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]:
     """The layer with its bias and ReLU on x [N, C, H, W] and a state, both channels last.
 
@@ -53,7 +53,7 @@ def conv_relu(
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         plan = chosen.get(x.shape)
         if plan is None:
-            found = _fastest(layer, numbers, tuple(x.shape), x.device)
+            found = _fastest(layer, arithmetic, tuple(x.shape), x.device)
             plan = chosen[x.shape] = found.with_workspace(x.device)
         return plan(x, weight, bias)
 
@@ -92,18 +92,18 @@ def _handle(device: torch.device) -> Any:
 
 @functools.lru_cache(REMEMBERED)
 def _fastest(
-    layer: Conv2d, numbers: Numbers, shape: tuple[int, ...], device: torch.device
+    layer: Conv2d, arithmetic: Arithmetic, shape: tuple[int, ...], device: torch.device
 ) -> _Plan:
     """The fastest on random images of this shape and random weights."""
     filters = layer.out_channels, shape[1] // layer.groups, layer.kernel_size, layer.kernel_size
     x, weight = (
-        torch.randn(size, device=device, dtype=numbers.dtype).contiguous(
+        torch.randn(size, device=device, dtype=arithmetic.dtype).contiguous(
             memory_format=torch.channels_last
         )
         for size in (shape, filters)
     )
-    bias = torch.randn(layer.out_channels, device=device, dtype=numbers.dtype)
-    graph, ends = _built(layer, numbers, x, weight, bias)
+    bias = torch.randn(layer.out_channels, device=device, dtype=arithmetic.dtype)
+    graph, ends = _built(layer, arithmetic, x, weight, bias)
     best: tuple[float, _Plan] | None = None
     end = time.monotonic() + SEARCH
     for index in range(graph.get_execution_plan_count()):
@@ -125,7 +125,7 @@ def _fastest(
 
 
 def _built(
-    layer: Conv2d, numbers: Numbers, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    layer: Conv2d, arithmetic: Arithmetic, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> tuple[Any, tuple[Any, ...]]:
     """The graph with all its plans, none built, and the tensors at its ends."""
     cudnn = importlib.import_module("cudnn")
@@ -161,11 +161,11 @@ def _built(
     graph.build_operation_graph()
     modes = cudnn.heur_mode
     graph.create_execution_plans([modes.A, modes.B, modes.FALLBACK])
-    if numbers.dtype == torch.float32:
+    if arithmetic.dtype == torch.float32:
         notes = cudnn.numerical_note
         unlike = [notes.DOWN_CONVERT_INPUTS]
         graph.deselect_numeric_notes(
-            unlike if numbers.precision == "tf32" else [*unlike, notes.TENSOR_CORE]
+            unlike if arithmetic.precision == "tf32" else [*unlike, notes.TENSOR_CORE]
         )
     graph.deselect_workspace_greater_than(WORKSPACE)
     graph.check_support()

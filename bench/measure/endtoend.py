@@ -81,7 +81,7 @@ def _rows(
     seed: int,
 ) -> list[Row]:
     """All rows of one batch; nothing of it stays in memory."""
-    with libraries(problem.plan.numbers), torch.inference_mode():
+    with libraries(problem.plan.arithmetic), torch.inference_mode():
         copies = _copies(problem, device, seed)
         wanted = whole.expected(problem, copies[0])
         captured = tuple(clock for clock in clocks if clock != "host")

@@ -20,7 +20,7 @@ import torch
 
 from ...engine import foretell
 from ...engine.devices.single import Planner
-from ...engine.load import aim, find, numbers, resolve
+from ...engine.load import aim, arithmetic, find, resolve
 from ..env import environment
 from ..records import OURS, Results, Row, times_best_peer
 from .contest import NO_MATCH, Entry, matched, reason, timed
@@ -35,7 +35,7 @@ MOST_COPIES = 1024
 
 def default_names(planner: Planner) -> list[str]:
     """Every step of the network, and every convolution with the pool right after it."""
-    _, *steps = planner(1, image_dtype=planner.numbers.dtype).steps
+    _, *steps = planner(1, image_dtype=planner.arithmetic.dtype).steps
     pooled = [
         f"{step.name}+{after.name}"
         for step, after in pairwise(steps)
@@ -126,7 +126,7 @@ def _rows(
             for clock in clocks
             for one in contestants
         ]
-    with libraries(problem.plan.numbers), torch.inference_mode():
+    with libraries(problem.plan.arithmetic), torch.inference_mode():
         entries = [
             _admitted(
                 one,
@@ -237,7 +237,7 @@ def run(options: argparse.Namespace) -> int:
     """
     device = resolve(options.device or (options.target and "cpu"))
     card = aim(options.target, device).name
-    dtype, meaning = numbers(options.dtype, device, "triton", options.target)
+    dtype, meaning = arithmetic(options.dtype, device, "triton", options.target)
     network, _ = find(options.model)
     planner = tuned_planner(network, meaning, device, options.target)
     batches, clocks, effort = asked(options, device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.devices.cards import CARDS
-from ...engine.load import find, numbers, resolve
+from ...engine.load import arithmetic, find, resolve
 from ...errors import printable
 from .. import units
 from ..records import OURS, Results, Row, times_best_peer
@@ -82,7 +82,7 @@ def _predicted(options: argparse.Namespace) -> int:
 def _measured(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     network, _ = find(options.model or MODEL[device.type])
-    dtypes = [numbers(name, device, "triton")[0] for name in options.dtype or [None]]
+    dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
     batches, clocks, effort = asked(options, device)
     results = begun(options, device, dtypes)
     printed = options.json != "-"

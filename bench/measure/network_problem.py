@@ -18,7 +18,7 @@ import torch
 from ...engine import reference
 from ...engine.bind import bind, pack
 from ...engine.devices.single import Planner
-from ...engine.plan import NUMBERS
+from ...engine.plan import ARITHMETIC
 from ...engine.run import Engine
 from ...engine.spec import AdaptiveAvgPool2d, Dropout, Network, Preprocess
 from ..records import OURS
@@ -34,7 +34,7 @@ def planner(network: Network, dtype: str, device: torch.device) -> Planner:
 
     Raises TuningError for a table that cannot be read.
     """
-    return replace(tuned_planner(network, NUMBERS[dtype], device), options=None)
+    return replace(tuned_planner(network, ARITHMETIC[dtype], device), options=None)
 
 
 def problem(planner: Planner, dtype: str, batch: int, pixels: bool = False) -> Problem:
@@ -50,7 +50,7 @@ def problem(planner: Planner, dtype: str, batch: int, pixels: bool = False) -> P
         if not isinstance(layer, Dropout)
         and not (isinstance(layer, AdaptiveAvgPool2d) and came == made)
     )
-    images = torch.uint8 if pixels else planner.numbers.dtype
+    images = torch.uint8 if pixels else planner.arithmetic.dtype
     name = f"{network.name} uint8" if pixels else network.name
     return Problem(name, dtype, planner(batch, image_dtype=images), layers, None)
 
@@ -70,7 +70,7 @@ def tensors(
 
     `generator` is the device's.
     """
-    dtype, shape = whole.plan.numbers.dtype, (whole.batch, *whole.plan.image_shape)
+    dtype, shape = whole.plan.arithmetic.dtype, (whole.batch, *whole.plan.image_shape)
     if reads_pixels(whole):
         x = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
     else:
@@ -127,7 +127,7 @@ def contestants(
 
 def kernels(whole: Problem, given: Tensors) -> Prepared:
     """The bound launches alone: what the engine records."""
-    packed = pack(whole.network, given.state, whole.plan.numbers, given.x.device)
+    packed = pack(whole.network, given.state, whole.plan.arithmetic, given.x.device)
     bound = bind(whole.plan, packed)
     logits = bound.outputs[whole.step.name][0, 0]
     return Prepared(lambda: bound.run(given.x), lambda: logits)
@@ -156,7 +156,7 @@ def _kept(make: Callable[[], torch.Tensor]) -> Prepared:
 
 def _after_normalising(prepare: Prepare, whole: Problem, order: torch.memory_format) -> Prepare:
     """The peer on pixels: one operation turns them into the floats that it reads."""
-    dtype = whole.plan.numbers.dtype
+    dtype = whole.plan.arithmetic.dtype
 
     def prepared(given: Tensors) -> Prepared:
         scale, shift = _scale_and_shift(whole.network.preprocess, given.x.device)
@@ -182,8 +182,8 @@ def _scale_and_shift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 [C, 1, 1], so that pixel * scale + shift is (pixel / 255 - mean) / std."""
     mean, std = (
-        torch.tensor(numbers, dtype=torch.float32, device=device)[:, None, None]
-        for numbers in (preprocess.mean, preprocess.std)
+        torch.tensor(arithmetic, dtype=torch.float32, device=device)[:, None, None]
+        for arithmetic in (preprocess.mean, preprocess.std)
     )
     return 1 / (255 * std), -mean / std
 

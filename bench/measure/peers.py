@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...engine import reference
 from ...engine.load import one_of
-from ...engine.plan import Numbers
+from ...engine.plan import Arithmetic
 from ...engine.spec import Conv2d, Layer, Linear, ReLU, Sigmoid
 from ..choices import KINDS as KINDS
 from . import cudnn_graph
@@ -77,9 +77,9 @@ def peers(problem: Problem, device: torch.device, kinds: Sequence[str] | None = 
 
 
 @contextmanager
-def libraries(numbers: Numbers) -> Iterator[None]:
-    """cuDNN chooses by trying, and float32 products are as `numbers` say; as before afterwards."""
-    tf32 = numbers.precision == "tf32"
+def libraries(arithmetic: Arithmetic) -> Iterator[None]:
+    """cuDNN chooses by trying, and float32 products are as asked; as before afterwards."""
+    tf32 = arithmetic.precision == "tf32"
     switches: tuple[tuple[Any, str, bool], ...] = (
         (torch.backends.cudnn, "benchmark", True),
         (torch.backends.cudnn, "allow_tf32", tf32),
@@ -137,7 +137,7 @@ def _of_kind(kind: str, problem: Problem) -> Iterator[Peer]:
             yield Peer("torch.compile", _compiled(problem), note="max-autotune")
         case "frontend":
             missing = cudnn_graph.missing()
-            fuse = partial(cudnn_graph.conv_relu, numbers=problem.plan.numbers)
+            fuse = partial(cudnn_graph.conv_relu, arithmetic=problem.plan.arithmetic)
             for peer in fused_peers(problem, "cudnn frontend", fuse):
                 yield replace(peer, prepare=None, note=missing) if missing else peer
 

@@ -16,7 +16,7 @@ import torch
 from ...engine.devices.cards import Card
 from ...engine.devices.single import Planner
 from ...engine.load import at_least_one, one_of
-from ...engine.plan import NUMBERS
+from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
 from . import network_problem as whole
 
@@ -119,9 +119,9 @@ def predict(
 
     Raises EngineError for a dtype that is none or a batch below 1.
     """
-    one_of("dtype", dtype, NUMBERS)
+    one_of("dtype", dtype, ARITHMETIC)
     at_least_one("batch", batch)
-    problem = whole.problem(Planner(network, NUMBERS[dtype], card.arch), dtype, batch, pixels)
+    problem = whole.problem(Planner(network, ARITHMETIC[dtype], card.arch), dtype, batch, pixels)
     rate = card.flops[dtype]
     steps = tuple(
         PredictedStep(
@@ -133,7 +133,7 @@ def predict(
     )
     least = problem.work
     return Prediction(
-        *(network.name, card.name, dtype, batch, _kind(problem.plan.numbers.dtype, pixels)),
+        *(network.name, card.name, dtype, batch, _kind(problem.plan.arithmetic.dtype, pixels)),
         *(rate, card.memory, steps),
         fused_us=1e6 * max(least.flops / rate, least.bytes / card.memory),
     )

@@ -23,7 +23,7 @@ from ...engine import reference
 from ...engine.bind import Bound, bind, pack
 from ...engine.devices.single import Planner, outside
 from ...engine.load import aim
-from ...engine.plan import KernelConfig, Numbers, Plan, Step, part, reconfigured
+from ...engine.plan import Arithmetic, KernelConfig, Plan, Step, part, reconfigured
 from ...engine.spec import Flatten, Layer, Network, NetworkError
 from ...engine.verify import errors, reduction, tolerance, within
 from ...kernels import layout
@@ -73,7 +73,7 @@ class Problem:
         """
         plan = self.plan
         # The convolution behind the stem counts the images, not what the stem makes of them.
-        images = plan.batch * math.prod(plan.image_shape) * plan.numbers.dtype.itemsize
+        images = plan.batch * math.prod(plan.image_shape) * plan.arithmetic.dtype.itemsize
         between = sum(
             _bytes(step, plan) + (_bytes(step, plan) if step.block else images)
             for step in plan.steps[:-1]
@@ -83,7 +83,7 @@ class Problem:
     @property
     def tolerance(self) -> float:
         """Largest error, relative to the largest number, that a right answer may show."""
-        return sum(tolerance(self.plan.numbers, reduction(step)) for step in self.plan.steps)
+        return sum(tolerance(self.plan.arithmetic, reduction(step)) for step in self.plan.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Ready:
 
 
 def tuned_planner(
-    network: Network, meaning: Numbers, device: torch.device, target: str | None = None
+    network: Network, meaning: Arithmetic, device: torch.device, target: str | None = None
 ) -> Planner:
     """Plans as the engine makes them on this device or for a target, but all images at once.
 
@@ -160,7 +160,7 @@ def problems(
     planner's. Raises NetworkError, listing the steps there are, for a name that is none or for
     steps that are not neighbours.
     """
-    whole = planner(batch, image_dtype=planner.numbers.dtype)
+    whole = planner(batch, image_dtype=planner.arithmetic.dtype)
     steps = whole.steps
     known = [step.name for step in steps[1:]]
     found = []
@@ -204,7 +204,7 @@ def tensors(
 
     On "meta" they have shapes and no numbers.
     """
-    dtype, plan = problem.plan.numbers.dtype, problem.plan
+    dtype, plan = problem.plan.arithmetic.dtype, problem.plan
 
     def random(*shape: int) -> torch.Tensor:
         if torch.device(device).type == "meta":
@@ -238,7 +238,7 @@ def ready(problem: Problem, given: Tensors) -> Ready:
     """Pack the tensors and bind the engine's kernels to them, outputs poisoned."""
     plan, x = problem.plan, given.x
     only = [name for name, _ in problem.layers]
-    packed = pack(problem.network, given.state, plan.numbers, x.device, only=only)
+    packed = pack(problem.network, given.state, plan.arithmetic, x.device, only=only)
     if problem.source is None:
         made = Ready(problem, bind(plan, packed), x)
     else:
@@ -290,4 +290,4 @@ def _layers(network: Network, fused: Sequence[str]) -> tuple[tuple[str, Layer], 
 def _bytes(step: Step, plan: Plan) -> int:
     """Bytes of a step's output, without alignment."""
     height, width, images, channels = step.output
-    return height * width * images * channels * plan.numbers.dtype.itemsize
+    return height * width * images * channels * plan.arithmetic.dtype.itemsize

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from ...engine.load import one_of
-from ...engine.plan import NUMBERS, Numbers
+from ...engine.plan import ARITHMETIC, Arithmetic
 from ...kernels.jit import Work
 from .peers import libraries
 from .timing import Clock, measure
@@ -36,8 +36,8 @@ def measure_roofs(
     afterwards. Raises EngineError for a dtype that is none.
     """
     for name in dtypes:
-        one_of("dtype", name, NUMBERS)
-    products = {name: _product_rate(device, NUMBERS[name], rounds) for name in dtypes}
+        one_of("dtype", name, ARITHMETIC)
+    products = {name: _product_rate(device, ARITHMETIC[name], rounds) for name in dtypes}
     return {**products, COPY: _copy_rate(device, rounds)}
 
 
@@ -54,11 +54,11 @@ def binds(work: Work, dtype: str, roofs: Mapping[str, float]) -> Literal["comput
     return "compute" if work.flops / roofs[dtype] >= work.bytes / roofs[COPY] else "memory"
 
 
-def _product_rate(device: torch.device, numbers: Numbers, rounds: int) -> float:
+def _product_rate(device: torch.device, arithmetic: Arithmetic, rounds: int) -> float:
     size = PRODUCT[device.type]
-    a, b = (torch.randn(size, size, device=device).to(numbers.dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(arithmetic.dtype) for _ in range(2))
     out = torch.empty_like(a)
-    with libraries(numbers), torch.inference_mode():
+    with libraries(arithmetic), torch.inference_mode():
         return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out), device, rounds)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...engine.load import find, load_state, numbers
+from ...engine.load import arithmetic, find, load_state
 from ...engine.plan import PLAIN
 from ..records import OURS, Row
 from . import network_problem as whole
@@ -70,7 +70,7 @@ def benchmarked(twin: Twin, device: torch.device, benchmark: Any) -> Row:
     (problem,) = _problems(device, twin.batch, twin.layer)
     (one,) = (one for one in _contestants(problem, device) if one.name == twin.contestant)
     clock, rounds = CLOCK[device.type], ROUNDS[device.type]
-    with libraries(problem.plan.numbers), torch.inference_mode():
+    with libraries(problem.plan.arithmetic), torch.inference_mode():
         entry = _admitted(problem, one, clock, device)
         assert entry.runs, f"{twin}: {entry.row.note}"
         benchmark.group = twin.group
@@ -84,7 +84,7 @@ def benchmarked(twin: Twin, device: torch.device, benchmark: Any) -> Row:
 def _problems(device: torch.device, batch: int, name: str | None = None) -> list[Problem]:
     """Every layer, then the whole network; or the one of that name."""
     network, _ = find(NETWORK[device.type])
-    dtype, _ = numbers(None, device, "triton")
+    dtype, _ = arithmetic(None, device, "triton")
     planner = whole.planner(network, dtype, device)
     found: list[Problem] = []
     if name != WHOLE:

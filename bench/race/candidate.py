@@ -130,7 +130,7 @@ def pose(problem: Problem) -> Conv2dProblem | LinearProblem:
     Raises CandidateError for anything but one convolution or linear layer with its activation.
     """
     plan, block = problem.plan, problem.step.block
-    numbers = plan.numbers
+    arithmetic = plan.arithmetic
     if block is None or sum(step.block is not None for step in plan.steps) > 1:
         raise CandidateError(f"race: wanted one layer, got {problem.name}")
     if block.batch_norm or block.affine:
@@ -138,7 +138,7 @@ def pose(problem: Problem) -> Conv2dProblem | LinearProblem:
             f"race: {problem.name} of {problem.network.name} has a BatchNorm fused into it, which "
             "candidates are not asked for; race a layer without"
         )
-    common = (block.activation, numbers.dtype, numbers.precision, plan.arch)
+    common = (block.activation, arithmetic.dtype, arithmetic.precision, plan.arch)
     match block.layer:
         case Conv2d() as conv:
             c, h, w = block.came

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ...engine.load import find
-from ...engine.plan import NUMBERS
+from ...engine.plan import ARITHMETIC
 from ..measure.problem import Problem, Tensors, problems, tensors, tuned_planner
 from ..measure.timing import Clock, copies_to_overflow
 from .candidate import Refused
@@ -52,7 +52,7 @@ class Entry:
 def find_problem(entry: Entry) -> Problem:
     """The entry's layer; raises NetworkError for a network or a layer that is none."""
     network, _ = find(entry.model)
-    planner = tuned_planner(network, NUMBERS[entry.dtype], torch.device(entry.device))
+    planner = tuned_planner(network, ARITHMETIC[entry.dtype], torch.device(entry.device))
     return problems(planner, entry.dtype, entry.batch, [entry.layer])[0]
 
 

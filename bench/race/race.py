@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 
-from ...engine.load import EngineError, at_least_one, numbers, one_of, resolve
+from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolve
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
 from ..measure import timing
@@ -76,7 +76,7 @@ def race(
         entrants = {name: Entrant(replace(entry, file=file)) for name, file in candidates.items()}
         for entrant in entrants.values():  # all are started by now: importing torch takes its time
             stack.callback(entrant.close)
-        stack.enter_context(libraries(problem.plan.numbers))
+        stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
         for row, take in _residents(problem, device, blank, entry.clock, entry.seed, kinds):
             rows[row.contestant] = row
@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
     """Race candidates; 1 if none was raced or one was disqualified."""
     device = resolve(options.device)
     gpu = device.type == "cuda"
-    dtype, _ = numbers(options.dtype, device, "triton")
+    dtype, _ = arithmetic(options.dtype, device, "triton")
     usual: Clock = "cold" if gpu else "host"
     clock: Clock = options.clock or usual
     one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])

@@ -40,7 +40,7 @@ class Room:
         self._take: Callable[[], float] | None = None
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        tf32 = self._problem.plan.numbers.precision == "tf32"
+        tf32 = self._problem.plan.arithmetic.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
 

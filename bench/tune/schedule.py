@@ -20,7 +20,7 @@ import torch
 import triton
 
 from ...engine.devices.single import Planner, Run
-from ...engine.load import at_least_one, find, load_state, numbers, resolve
+from ...engine.load import arithmetic, at_least_one, find, load_state, resolve
 from ...engine.plan import PLAIN, Options
 from ...engine.spec import Network
 from ...errors import printable
@@ -149,7 +149,7 @@ HEAD = f"{'order':<40} {'error':>8} {'median us':>11} {'p20':>10} {'p80':>10}"
 def run(options: argparse.Namespace) -> int:
     """Measure orders of launches; the fastest goes into the table. 1 if none was timed."""
     device = resolve(options.device)
-    dtype, _ = numbers(options.dtype, device, "triton")
+    dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     effort = Effort(ROUNDS[device.type] if options.rounds is None else options.rounds)
     at_least_one("--rounds", effort.rounds)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ...engine.plan import KernelConfig, Numbers, Step
+from ...engine.plan import Arithmetic, KernelConfig, Step
 from ...errors import Error
 from ...kernels import stem
 from ...kernels.conv import Conv2dShape, images_tiling_fits
@@ -90,7 +90,7 @@ class Space:
 
 
 def space(
-    step: Step, numbers: Numbers, arch: int | None, folded: Conv2dShape | None = None
+    step: Step, arithmetic: Arithmetic, arch: int | None, folded: Conv2dShape | None = None
 ) -> Space:
     """The space of a step on compute capability `arch`; None, the interpreter, has a few tiles.
 
@@ -104,9 +104,9 @@ def space(
     if arch is None:
         made = _interpreted(fields)
     elif folded is not None:
-        made = _conv2d(folded, numbers, arch, columns=(1, 2, 4))
+        made = _conv2d(folded, arithmetic, arch, columns=(1, 2, 4))
     else:
-        made = _compiled(step.shape, numbers, arch)
+        made = _compiled(step.shape, arithmetic, arch)
     parameters = {
         name: _with(made.parameters.get(name, (value,)), value) for name, value in fields.items()
     }
@@ -197,12 +197,12 @@ def _interpreted(default: Config) -> Space:
 # --- compiled --------------------------------------------------------------------------------
 
 
-def _compiled(shape: object, numbers: Numbers, arch: int) -> Space:
+def _compiled(shape: object, arithmetic: Arithmetic, arch: int) -> Space:
     match shape:
         case Conv2dShape():
-            return _conv2d(shape, numbers, arch)
+            return _conv2d(shape, arithmetic, arch)
         case LinearShape():
-            return _linear(shape, numbers, arch)
+            return _linear(shape, arithmetic, arch)
         case PoolShape():
             return _elementwise("BLOCK_P", "BLOCK_R", shape.N * aligned(shape.C))
         case LRNShape():
@@ -215,7 +215,7 @@ def _compiled(shape: object, numbers: Numbers, arch: int) -> Space:
 
 
 def _conv2d(
-    shape: Conv2dShape, numbers: Numbers, arch: int, columns: tuple[int, ...] = (1,)
+    shape: Conv2dShape, arithmetic: Arithmetic, arch: int, columns: tuple[int, ...] = (1,)
 ) -> Space:
     """`columns` are how many output columns may be computed at once: see `stem.wide`."""
     if shape.C % CHANNEL_ALIGNMENT or shape.OC % CHANNEL_ALIGNMENT:
@@ -290,15 +290,15 @@ def _conv2d(
         Rule(
             "descriptors step from group to group by 16 bytes",
             lambda t: (
-                not (images(t) and t["descriptors"]) or images_tiling_fits(shape, numbers.dtype)
+                not (images(t) and t["descriptors"]) or images_tiling_fits(shape, arithmetic.dtype)
             ),
         ),
-        *_matrix_rules(numbers, arch),
+        *_matrix_rules(arithmetic, arch),
     )
     return Space(parameters, rules)
 
 
-def _linear(shape: LinearShape, numbers: Numbers, arch: int) -> Space:
+def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
     parameters = {
         "transposed": (False, True),
         "BLOCK_M": (16, 32, 64, 128, 256),
@@ -334,21 +334,21 @@ def _linear(shape: LinearShape, numbers: Numbers, arch: int) -> Space:
             "a sum is split where tiles are few, and a part has four steps",
             lambda t: t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW),
         ),
-        *_matrix_rules(numbers, arch),
+        *_matrix_rules(arithmetic, arch),
     )
     return Space(parameters, rules)
 
 
-def _matrix_rules(numbers: Numbers, arch: int) -> tuple[Rule, ...]:
+def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Rule, ...]:
     """What convolution and linear layers share: both are a product in tiles."""
-    plain = numbers.dtype == torch.float32 and numbers.precision == "ieee"
+    plain = arithmetic.dtype == torch.float32 and arithmetic.precision == "ieee"
 
     def width(config: Config) -> int:
         return int(config["BLOCK_N"]) + int(config.get("BLOCK_N2", 0))
 
     def operands(config: Config) -> int:
         numbers_a_stage = (config["BLOCK_M"] + width(config)) * config["BLOCK_K"]
-        return int(numbers_a_stage * numbers.dtype.itemsize * config["num_stages"])
+        return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
     rules = [
         Rule("descriptors are from sm_90", lambda t: not t["descriptors"] or arch >= 90),
@@ -377,8 +377,8 @@ def _matrix_rules(numbers: Numbers, arch: int) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _elementwise(rows: str, columns: str, numbers: int) -> Space:
-    """Tiles of `rows` by `columns` of a problem with `numbers` columns."""
+def _elementwise(rows: str, columns: str, arithmetic: int) -> Space:
+    """Tiles of `rows` by `columns` of a problem with `arithmetic` columns."""
     parameters = {
         rows: (1, 2, 4, 8, 16, 32),
         columns: (32, 64, 128, 256, 512, 1024, 2048),
@@ -387,7 +387,7 @@ def _elementwise(rows: str, columns: str, numbers: int) -> Space:
     rules = (
         Rule(
             "a tile is no wider than the problem",
-            lambda t: t[columns] <= power_of_two(numbers, 32, 2048),
+            lambda t: t[columns] <= power_of_two(arithmetic, 32, 2048),
         ),
         Rule(
             "a thread has 1 to 32 numbers",
@@ -404,11 +404,11 @@ def _rows(columns: int) -> Space:
         "BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "num_warps": (1, 2, 4, 8),
     }
-    numbers = Rule(
+    arithmetic = Rule(
         "a thread has 1 to 64 numbers",
         lambda t: 1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64,
     )
-    return Space(parameters, (numbers,))
+    return Space(parameters, (arithmetic,))
 
 
 def _k_step(config: Config, channels: int) -> bool:

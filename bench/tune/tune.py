@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...engine import NetworkError
 from ...engine.devices.single import Planner
-from ...engine.load import find, numbers, resolve
+from ...engine.load import arithmetic, find, resolve
 from ...errors import printable
 from ...kernels import tuning
 from ..choices import CACHE
@@ -40,7 +40,7 @@ def targets(
     The stem, "input", is proved in the problem of the first layer. Raises NetworkError, listing
     the steps there are, for a name that is none.
     """
-    steps = planner(batch, image_dtype=planner.numbers.dtype).steps
+    steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps
     known = [step.name for step in steps if step.config is not None]
     wanted = known if names is None else names
     if unknown := [name for name in wanted if name not in known]:
@@ -69,7 +69,7 @@ def _tune(options: argparse.Namespace) -> int:
     if bool(options.layer) == options.all:
         raise NetworkError("tune: wanted layers or --all; conv4 is one")
     device = resolve(options.device)
-    dtype, meaning = numbers(options.dtype, device, "triton")
+    dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
     with Lab(device, options.clock, options.jobs, options.timeout) as lab:

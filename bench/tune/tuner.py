@@ -168,7 +168,7 @@ def tune(
     chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
     search = _Search(problem, chosen, lab, cache, limit, resume, told)
     first = _folded(problem, chosen)
-    tried = within(space(chosen, problem.plan.numbers, lab.arch, first), values or {})
+    tried = within(space(chosen, problem.plan.arithmetic, lab.arch, first), values or {})
     if seconds is not None:
         search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     assert chosen.config is not None  # space() has refused it

@@ -88,7 +88,7 @@ def advise(planner: Planner, dtype: str, batch: int, card: Card, micro_batch: in
     def time(steps: Sequence[Step]) -> float:
         return sum(max(s.work.flops / rate, s.work.bytes / card.memory) for s in steps)
 
-    itemsize = planner.numbers.dtype.itemsize
+    itemsize = planner.arithmetic.dtype.itemsize
     whole, halved = planner(batch), planner(-(-batch // 2))
     everything = _weights(planner, whole)
     ways = [
@@ -117,7 +117,7 @@ def advise(planner: Planner, dtype: str, batch: int, card: Card, micro_batch: in
         )
     )
     try:
-        tower = Planner(half(planner.network), planner.numbers, planner.arch)
+        tower = Planner(half(planner.network), planner.arithmetic, planner.arch)
     except NetworkError as error:
         ways.append(Way("towers", refusal=str(error)))
         return Advice(planner.network.name, batch, card, tuple(ways))
@@ -136,5 +136,5 @@ def _weights(planner: Planner, planned: Plan) -> int:
     """Bytes of the weights that a plan's steps read."""
     layers = {name for step in planned.steps for name in step.layers}
     shapes = planner.network.parameter_shapes().items()
-    numbers = sum(math.prod(shape) for name, shape in shapes if name.split(".")[0] in layers)
-    return numbers * planner.numbers.dtype.itemsize
+    arithmetic = sum(math.prod(shape) for name, shape in shapes if name.split(".")[0] in layers)
+    return arithmetic * planner.arithmetic.dtype.itemsize

@@ -94,9 +94,9 @@ class Pipeline:
             at = balanced_cut(sample, step_costs(sample, planner, state, devices[0]))
         stages = cut(sample, at)
         self.at = at
-        numbers = planner.numbers
+        arithmetic = planner.arithmetic
         self._packed = tuple(
-            pack(planner.network, state, numbers, device, {step.name for step in stage.steps})
+            pack(planner.network, state, arithmetic, device, {step.name for step in stage.steps})
             for stage, device in zip(stages, devices, strict=True)
         )
         self._streams = tuple(
@@ -145,7 +145,7 @@ class Pipeline:
             self._built = {}  # one image shape at a time keeps its memory
             height, width, n, channels = first.steps[-1].output
             inputs = tuple(
-                layout.empty(height, width, n, channels, planned.numbers.dtype, self.devices[1])
+                layout.empty(height, width, n, channels, planned.arithmetic.dtype, self.devices[1])
                 for _ in range(2)
             )
             pixels = torch.zeros(
@@ -202,7 +202,7 @@ def step_costs(
     """
     if device.type != "cuda":
         return [cost(step) for step in planned.steps]
-    bound = bind(planned, pack(planner.network, state, planner.numbers, device))
+    bound = bind(planned, pack(planner.network, state, planner.arithmetic, device))
     shape = (planned.batch, *planned.image_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     runs = []

@@ -24,7 +24,7 @@ from ...kernels.jit import ALONE
 from ...kernels.tuning import Table, dtype_name
 from .. import reference
 from ..bind import Bound, bind, pack
-from ..plan import PLAIN, Numbers, Options, Plan, Step, plan
+from ..plan import PLAIN, Arithmetic, Options, Plan, Step, plan
 from ..spec import Network, Shape
 from .graph import Recording, waiting
 
@@ -51,7 +51,7 @@ class Planner:
     """
 
     network: Network
-    numbers: Numbers
+    arithmetic: Arithmetic
     arch: int | None
     batch_invariant: bool = False
     tuned: Table | None = None
@@ -75,7 +75,7 @@ class Planner:
         if self.tuned is None:
             return PLAIN
         run = Run(self.network.name, *(image_shape or self.network.input_shape))
-        dtype = dtype_name(self.numbers.dtype, self.numbers.precision)
+        dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
         found = self.tuned.find("run", run, dtype, batch)
         return PLAIN if found is None else Options(**found)
 
@@ -92,7 +92,7 @@ def _planned(
     return plan(
         planner.network,
         batch,
-        planner.numbers,
+        planner.arithmetic,
         planner.arch,
         image_shape=image_shape,
         image_dtype=image_dtype,
@@ -130,7 +130,7 @@ class Single:
     def __init__(self, planner: Planner, state: State, device: torch.device) -> None:
         self.planner = planner
         self.devices = (device,)
-        self._packed = pack(planner.network, state, planner.numbers, device)
+        self._packed = pack(planner.network, state, planner.arithmetic, device)
         self._bound: OrderedDict[object, Bound | Recording] = OrderedDict()
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
 
@@ -196,18 +196,18 @@ class Torch:
         self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> dict[str, torch.Tensor]:
         """Outputs of the layers that the kernels would fuse into the steps in `keep`."""
-        network, numbers = self.planner.network, self.planner.numbers
+        network, arithmetic = self.planner.network, self.planner.arithmetic
         planned = self.planner(len(images), tuple(images.shape[1:]))  # refuses what does not fit
-        x = reference.normalise(images, network.preprocess, numbers.dtype)
+        x = reference.normalise(images, network.preprocess, arithmetic.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        with _tf32(numbers.precision == "tf32"):
+        with _tf32(arithmetic.precision == "tf32"):
             outputs = reference.forward(network, self._state, x)
         made = {step.name: step.layers[-1] for step in planned.steps if step.block}
         return {name: outputs[made[name]].float().contiguous() for name in keep}
 
     def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, and channels last where there are four axes: cuDNN need not convert."""
-        ready = tensor.to(self.devices[0], self.planner.numbers.dtype)
+        ready = tensor.to(self.devices[0], self.planner.arithmetic.dtype)
         return ready.contiguous(memory_format=torch.channels_last) if ready.ndim == 4 else ready
 
 

@@ -79,11 +79,11 @@ def half(network: Network) -> Network:
 
 def exchanged(network: Network, itemsize: int) -> int:
     """Bytes that the towers send each other for one image, both ways together."""
-    numbers = 0
+    arithmetic = 0
     for _, layer, _, output in half(network).walk():
         if isinstance(layer, Gather):
-            numbers += torch.Size(output).numel() * (TOWERS - 1)
-    return numbers * itemsize
+            arithmetic += torch.Size(output).numel() * (TOWERS - 1)
+    return arithmetic * itemsize
 
 
 class Towers:
@@ -99,7 +99,7 @@ class Towers:
             pack(
                 self._half.network,
                 {name: tensor.chunk(TOWERS)[tower] for name, tensor in state.items()},
-                planner.numbers,
+                planner.arithmetic,
                 device,
             )
             for tower, device in enumerate(devices)

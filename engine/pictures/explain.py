@@ -19,7 +19,7 @@ from .. import reference
 from ..fuse import Block, fuse
 from ..images import to_batch
 from ..load import Backend
-from ..plan import NUMBERS
+from ..plan import ARITHMETIC
 from ..run import Engine
 from ..spec import (
     AdaptiveAvgPool2d,
@@ -191,17 +191,17 @@ def explain(
     _check_place(block, network, filter, at)
 
     engine = Engine.load(network, dict(state), device, dtype, backend, max_batch=1)
-    numbers = NUMBERS[engine.dtype]
+    arithmetic = ARITHMETIC[engine.dtype]
     seen = engine.features(image, [layer] if before is None else [before, layer])
     if before is None:
         pixels = image.cpu()
         x = reference.normalise(pixels, network.preprocess, torch.float64)[0]
         size = _pixel_size(pixels[0], x, network.preprocess)
-        x = x.to(numbers.dtype).double()
+        x = x.to(arithmetic.dtype).double()
     else:
         x = seen[before][0].double().cpu()
         size = x.abs()
-    values = {key: tensor.to(numbers.dtype).double().cpu() for key, tensor in state.items()}
+    values = {key: tensor.to(arithmetic.dtype).double().cpu() for key, tensor in state.items()}
     weight, bias = values[f"{layer}.weight"][filter], values[f"{layer}.bias"][filter].item()
 
     window, tower, first = None, 0, 0
@@ -238,7 +238,7 @@ def explain(
         sum=total,
         stages=stages,
         engine_value=seen[layer][place].item(),
-        bound=magnitude * tolerance(numbers, products.numel()),
+        bound=magnitude * tolerance(arithmetic, products.numel()),
     )
 
 
