@@ -81,19 +81,6 @@ def check_rows(function: str, rows: int, block: int) -> None:
         )
 
 
-def empty_rows(
-    height: int,
-    width: int,
-    images: int,
-    channels: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> torch.Tensor:
-    """An uninitialised view [height, width, images, channels] of memory [H, N, W, C], aligned."""
-    shape = (height, images, width, aligned(channels))
-    return torch.empty(shape, dtype=dtype, device=device).transpose(1, 2)[..., :channels]
-
-
 def pack(images: torch.Tensor) -> torch.Tensor:
     """[N, C, H, W], any strides, to an activation [H, W, N, C]."""
     n, c, h, w = images.shape

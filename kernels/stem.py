@@ -1,4 +1,4 @@
-"""The way in: pixels become the first activation, normalised and in space-to-depth form.
+"""The stem: pixels become the first activation, normalised and in space-to-depth form.
 
     y[i, j, n, (a*S + b)*C + c] = (image[n, c, i*S+a-pad, j*S+b-pad] / 255 - mean[c]) / std[c]
 
@@ -237,7 +237,7 @@ def stem(
     shape: StemShape,
     config: StemConfig,
 ) -> Launch:
-    """Bind the way in; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
+    """Bind the stem; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
 
     `out` may be any view that `layout.strides` takes, and all channels up to its pitch are written.
 

@@ -247,7 +247,8 @@ def test_views_of_larger_activations(
     x, weight, bias = random_operands(shape, torch.float32, generator)
     many = layout.empty(4, 5, 9, 16, torch.float32, device).fill_(torch.nan)
     image = many[:, :, 3:8].copy_(layout.pack(x))
-    rows = layout.empty_rows(shape.OH, shape.OW + 2, 7, 24, torch.float32, device).fill_(torch.nan)
+    rows = layout.empty(shape.OH, 7, shape.OW + 2, 24, torch.float32, device)
+    rows = rows.fill_(torch.nan).transpose(1, 2)
     out = rows[:, 1:-1, 2:]
     packed = conv.pack_weight(weight.to(device))
     if parts > 1 and tiling == "images":

@@ -114,7 +114,7 @@ def test_views_of_larger_activations(
 ) -> None:
     """From rows [H, N, W, C] into a slice of the images of another activation."""
     x = torch.randn(3, 24, 4, 5, generator=generator)
-    rows = layout.empty_rows(4, 6, 3, 24, torch.float32, device).fill_(torch.nan)
+    rows = layout.empty(4, 3, 6, 24, torch.float32, device).fill_(torch.nan).transpose(1, 2)
     image = rows[:, :5].copy_(layout.pack(x))
     many = layout.empty(4, 5, 7, 24, torch.float32, device).fill_(torch.nan)
     out = many[:, :, 2:5]

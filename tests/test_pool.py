@@ -103,8 +103,8 @@ def test_views_of_larger_activations(
     """From rows [H, N, W, C] into a slice of the images of another activation."""
     shape = sized(WINDOWS["alexnet"], False)
     x = images(shape, torch.float32, generator)
-    rows = layout.empty_rows(shape.H, shape.W + 1, shape.N, shape.C, torch.float32, device)
-    rows.fill_(torch.nan)
+    rows = layout.empty(shape.H, shape.N, shape.W + 1, shape.C, torch.float32, device)
+    rows = rows.fill_(torch.nan).transpose(1, 2)
     image = rows[:, : shape.W].copy_(layout.pack(x))
     many = layout.empty(shape.OH, shape.OW, shape.N + 3, shape.C, torch.float32, device)
     out = many.fill_(torch.nan)[:, :, 1 : 1 + shape.N]

@@ -1,4 +1,4 @@
-"""The way in against float64: pixels in any layout, zeros at the border, and the folded filter."""
+"""The stem against float64: pixels in any layout, zeros at the border, and the folded filter."""
 
 from __future__ import annotations
 
@@ -199,9 +199,11 @@ def test_several_columns_at_once_equal_the_original(
     bias = torch.randn(8, generator=generator)
     mean, std = (t[:2].to(device) for t in (MEAN, STD))
 
-    y = layout.empty_rows(shape.OH, shape.OW, 5, 32, torch.float32, device).fill_(torch.nan)
+    y = layout.empty(shape.OH, 5, shape.OW, 32, torch.float32, device)
+    y = y.fill_(torch.nan).transpose(1, 2)
     stem.stem(images.to(device), mean, std, y, shape, stem.default_config(shape, arch))()
-    out = layout.empty_rows(folded.OH, stored, 5, 8, torch.float32, device).fill_(torch.nan)
+    out = layout.empty(folded.OH, 5, stored, 8, torch.float32, device)
+    out = out.fill_(torch.nan).transpose(1, 2)
     height, column, image, _ = out.stride()
     size = (several.OH, several.OW, several.N, several.OC)
     wide_out = out.as_strided(size, (height, columns * column, image, 1))

@@ -121,8 +121,8 @@ class Ready:
         """Every launch by step, the stem's included."""
         if self.images is None:
             return self.bound.launches
-        way_in = self.problem.plan.steps[0].name
-        return ((way_in, (self.bound.stem(self.images),)), *self.bound.launches)
+        stem = self.problem.plan.steps[0].name
+        return ((stem, (self.bound.stem(self.images),)), *self.bound.launches)
 
     def __call__(self) -> None:
         for _, launches in self.launches:
