@@ -1,10 +1,9 @@
 """From a network to the map of a run: which kernel, which shapes, which tiles, which buffer.
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
-shows it. Layers are fused (`fuse.py`), the first convolution becomes a stem and a stride-1
-convolution, and an adaptive pool that would change nothing is left out. Configurations are those
-measured on the device where there is a table of them (`kernels/tuning.py`), else each kernel's
-default.
+shows it. Layers are fused (`fuse.py`), and the first convolution becomes a stem and a stride-1
+convolution. Configurations are those measured on the device where there is a table of them
+(`kernels/tuning.py`), else each kernel's default.
 
 With many images the first layers may run slice by slice, each slice through all of them, so that
 what passes between them stays in the GPU's cache; only the last of these layers writes all images.
@@ -310,8 +309,7 @@ def plan(
                     f"{network.name}, layer {block.name}: wanted {wanted} features, got "
                     f"{features} from an image {image_shape}; use {network.input_shape}"
                 )
-        if step := _step(block, steps[-1].output, early):
-            steps.append(step)
+        steps.append(_step(block, steps[-1].output, early))
     # The last sums are float32; rounding them would help nobody.
     if isinstance(steps[-1].shape, conv.Conv2dShape | gemm.LinearShape | softmax.SoftmaxShape):
         steps[-1] = replace(steps[-1], dtype=torch.float32)
@@ -500,11 +498,8 @@ def first_steps(
     return first, Step(block.name, block, shape, tiles, output, dtype, work, tuned, row_out)
 
 
-def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step | None:
-    """What a later block becomes on the activation [H, W, N, C] that the step before it made.
-
-    None for a pool that changes nothing.
-    """
+def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:
+    """What a later block becomes on the activation [H, W, N, C] that the step before it made."""
     height, width, n, channels = came
     dtype, arch = choice.arithmetic.dtype, choice.arch
     shape: KernelShape | GatherShape
@@ -519,8 +514,6 @@ def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Ste
             shape = gemm.LinearShape(n, height * width, channels, features)
             config, tuned = choice.linear(shape)
             output, work = (1, 1, n, features), gemm.work(shape, dtype)
-        case AdaptiveAvgPool2d() if block.came == block.output:
-            return None  # every window is one pixel
         case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
             _, oh, ow = block.output
             shape = pool.PoolShape(n, channels, height, width, oh, ow)
