@@ -70,6 +70,13 @@ def strides(activation: torch.Tensor) -> tuple[int, int, int]:
     return rows, columns, pictures
 
 
+def addressed(name: str, activation: torch.Tensor) -> dict[str, int]:
+    """What a kernel is told of a view `x`: x_h, x_w in units of the alignment, X_N in elements."""
+    rows, columns, images = strides(activation)
+    image = images * CHANNEL_ALIGNMENT
+    return {f"{name}_h": rows, f"{name}_w": columns, f"{name.upper()}_N": image}
+
+
 def check_rows(function: str, rows: int, block: int) -> None:
     """Raises ValueError, naming the function, for rows that kernels cannot number in 32 bits.
 
