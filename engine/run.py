@@ -24,7 +24,10 @@ from ..weights import Source
 from . import foretell
 from .devices.graph import waiting
 from .devices.pipeline import Pipeline
-from .devices.single import Planner, Runner, Single, Torch
+from .devices.planner import Planner
+from .devices.runner import Runner
+from .devices.single import Single
+from .devices.torch import Torch
 from .devices.towers import Towers
 from .images import ImageError, Views, load_each, to_batch
 from .load import (
@@ -106,8 +109,8 @@ class Engine:
         self._process = os.getpid()
         # Kept, since walking the network at every call would cost more than launching it.
         self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
-        entrance = runner.devices[0]
-        self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
+        first = runner.devices[0]
+        self._copies = torch.cuda.Stream(first) if first.type == "cuda" else None
         self._turn = threading.Lock()
         self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
         self._foretold: set[object] = set()  # shapes of batches whose time was told
@@ -444,10 +447,10 @@ class Engine:
         """`batch` where images go in; from a CPU to a GPU on a stream of its own."""
         if self._copies is None or batch.is_cuda:
             return batch
-        entrance = self._runner.devices[0]
+        first = self._runner.devices[0]
         with torch.cuda.stream(self._copies):
-            sent = batch.pin_memory().to(entrance, non_blocking=True)
-        compute = torch.cuda.current_stream(entrance)
+            sent = batch.pin_memory().to(first, non_blocking=True)
+        compute = torch.cuda.current_stream(first)
         compute.wait_stream(self._copies)
         sent.record_stream(compute)
         return sent

@@ -36,7 +36,7 @@ from ..errors import printable, shortened
 from .demo import demo
 from .devices.advice import advise
 from .devices.cards import CARDS, find_card
-from .devices.single import Planner
+from .devices.planner import Planner
 from .images import ImageError, Source, is_url, to_batch
 from .jobs import provenance, ray
 from .jobs.classify import Tally, classify, remaining

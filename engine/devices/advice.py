@@ -17,7 +17,7 @@ from ..plan import Plan, Step
 from ..spec import NetworkError
 from .cards import Card
 from .pipeline import balanced_cut, cut
-from .single import Planner
+from .planner import Planner
 from .towers import exchanged, half
 
 
