@@ -48,7 +48,7 @@ from ..run import Engine, Prediction
 from ..spec import Network, Preprocess
 from . import reaper
 from .classify import answered, worker_item, worker_preset
-from .rows import Row, row, to_table
+from .rows import ImageRow, row, to_table
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -142,7 +142,7 @@ def run(
     weights: weight_sources.Source | None = None,
     device: str | None = None,
     **options: Any,
-) -> Generator[Row]:
+) -> Generator[ImageRow]:
     """A row for each of `sources` (what `listing` yields) as it is done, in any order.
 
     address: HOST:PORT of a running cluster's head, or "auto"; None is the cluster that this
@@ -170,7 +170,7 @@ def run(
                 yield from _run(images, model=network, weights=state, num_gpus=num_gpus, **options)
 
 
-def _run(images: dict[int, Source], **options: Any) -> Iterator[Row]:
+def _run(images: dict[int, Source], **options: Any) -> Iterator[ImageRow]:
     ray = _ray()
     rows: Any = classify(ray.data.from_arrow(_table(images)), **options)
     rows.context.enable_progress_bars = False
@@ -196,7 +196,7 @@ def _anywhere(location: str) -> str:
     return os.path.join(os.getcwd(), location)
 
 
-def _row(source: Source, record: dict[str, Any]) -> Row:
+def _row(source: Source, record: dict[str, Any]) -> ImageRow:
     if record["error"] is not None:
         return row(source, ImageError(record["path"], record["error"]))
     return row(source, [Prediction(**found) for found in record["predictions"]])

@@ -43,7 +43,7 @@ class OutputError(Error):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """What became of one input: its predictions, or why there are none.
 
     `named` says whether the user named this very file, not a folder or glob it was found in; it is
@@ -80,17 +80,19 @@ def path_of(source: Source | ImageError) -> str:
     return _text(path)
 
 
-def row(source: Source | ImageError, result: Sequence[Prediction] | ImageError) -> Row:
+def row(source: Source | ImageError, result: Sequence[Prediction] | ImageError) -> ImageRow:
     """The row of one source from what the engine, or its decoding, made of it.
 
     Scores that are not numbers, as after an overflow in fp16, are an error.
     """
     named = isinstance(source, ImageError) or source.named
     if isinstance(result, ImageError):
-        return Row(path_of(source), (), _text(result.reason), named)
+        return ImageRow(path_of(source), (), _text(result.reason), named)
     if any(math.isnan(prediction.score) for prediction in result):
-        return Row(path_of(source), (), "its scores are not numbers (NaN); try dtype fp32", named)
-    return Row(path_of(source), tuple(result), None, named)
+        return ImageRow(
+            path_of(source), (), "its scores are not numbers (NaN); try dtype fp32", named
+        )
+    return ImageRow(path_of(source), tuple(result), None, named)
 
 
 def _text(words: str) -> str:
@@ -117,7 +119,7 @@ def schema() -> Any:
     )
 
 
-def to_table(rows: Iterable[Row]) -> Any:
+def to_table(rows: Iterable[ImageRow]) -> Any:
     """`rows` as a pyarrow.Table of `schema()`."""
     return _pyarrow().Table.from_pylist([row.to_dict() for row in rows], schema())
 
@@ -142,9 +144,9 @@ class Output:
     """The file that a job writes its rows to: a context manager, safe against whatever ends it.
 
     A path that ends in .parquet becomes Parquet of `schema()`, one in .jsonl or .ndjson JSON lines
-    (`Row.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row goes
-    to the operating system when it is written; one that was torn by a kill or a full disk is cut
-    off. `existing` says what becomes of rows that are there already: they are refused, kept and
+    (`ImageRow.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row
+    goes to the operating system when it is written; one that was torn by a kill or a full disk is
+    cut off. `existing` says what becomes of rows that are there already: they are refused, kept and
     continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
     ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
     with them, and `agree` holds it against what is asked for now. Nothing is touched before the
@@ -222,7 +224,7 @@ class Output:
         rows = self._restored(["path", "error"]) if self._finished else self._whole()
         yield from (kept for kept, _ in rows)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: ImageRow) -> None:
         """Append one row. Raises OutputError where it finds no room; the rows before it stay."""
         line = rest = _line(row.to_dict())
         self._check_untouched()
