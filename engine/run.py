@@ -29,7 +29,7 @@ from .devices.runner import Runner
 from .devices.single import Single
 from .devices.torch import Torch
 from .devices.towers import Towers
-from .images import ImageError, Views, load_each, to_batch
+from .images import ImageError, Views, batched, load_each, to_batch
 from .load import (
     Backend,
     Classes,
@@ -311,7 +311,7 @@ class Engine:
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views, exif)
-        for group in _groups(loaded, min(batch_size, self.max_batch)):
+        for group in batched(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]
             best = self._best(torch.stack(pixels), top) if pixels else None
@@ -478,20 +478,6 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether several numbers of an expanded tensor have one place in memory."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return any(step == 0 and side > 1 for side, step in sides)
-
-
-def _groups(
-    loaded: Iterable[torch.Tensor | ImageError], size: int
-) -> Iterator[list[torch.Tensor | ImageError]]:
-    """Loaded images and errors, `size` at a time."""
-    group: list[torch.Tensor | ImageError] = []
-    for item in loaded:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _tell_of_defaults(planner: Planner, device: torch.device, dtype: str, batch: int) -> None:

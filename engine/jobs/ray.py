@@ -22,7 +22,6 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ... import weights as weight_sources
-from ..images import ImageError, Pixels, Source, Views, load
+from ..images import ImageError, Pixels, Source, Views, batched, is_url, load
 from ..load import (
     Backend,
     Classes,
@@ -41,6 +40,7 @@ from ..load import (
     find,
     load_state,
     named,
+    one_of,
     read_classes,
     resolve,
 )
@@ -91,8 +91,8 @@ def classify(
     """
     ray = _ray()
     dtype = dtype and dtype_name(dtype)
-    _check_choice("backend", backend, ("triton", "torch"))
-    _check_choice("views", views, ("center", "ten-crop"))
+    one_of("backend", backend, ("triton", "torch"))
+    one_of("views", views, ("center", "ten-crop"))
     for name, count in (("top", top), ("batch_size", batch_size), ("workers", workers)):
         at_least_one(name, count)
     _check_columns(dataset)
@@ -162,8 +162,7 @@ def run(
     network, state = load_state(network, published if weights is None else weights)
     num_gpus = _wanted_gpus(device, address)
     with _cluster(address), _quiet():
-        remaining = iter(sources)
-        while listed := list(islice(remaining, LISTED)):
+        for listed in batched(sources, LISTED):
             images = dict(enumerate(source for source in listed if isinstance(source, Source)))
             yield from (row(source, source) for source in listed if isinstance(source, ImageError))
             if images:
@@ -186,14 +185,9 @@ def _table(images: dict[int, Source]) -> Any:
     """Where each source is, as bytes: not every file name is Unicode, which Arrow's strings are."""
     import pyarrow as pa
 
-    paths = [os.fsencode(_anywhere(source.location)) for source in images.values()]
+    places = (source.location for source in images.values())
+    paths = [os.fsencode(p if is_url(p) else os.path.join(os.getcwd(), p)) for p in places]
     return pa.table({"path": pa.array(paths, pa.binary()), "source": pa.array(images, pa.int64())})
-
-
-def _anywhere(location: str) -> str:
-    if location.lower().startswith(("http://", "https://")):
-        return location
-    return os.path.join(os.getcwd(), location)
 
 
 def _row(source: Source, record: dict[str, Any]) -> ImageRow:
@@ -384,12 +378,6 @@ def _wanted_gpus(device: str | None, address: str | None) -> float | None:
 
 
 # Refusals
-
-
-def _check_choice(name: str, value: str | None, legal: tuple[str | None, ...]) -> None:
-    if value not in legal:
-        words = ", ".join(word for word in legal if word is not None)
-        raise EngineError(f"{name}: wanted one of {words}, got {value!r}")
 
 
 def _check_columns(dataset: Dataset) -> None:

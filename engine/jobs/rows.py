@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from errno import EACCES, EISDIR, ENAMETOOLONG
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from ...errors import Error
@@ -244,12 +243,7 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if self._regular and (self._begun or error is None):
                 self._check_untouched()
@@ -445,10 +439,8 @@ class Output:
 
     def _in_place(self) -> bool:
         """Whether the file that is written to is still the one of that name."""
-        try:
-            return os.path.samestat(os.stat(self._lines), os.fstat(self._file))
-        except OSError:
-            return False
+        there = _stat(self._lines)
+        return there is not None and os.path.samestat(there, os.fstat(self._file))
 
     def _check_parquet(self) -> None:
         """Raises OutputError where somebody else made or changed the Parquet file."""
@@ -552,29 +544,27 @@ def _is_stream(path: Path) -> bool:
     """Whether it is a device or a pipe, or a name of a file that this process has open."""
     if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
         return True
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    there = _stat(path)
+    return there is not None and not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode))
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
     """What changes with a file and what is in it; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    there = _stat(path)
+    return there and (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns)
 
 
 def _size(path: Path) -> int:
     """Bytes of a regular file; 0 for anything else and for nothing."""
+    there = _stat(path)
+    return there.st_size if there is not None and stat.S_ISREG(there.st_mode) else 0
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        found = path.stat()
+        return path.stat()
     except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return None
 
 
 # Resuming
