@@ -20,7 +20,7 @@ from .dtypes import DTYPES
 from .zoo import NETWORKS
 
 Option = Callable[[argparse._ActionsContainer], object]  # adds itself
-Verb = Callable[["argparse._SubParsersAction[Parser]"], None]
+Verb = Callable[["argparse._SubParsersAction[Any]"], None]
 
 HOMES = {"classify": ".jobs.job"}
 """The module of a verb that has one to itself; the others are in `verbs.py`."""
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def command(name: str, help: str, example: str, *options: Option) -> Verb:
     """A verb with its options, in the order of its `--help`."""
 
-    def add(verbs: argparse._SubParsersAction[Parser]) -> None:
+    def add(verbs: argparse._SubParsersAction[Any]) -> None:
         verb = verbs.add_parser(
             name,
             help=help,
