@@ -18,7 +18,7 @@ import pytest
 import torch
 from alexnet_triton.engine import Engine, EngineError, ImageError, Options
 from alexnet_triton.engine.load import Backend, find, load_state
-from alexnet_triton.engine.spec import Conv2d, Flatten, Network, Preprocess, ReLU, Sigmoid
+from alexnet_triton.engine.spec import Conv2d, Flatten, Layer, Network, Preprocess, ReLU, Sigmoid
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.errors import LONGEST, Error
 from alexnet_triton.weights import WeightsError, download, save
@@ -269,7 +269,10 @@ def test_wrong_types_of_calls_are_refusals(state: State) -> None:
         lambda: engine(torch.zeros(1, 3, 64, 64, device="meta")),
         lambda: engine.classify(PIXELS, top="5"),  # type: ignore[arg-type]
         lambda: engine.classify(PIXELS, top=2.5),  # type: ignore[arg-type]
+        lambda: engine.classify(PIXELS, top=0),
+        lambda: engine.classify([], views="all"),  # type: ignore[arg-type]
         lambda: list(engine.stream([], batch_size=True)),
+        lambda: list(engine.stream([], batch_size=0)),
         lambda: list(engine.stream([], exif="no")),  # type: ignore[arg-type]
         lambda: engine(PIXELS, out=torch.zeros(1, 1).expand(1, 10)),
         lambda: engine(PIXELS, out=torch.zeros(1, 10).to_sparse()),
@@ -304,10 +307,13 @@ def test_an_engine_does_not_run_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> No
 # Networks of other ends
 
 
-def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> None:
+def ending(*layers: tuple[str, Layer]) -> Network:
     preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(4, 3, stride=2)), ("relu1", ReLU()))
-    headless = Network("headless", (3, 28, 28), layers, preset, classes="")
+    return Network("ending", (3, 28, 28), layers, preset, classes="")
+
+
+def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> None:
+    headless = ending(("conv1", Conv2d(4, 3, stride=2)), ("relu1", ReLU()))
     for backend in BACKENDS:
         engine = Engine.load(headless, "random:0", "cpu", backend=backend)
         assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 4, 13, 13)
@@ -318,17 +324,13 @@ def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> Non
 
 
 def test_one_map_of_sigmoids_is_no_class_and_loads() -> None:
-    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(1, 3)), ("sigmoid1", Sigmoid()))
-    mask = Network("mask", (3, 28, 28), layers, preset, classes="")
+    mask = ending(("conv1", Conv2d(1, 3)), ("sigmoid1", Sigmoid()))
     engine = Engine.load(mask, "random:0", "cpu", backend="torch")
     assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 1, 26, 26)
 
 
 def test_a_flatten_at_the_end_is_no_step_but_shapes_the_answer() -> None:
-    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(4, 14, stride=14)), ("relu1", ReLU()), ("flatten", Flatten()))
-    flat = Network("flat", (3, 28, 28), layers, preset, classes="")
+    flat = ending(("conv1", Conv2d(4, 14, stride=14)), ("relu1", ReLU()), ("flatten", Flatten()))
     for backend in BACKENDS:
         engine = Engine.load(flat, "random:0", "cpu", backend=backend)
         maps = engine.features(torch.ones(2, 3, 28, 28), "conv1")["conv1"]

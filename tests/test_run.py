@@ -130,16 +130,6 @@ def test_uint8_nhwc_arrays_and_lists_mean_the_same(
     assert relative(digits(floats), wanted.double().cpu()) < 1e-5
 
 
-def test_fp16_end_to_end(device: torch.device, generator: torch.Generator) -> None:
-    engine = Engine.load("digits", device=device, dtype="fp16")
-    images = pixels(generator, 5, 64, 64)
-    wanted = float64(DIGITS, state_of(DIGITS, "digits"), images)
-    logits = engine(images)
-    assert logits.dtype == torch.float32
-    assert relative(logits, wanted) < 1e-2
-    assert torch.equal(logits.argmax(1).cpu(), wanted.argmax(1))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("bf16", 5e-2), ("tf32", 2e-2), ("fp16", 1e-2), ("fp32", 1e-4)]
@@ -459,16 +449,6 @@ def test_refusals_at_the_door(tmp_path: Path) -> None:
         Engine.load("lenet")
     with pytest.raises(WeightsError, match="wanted network 'digits', got 'alexnet'"):
         Engine.load("alexnet", "digits")
-
-
-def test_refusals_of_single_calls(digits: Engine) -> None:
-    for wrong in ({"batch_size": 0}, {"top": 0}):
-        with pytest.raises(EngineError, match="wanted 1 or more, got 0"):
-            list(digits.stream([], **wrong))  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="views: wanted one of center, ten-crop, got 'all'"):
-        digits.classify([], views="all")  # type: ignore[arg-type]
-    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    assert set(digits.features(pixels, "conv1")) == {"conv1"}
 
 
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:

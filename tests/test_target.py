@@ -8,7 +8,6 @@ the batches, of rows. CONTRIBUTING.md's ledger gives this file three minutes on 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,25 +253,6 @@ def test_classify_and_stream(launched: set[Tiles]) -> None:
             assert not clear or one[0].index == wanted
     # Each group of a stream is a batch of its own.
     assert launched == set.union(*(wanted_of(WIDE, n) for n in (64, 6, 33, 4)))
-
-
-def test_threads(launched: set[Tiles]) -> None:
-    engine = on_card()
-    batches = [pixels(WIDE, n) for n in (64, 6)]
-    wanted = [engine(batch) for batch in batches]
-    found: dict[int, torch.Tensor] = {}
-
-    def work(i: int) -> None:
-        found[i] = engine(batches[i % 2])
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        assert torch.equal(found[i], wanted[i % 2]), f"thread {i}"
-    assert launched == wanted_of(WIDE, 64) | wanted_of(WIDE, 6)
 
 
 def test_out_max_batch_and_places(launched: set[Tiles]) -> None:
