@@ -441,11 +441,14 @@ OTHER_DTYPES: list[torch.dtype | str] = [
 
 @pytest.mark.parametrize("dtype", OTHER_DTYPES)
 def test_other_dtypes_are_refused_by_name(dtype: torch.dtype | str) -> None:
-    made: Any = np.empty((1, 3, 4, 4), dtype) if isinstance(dtype, str) else None
-    name = made.dtype.name if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    images = torch.empty(1, 3, 4, 4, dtype=dtype) if made is None else made
+    odd: Any
+    if isinstance(dtype, str):
+        odd = np.empty((1, 3, 4, 4), dtype)
+    else:
+        odd = torch.empty(1, 3, 4, 4, dtype=dtype)
+    name = str(getattr(odd.dtype, "name", odd.dtype)).removeprefix("torch.")
     floats = "float16, float32, float64, bfloat16"
-    assert refusal(lambda: to_batch(images, SMALL)) == (
+    assert refusal(lambda: to_batch(odd, SMALL)) == (
         f"images: wanted uint8 pixels or normalised floats ({floats}), got {name}"
     )
 

@@ -384,16 +384,9 @@ def test_a_worker_that_is_killed_costs_nothing(engine: Engine, tmp_path: Path) -
     assert not multiprocessing.active_children()
 
 
-def test_a_job_that_is_left_leaves_no_worker(engine: Engine, tmp_path: Path) -> None:
-    few(tmp_path / "photos", 12 * CHUNK)
-    rows = classify(engine, expand([str(tmp_path / "photos")]), workers=2)
-    next(rows)
-    assert multiprocessing.active_children()
-    rows.close()
-    assert not multiprocessing.active_children()
-
-
-def test_workers_read_no_further_ahead_than_they_should(engine: Engine, tmp_path: Path) -> None:
+def test_workers_read_no_further_ahead_than_they_should_and_end_with_their_job(
+    engine: Engine, tmp_path: Path
+) -> None:
     paths = few(tmp_path / "photos", 40 * CHUNK)
     taken = 0
 
@@ -406,7 +399,9 @@ def test_workers_read_no_further_ahead_than_they_should(engine: Engine, tmp_path
     rows = classify(engine, sources(), batch_size=8, workers=2)
     next(rows)
     assert taken <= 2 * 8 + 8 + (2 + 2) * CHUNK  # batches at the engine, ahead, at the workers
+    assert multiprocessing.active_children()
     rows.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -16,7 +16,7 @@ import alexnet_triton
 import numpy as np
 import pytest
 import torch
-from alexnet_triton.engine import Engine, EngineError, ImageError, Options
+from alexnet_triton.engine import Engine, EngineError, ImageError, NetworkError, Options
 from alexnet_triton.engine.load import Backend, find, load_state
 from alexnet_triton.engine.spec import Conv2d, Flatten, Layer, Network, Preprocess, ReLU, Sigmoid
 from alexnet_triton.engine.zoo import network
@@ -253,6 +253,38 @@ def test_wrong_types_are_refusals(wrong: dict[str, Any]) -> None:
     with pytest.raises(Error) as refused:
         Engine.load(**right | wrong)
     assert str(refused.value).isprintable()
+
+
+TORCH = {"backend": "torch"}
+TWO = {"devices": ("cpu", "cpu"), "split": "pipeline"}
+OPTIONS = {"pdl": Options(pdl=True), "slices": Options(-1), "until": Options(2, "conv9")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (EngineError, {"dtype": "fp64"}, "dtype: wanted one of fp32, tf32, fp16, bf16, got 'fp64'"),
+        (EngineError, {"backend": "onnx"}, "backend: wanted one of triton, torch, got 'onnx'"),
+        (EngineError, {"max_batch": 0}, "max_batch: wanted 1 or more, got 0"),
+        (EngineError, {"device": "tpu"}, "device: wanted 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        (EngineError, {"device": "cuda:99"}, "device: wanted 'cuda:99', got a machine with"),
+        (EngineError, {"device": "cpu", "dtype": "bf16"}, "bfloat16 wrongly; use fp32 or fp16"),
+        (EngineError, TORCH | {"batch_invariant": True}, "only the triton backend promises it"),
+        (EngineError, TORCH | {"options": OPTIONS["pdl"]}, "only the triton backend has them"),
+        (EngineError, TORCH | {"target": "sm_90"}, "target: only the triton backend plans"),
+        (EngineError, TWO | {"target": "sm_90", "options": OPTIONS["pdl"]}, "for one device"),
+        (EngineError, {"target": "sm_75"}, "target: wanted one of a100, .*, sm_120, got 'sm_75'"),
+        (EngineError, {"target": "sm_90", "dtype": "bf16"}, "computes bfloat16 wrongly"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["pdl"]}, "9.0 or newer, got sm_80"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["slices"]}, "0 or more, got -1"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["until"]}, "no step 'conv9'"),
+        (NetworkError, {"network": "lenet"}, "unknown network 'lenet'"),
+        (WeightsError, {"network": "alexnet", "weights": "digits"}, "'digits', got 'alexnet'"),
+    ],
+)
+def test_refusals_at_the_door(kind: type[Error], wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Engine.load(**{"network": "digits"} | wrong)
 
 
 def test_counts_of_numpy_are_counts() -> None:

@@ -24,7 +24,7 @@ from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dShape
 from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.kernels.tuning import Table, TunedRow, without_batch
-from alexnet_triton.weights import WeightsError, load
+from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
 
 Check = Callable[..., None]
@@ -430,25 +430,6 @@ def test_one_engine_from_many_threads(digits: Engine, generator: torch.Generator
     for thread in threads:
         thread.join()
     assert failures == []
-
-
-def test_refusals_at_the_door(tmp_path: Path) -> None:
-    for wrong, message in (
-        ({"dtype": "fp64"}, "dtype: wanted one of fp32, tf32, fp16, bf16, got 'fp64'"),
-        ({"backend": "onnx"}, "backend: wanted one of triton, torch, got 'onnx'"),
-        ({"max_batch": 0}, "max_batch: wanted 1 or more, got 0"),
-        ({"device": "tpu"}, "device: wanted 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
-        ({"device": "cuda:99"}, "device: wanted 'cuda:99', got a machine with"),
-        ({"backend": "torch", "batch_invariant": True}, "only the triton backend promises it"),
-    ):
-        with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)
-    with pytest.raises(EngineError, match="bfloat16 wrongly; use fp32 or fp16"):
-        Engine.load("digits", device="cpu", dtype="bf16")
-    with pytest.raises(NetworkError, match="unknown network 'lenet'"):
-        Engine.load("lenet")
-    with pytest.raises(WeightsError, match="wanted network 'digits', got 'alexnet'"):
-        Engine.load("alexnet", "digits")
 
 
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:

@@ -403,27 +403,9 @@ def test_every_card_is_a_target() -> None:
         assert aim(key, CPU).arch == aim(card.device, CPU).arch == card.arch
 
 
-def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong, message in (
-        ({"target": "sm_75"}, "target: wanted one of a100, .*, sm_120, got 'sm_75'"),
-        ({"target": "sm_90", "backend": "torch"}, "target: only the triton backend plans"),
-        ({"target": "sm_90", "dtype": "bf16"}, "interpreter computes bfloat16 wrongly"),
-    ):
-        with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+def test_a_target_and_a_batch_that_are_none_are_refused() -> None:
     with pytest.raises(EngineError, match="target: wanted device='cpu' to run 'sm_90', got 'cuda'"):
         aim("sm_90", torch.device("cuda"))
-    with pytest.raises(EngineError, match="options: slices and pdl are for one device"):
-        on_card(devices=("cpu", "cpu"), split="pipeline", options=Options(pdl=True))
-    with pytest.raises(EngineError, match="options: only the triton backend has them"):
-        Engine.load("digits", backend="torch", options=Options(pdl=True))
-    for how, message in (
-        (Options(pdl=True), "pdl wants compute capability 9.0 or newer, got sm_80"),
-        (Options(slice_images=-1), "wanted slices of 0 or more, got -1"),
-        (Options(2, "conv9"), "no step 'conv9' to slice until"),
-    ):
-        with pytest.raises(NetworkError, match=message):
-            on_card(target="sm_80", options=how)
     with pytest.raises(NetworkError, match="digits: wanted a batch of 1 or more images, got 0"):
         plan(DIGITS, 0, ARITHMETIC["fp16"], 90)
 
