@@ -904,7 +904,7 @@ def test_an_attribute_of_some_later_opset_is_refused() -> None:
 
 def test_a_chain_takes_work_in_proportion_to_its_length(tmp_path: Path) -> None:
     def lines(length: int) -> int:
-        """How many of the lines of `onnx_graph.py` run."""
+        """How many of the lines of `graph.py` run."""
         seen = 0
 
         def trace(frame: FrameType, event: str, _: object) -> Any:

@@ -442,9 +442,3 @@ def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
             digits(least[:, :, :height, :width])
     with pytest.raises(ImageError, match=r"wanted uint8 pixels or normalised floats .* got int64"):
         digits(np.zeros((1, 3, 64, 64), dtype=np.int64))
-
-
-def test_what_it_says_of_itself(digits: Engine) -> None:
-    assert "digits" in repr(digits)
-    assert digits.plan.batch == 16
-    assert digits.summary().parameters == 899_378

@@ -23,8 +23,6 @@ from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.devices.cards import GPUS
 from alexnet_triton.engine.devices.towers import half
-from alexnet_triton.engine.images import Source
-from alexnet_triton.engine.jobs.classify import classify
 from alexnet_triton.engine.load import aim
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
 from alexnet_triton.engine.spec import (
@@ -50,7 +48,6 @@ from alexnet_triton.kernels.jit import Launch, architecture
 from alexnet_triton.kernels.tuning import TunedRow, without_batch
 from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
-from PIL import Image
 
 pytestmark = pytest.mark.interpreter
 
@@ -286,18 +283,6 @@ def test_batch_invariant(launched: set[Tiles]) -> None:
     assert error(together, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
     assert torch.equal(torch.cat([engine(images[:1]), engine(images[1:])]), together)
     assert launched == wanted_of(WIDE, 33, 7, 1, batch_invariant=True)
-
-
-def test_jobs(tmp_path: Path, launched: set[Tiles]) -> None:
-    """Files to rows, one of them broken."""
-    for i, image in enumerate(pixels(WIDE, FULL_AND_RAGGED)):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
-    (tmp_path / "07.png").write_bytes(b"no picture")
-    files = sorted(tmp_path.glob("*.png"))
-    rows = list(classify(on_card(), [Source(str(path), True) for path in files], top=1))
-    assert [Path(row.path).name for row in rows] == [path.name for path in files]
-    assert [i for i, row in enumerate(rows) if row.error] == [7]
-    assert launched == wanted_of(WIDE, 63) | wanted_of(WIDE, 6)
 
 
 def test_demo(launched: set[Tiles]) -> None:
