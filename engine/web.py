@@ -102,11 +102,11 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(_Reader(sock, deadline, most))
 
 
-def _connected(deadline: float, address: tuple[str, int], *_: Any) -> socket.socket:
+def _connected(deadline: float, address: tuple[str, int], *more: Any) -> socket.socket:
     """A connection to the first of a host's addresses that takes one, each in its share of time."""
     cause = OSError("its host has no address")
     addresses = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    for tried, (*_, place) in enumerate(addresses):
+    for tried, (_, _, _, _, place) in enumerate(addresses):
         share = _left(deadline) / (len(addresses) - tried)
         try:
             connection = socket.create_connection((str(place[0]), int(place[1])), share)
