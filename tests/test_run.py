@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -213,19 +214,9 @@ def test_two_engines_record_at_the_same_time(generator: torch.Generator) -> None
     engines = [Engine.load("digits", device="cuda") for _ in range(2)]
     images = pixels(generator, 24, 64, 64).cuda()
     wanted = [engines[0](images[:n]) for n in range(1, 25)]
-    found: list[list[torch.Tensor]] = [[], []]
-
-    def work(who: int) -> None:
-        for n in range(1, 25):
-            found[who].append(engines[who](images[:n]))
-
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda one: [one(images[:n]) for n in range(1, 25)], engines)]
     for outputs in found:
-        assert len(outputs) == len(wanted), "a thread failed"
         assert all(torch.equal(made, one) for made, one in zip(outputs, wanted, strict=True))
 
 
@@ -418,18 +409,9 @@ def test_stream_is_lazy_and_in_order(digits: Engine) -> None:
 def test_one_engine_from_many_threads(digits: Engine, generator: torch.Generator) -> None:
     batches = [pixels(generator, n, 64, 64) for n in (1, 3, 16, 20)]
     wanted = [digits(batch) for batch in batches]
-    failures: list[str] = []
-
-    def work(i: int) -> None:
-        if not torch.equal(digits(batches[i]), wanted[i]):
-            failures.append(f"batch {i}")
-
-    threads = [threading.Thread(target=work, args=(i % 4,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(digits, batches * 2)]
+    assert all(torch.equal(made, one) for made, one in zip(found, wanted * 2, strict=True))
 
 
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
