@@ -738,7 +738,7 @@ def test_branches(keras: Any, tmp_path: Path) -> None:
             "layer 'sum' wanted a class that is read, got 'Add'",
         ),
         (entry, [left(x), right(x)], "layer 'right' (ReLU) reads 'first', wanted 'left'"),
-        (entry, [x, left(x)], "outputs are 'first', 'left', wanted 'left'"),
+        (entry, [x, left(x)], "output reads 'first', 'left', wanted 'left'"),
         (entry, shared(shared(x)), "layer 'shared' (ReLU) reads 'first', 'shared', wanted 'first'"),
         ([entry, other], [first(entry), left(other)], "reads none, wanted 'picture'"),
     ):

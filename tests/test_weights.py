@@ -213,7 +213,7 @@ def test_missing(state: State, tmp_path: Path) -> None:
     del state["conv4.bias"]
     torch.save(state, tmp_path / "a.pth")
     refused(tmp_path / "a.pth", tmp_path / "a.pth", "missing conv4.bias;", "wanted 16", "got 15")
-    refused({}, "state dict", "missing conv1.weight", "and 12 more", "got 0")
+    refused({}, "state dict", "missing conv1.weight", "and 8 more", "got 0")
 
 
 def test_extra(state: State, tmp_path: Path) -> None:
