@@ -57,16 +57,8 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 # Beside those, the layers that own nothing and leave channels, rows and columns in their places.
 LAYERS = (
     *VARIABLES,
-    "InputLayer",
-    "ZeroPadding2D",
-    "MaxPooling2D",
-    "AveragePooling2D",
-    "GlobalAveragePooling2D",
-    "Activation",
-    "ReLU",
-    "Softmax",
-    "Dropout",
-    "Flatten",
+    *("InputLayer", "ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D"),
+    *("Activation", "ReLU", "Softmax", "Dropout", "Flatten"),
 )
 _SWITCHES = {"use_bias": "bias", "center": "bias", "scale": "weight"}  # False leaves that one out
 _LEFT_OUT = {"weight": 1.0, "bias": 0.0}
