@@ -345,6 +345,7 @@ def test_a_cached_file_with_a_wrong_hash_is_never_parsed(
         raise AssertionError("parsed unchecked")
 
     monkeypatch.setattr(checkpoint, "read", parse)
+    assert f"-{download.IMAGENET_SHA256}.pth" in download.IMAGENET_URL
     path = hub / "alexnet-owt-7be5be79.pth"
     hub.mkdir(parents=True)
     path.write_bytes(b"not the weights")
