@@ -492,8 +492,8 @@ ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "twin elsewhere": (lambda path: with_twin(path, "other/data/0"), "one name"),
     "twin by a zero": (lambda path: with_twin(path, "a/data/0\0.txt"), "one name"),
     "overlapping": (overlapping, "larger than the file"),
-    "promising": (lambda path: promising(path, wide=False), "directory"),
-    "promising, wide": (lambda path: promising(path, wide=True), "directory"),
+    "promising": (lambda path: promising(path, wide=False), "directory has more than"),
+    "promising, wide": (lambda path: promising(path, wide=True), "directory has more than"),
     "bytes after its end": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "end"),
     "a comment": (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\5\0hello"), "end"),
     "of another machine": (
