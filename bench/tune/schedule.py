@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import torch
 import triton
@@ -25,13 +26,14 @@ from ...engine.plan import PLAIN, Options
 from ...engine.spec import Network
 from ...errors import printable
 from ...kernels import tuning
+from ..env import environment
 from ..measure import network_problem as whole
 from ..measure.contest import admit, timed
 from ..measure.options import ROUNDS, Effort
 from ..measure.peers import Peer, Prepared
 from ..measure.problem import Match, Problem, Tensors, match, ready, tensors
 from ..measure.timing import CLOCKS, copies_to_overflow
-from ..records import Row
+from ..records import Results, Row, save
 from .cache import source_hash
 from .tuner import device_name
 
@@ -151,7 +153,8 @@ def run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
-    effort = Effort(ROUNDS[device.type] if options.rounds is None else options.rounds)
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
     table = options.table
     if table is None and device.type == "cuda":
@@ -161,12 +164,15 @@ def run(options: argparse.Namespace) -> int:
         at_least_one("--batch", batch)
         print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
         found[batch] = orders(network, dtype, batch, device, effort)
-        if not options.json:
+        if options.json != "-":
             print("\n".join([f"batch {batch}", HEAD, *map(str, found[batch])]))
         if table is not None and found[batch][0].row.median_us is not None:
             tuning.save(table, device_name(device), [tuned_row(found[batch], network, device)])
             print(printable(f"written: {table}"), file=sys.stderr)
-    if options.json:
+        if options.json not in (None, "-"):
+            rows = tuple(order.row for several in found.values() for order in several)
+            save(Results(environment(device), {}, rows), Path(options.json))
+    if options.json == "-":
         told_all = {batch: [asdict(order) for order in several] for batch, several in found.items()}
         print(json.dumps(told_all, indent=1))
     return 0 if all(several[0].row.median_us for several in found.values()) else 1
