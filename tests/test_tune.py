@@ -17,9 +17,7 @@ from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
 from alexnet_triton.bench.tune.child import Child, Lost
 from alexnet_triton.bench.tune.outcome import reasons, table
 from alexnet_triton.bench.tune.trial import Judgement, Runner, ToJudge, ToRun, judges, launches
-from alexnet_triton.bench.tune.tune import targets
 from alexnet_triton.bench.tune.tuner import Lab, tune
-from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.devices.single import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
@@ -181,20 +179,11 @@ def test_a_wrong_answer_is_not_timed(runner: Runner) -> None:
 # --- searched --------------------------------------------------------------------------------
 
 
-def test_targets_are_the_steps_with_a_kernel() -> None:
-    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
-    every = targets(planner, "fp32", 1)
-    assert [step for _, step in every][:3] == ["input", "conv1", "pool1"]
-    assert [problem.name for problem, _ in every][:3] == ["conv1", "conv1", "pool1"]
-    with pytest.raises(NetworkError, match="digits has no step 'conv9' to tune; it has input, "):
-        targets(planner, "fp32", 1, ["conv9"])
-
-
 @pytest.mark.interpreter
 def test_a_search_is_kept_resumed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stem and a layer, each cut short, then gone on with: nothing is tried twice."""
+    """A layer and the stem, each cut short, then gone on with: nothing is tried twice."""
     cache, winners, page = (tmp_path / name for name in ("cache.jsonl", "won.json", "page.html"))
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,19 @@ def rows(table: Path | None) -> tuple[tuning.TunedRow, ...]:
 
 
 def hints(search: Search, known: Sequence[tuning.TunedRow]) -> list[dict[str, Any]]:
-    """Winners for the nearest batches, of the same dtype before others."""
-    own = search.row
+    """Winners other than the default for the nearest batches, of the same dtype before others."""
+    own, default = search.row, search.step.config
 
     def distance(row: tuning.TunedRow) -> tuple[bool, float]:
         return row.dtype != own.dtype, abs(math.log(row.batch / own.batch))
 
     alike = [row for row in known if (row.op, row.shape) == (own.op, own.shape)]
-    return [dict(row.config) for row in sorted(alike, key=distance)[:2]]
+    assert default is not None  # or it were no search
+    starts = [asdict(default)]
+    for row in sorted(alike, key=distance):
+        if row.config not in starts:
+            starts.append(dict(row.config))
+    return starts[1:3]
 
 
 def _time_us(step: Step, dtype: str) -> float:
