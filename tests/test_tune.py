@@ -205,8 +205,9 @@ def test_a_search_is_kept_resumed_and_written(
     rows = {row.op: row for row in tuning.load(winners).rows}
     assert set(rows) == {"linear", "stem"}
     assert rows["linear"].batch == 2
-    assert rows["linear"].config == found["searches"][0]["best"]["config"]
-    assert rows["linear"].source == found["searches"][0]["source"]
+    (fc8,) = (search for search in found["searches"] if search["layer"] == "fc8")
+    assert rows["linear"].config == fc8["best"]["config"]
+    assert rows["linear"].source == fc8["source"]
     assert "<svg" in page.read_text()
 
     assert main(["tune", "fc8", "--simulate", str(cache), "--repeats", "2"]) == 0

@@ -21,10 +21,13 @@ from ..measure.problem import Problem, ready, tensors
 from .compiled import Binary, compile_for, refusal, unlaunchable
 from .limits import GPUS, Arch, arch_name
 from .machine_code import Loop, is_matrix, main_loop
-from .occupancy import Occupancy, Waves, occupancy, waves
+from .occupancy import Occupancy, Waves, waves
 
 PLANNED_AS = 80
 """AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""
+
+COUNTED = ("registers", "spills", "stack", "shared", "tensor_memory", "warps")
+"""What a Binary tells of itself in numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,9 @@ class KernelReport:
         return {
             "kernel": binary.kernel,
             "grid": self.grid,
-            "registers": binary.registers,
-            "spills": binary.spills,
-            "stack": binary.stack,
-            "shared": binary.shared,
+            **{name: getattr(binary, name) for name in COUNTED},
             "shared_limit": binary.limits.shared_per_block,
             "shared_over": binary.excess,
-            "tensor_memory": binary.tensor_memory,
-            "warps": binary.warps,
             "launchable": unlaunchable(binary) is None,
             "occupancy": asdict(self.occupancy),
             "waves": asdict(self.waves) if self.waves else None,
@@ -207,10 +205,7 @@ def report(problem: Problem, arch: Arch, card: str | None, config: str = "defaul
 def kernel_report(launch: Launch, arch: Arch, card: str | None) -> KernelReport:
     """Compile one launch and judge it. Raises what `compile_for` raises."""
     binary = compile_for(launch, arch)
-    held = occupancy(
-        *(binary.limits, binary.registers, binary.shared, binary.warps, binary.tensor_memory)
-    )
-    grid = math.prod(launch.grid)
+    grid, held = math.prod(launch.grid), binary.occupancy
     passed = waves(grid, held.blocks, GPUS[card].multiprocessors) if card else None
     return KernelReport(binary, grid, held, passed, main_loop(binary.sass), refusal(binary))
 
