@@ -22,9 +22,8 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from ...kernels.jit import ALONE, Launch
-from .limits import LIMITS, Arch, Limits, arch_name, tool
+from .limits import LIMITS, Arch, Limits, Occupancy, arch_name, tool
 from .machine_code import is_matrix, opcodes
-from .occupancy import Occupancy, occupancy
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Binary:
     @property
     def occupancy(self) -> Occupancy:
         """How many of its blocks a multiprocessor holds."""
-        return occupancy(self.limits, self.registers, self.shared, self.warps, self.tensor_memory)
+        return self.limits.occupancy(self.registers, self.shared, self.warps, self.tensor_memory)
 
     @property
     def excess(self) -> int:

@@ -1,7 +1,7 @@
 """What can be said of a layer's kernels without running them: a report per configuration.
 
 Everything is read off the binary (`compiled.py`, `machine_code.py`), worked out from the table of
-limits (`occupancy.py`), or counted from the layer's shape. Rates of a card are those of
+limits (`limits.py`), or counted from the layer's shape. Rates of a card are those of
 `engine/devices/cards.py`; a roof is what they allow if nothing else holds the kernel back
 (Williams, Waterman, Patterson: "Roofline", 2009).
 """
@@ -18,10 +18,10 @@ import triton
 from ...engine.devices.cards import CARDS
 from ...kernels.jit import Launch, Work
 from ..measure.problem import Problem, ready, tensors
+from ..measure.roofline import COPY, binds, roof_us
 from .compiled import Binary, compile_for, refusal, unlaunchable
-from .limits import GPUS, Arch, arch_name
+from .limits import GPUS, Arch, Occupancy, Waves, arch_name, waves
 from .machine_code import Loop, is_matrix, main_loop
-from .occupancy import Occupancy, Waves, waves
 
 PLANNED_AS = 80
 """AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""
@@ -214,10 +214,9 @@ def roof(work: Work, dtype: str, card: str | None) -> Roof | None:
     """What the rates of a card allow; None where they are not known."""
     if card is None or card not in CARDS or dtype not in CARDS[card].flops:
         return None
-    compute = work.flops / CARDS[card].flops[dtype]
-    memory = work.bytes / CARDS[card].memory
-    seconds = max(compute, memory)
-    return Roof(work.flops / seconds, seconds * 1e6, "compute" if compute > memory else "memory")
+    rates = {dtype: CARDS[card].flops[dtype], COPY: CARDS[card].memory}
+    us = roof_us(work, dtype, rates)
+    return Roof(work.flops / us * 1e6, us, binds(work, dtype, rates))
 
 
 def _last_line(error: Exception) -> str:
