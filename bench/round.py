@@ -104,6 +104,7 @@ def begin(asked: Round, earlier: Path | None = None, commit: str | None = None) 
         if searches.exists() and asked.out.resolve() != earlier.resolve():
             shutil.copy(searches, asked.out / SEARCHES)
     (asked.out / FOUND).unlink(missing_ok=True)
+    Cache(asked.out / SEARCHES)  # refuses what is none
     save(results, asked.out / RESULTS)
 
 
@@ -157,7 +158,7 @@ def _pytest(device: torch.device) -> list[list[str]]:
     if not files[0].exists() or importlib.util.find_spec("pytest") is None:
         return []
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest"]
-    command += ["-q", "--tb=short", "-p", "no:cacheprovider", "--confcutdir", str(folder)]
+    command += ["-q", "--tb=short", "-p", "no:cacheprovider"]
     if device.type == "cuda" and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
     return [[*command, *map(str, files)]]
@@ -180,7 +181,8 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
         notes = [] if work else [f"{phase}: not run, there is no checkout with pytest here"]
         for command in work:
             (asked.out / FOUND).unlink(missing_ok=True)
-            status = watch(command, log, started + last, lambda: keep(asked))
+            where = ROOT if phase == "tests" else None  # as pytest's own options want it
+            status = watch(command, log, started + last, lambda: keep(asked), where)
             keep(asked)  # before the next command's results take the place of these
             if status is None:
                 notes.append(f"{phase}: cut short")
@@ -189,13 +191,19 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
                 notes.append(f"tests: {'failed' if status else 'passed'}, {_last(log)}")
             elif status:
                 notes.append(f"{phase}: failed, {_how(status, log)}")
+        if missed := log.exists() and log.read_text(errors="replace").count(": not reached, "):
+            notes.append(f"{phase}: {missed} not reached")
         keep(asked, *notes, f"{phase}: took {time.monotonic() - started:.0f} s")
 
 
 def watch(
-    command: Sequence[str], log: Path, end: float, tick: Callable[[], None] = lambda: None
+    command: Sequence[str],
+    log: Path,
+    end: float,
+    tick: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
 ) -> int | None:
-    """Run a command with all its children; its status, or None if it was killed at `end`.
+    """Run a command in a folder; its status, or None if it was killed at `end`.
 
     What it says goes to a log, and as progress to standard error; `tick` is called every SAVED
     seconds. None of its processes outlives this call, however it ends.
@@ -207,6 +215,7 @@ def watch(
             stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the last line said is not the last
+            cwd=folder,
             process_group=0,
         )
         saved = time.monotonic()

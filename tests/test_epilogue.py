@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import triton.language as tl
-from alexnet_triton.bench.inspect.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels.epilogue import ACTIVATIONS, finish
 from alexnet_triton.kernels.jit import Launch, jit
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from alexnet_triton.bench.inspect.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels import conv, gemm, layout
 from alexnet_triton.kernels.jit import Kernel, Launch, Work, jit, power_of_two
 from alexnet_triton.kernels.pdl import overlapping

@@ -104,6 +104,13 @@ def test_tests_that_fail_say_how_many(scripts: Script, tmp_path: Path) -> None:
     assert "tests: failed, 1 failed, 2 passed" in results.notes
 
 
+def test_the_tests_of_a_checkout_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round, "TESTS", {"cpu": ("table",)})
+    status, results = run(tmp_path, "tests")
+    assert status == 0, (tmp_path / "out" / "tests.txt").read_text()
+    assert any(note.startswith("tests: passed, ") for note in results.notes)
+
+
 def test_a_round_that_is_ended_tells_what_there_is(scripts: Script, tmp_path: Path) -> None:
     """By a signal, as a scheduler sends it; the child of the phase's child ends too."""
     pid = tmp_path / "pid"
