@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from .. import units
-from ..records import RecordError, Results, Row, best_peer, load, times_best_peer
+from ..records import RecordError, Results, load
 from . import story
 
 MARKED = re.compile(
@@ -23,28 +21,10 @@ MARKED = re.compile(
 
 def markdown(results: Results) -> str:
     """The whole network by batch size, then the layers at one; origin below. Ends in a newline."""
-    parts = []
-    for view in story.views(results, "model")[:1]:
-        rows = [row for batch in view.batches for row in view.ours(batch)]
-        head = ["batch", "ours", "best peer", "its time", "x best peer", "images/s", "of roof"]
-        cells = [
-            [
-                str(row.batch),
-                *_race(row, view),
-                units.whole(row.images_per_second),
-                units.percent(row.percent_of_roof),
-            ]
-            for row in rows
-        ]
-        parts.append(f"The whole network ({view.name}):\n\n{_table(head, cells)}")
+    tables = [story.network_table(view) for view in story.views(results, "model")[:1]]
     for view in story.views(results, "layers")[:1]:
-        batch = story.main_batch(results, view)
-        head = ["layer", "ours", "best peer", "its time", "x best peer", "of roof"]
-        cells = [
-            [row.problem, *_race(row, view), units.percent(row.percent_of_roof)]
-            for row in view.ours(batch)
-        ]
-        parts.append(f"The layers at batch {batch} ({view.name}):\n\n{_table(head, cells)}")
+        tables.append(story.layers_table(view, story.main_batch(results, view)))
+    parts = [f"{table.caption}:\n\n{_lines(table)}" for table in tables]
     if not parts:
         parts.append("Nothing was right and timed in these results.\n")
     said = f"Stored results: {story.origin(results)}."
@@ -53,18 +33,8 @@ def markdown(results: Results) -> str:
     return "\n".join([*parts, f"{said}\n"])
 
 
-def _race(row: Row, view: story.View) -> list[str]:
-    peer = best_peer(row, view.rows)
-    return [
-        units.time(row.median_us),
-        peer.contestant if peer else "-",
-        units.time(peer.median_us if peer else None),
-        units.times(times_best_peer(row, view.rows)),
-    ]
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+def _lines(table: story.Table) -> str:
+    lines = [table.head, ("---", *["---:"] * (len(table.head) - 1)), *table.rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in lines)
 
 
