@@ -51,9 +51,7 @@ def whole(value: float | None) -> str:
 
 def trim(words: str) -> str:
     """The same number without zeros after its point: 10 µs for 10.0 µs."""
-    return (
-        re.sub(r"(\.\d*?)0+(?!\d)", r"\1", words).replace(". ", " ").replace(".e", "e").rstrip(".")
-    )
+    return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?!\d)", r"\1", words))
 
 
 def percent(value: float | None) -> str:

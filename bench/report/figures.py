@@ -1,9 +1,7 @@
-"""The report's figures, drawn by matplotlib: bars, roofline, curves over batches, rugs of values.
+"""The report's figures, drawn by matplotlib: bars, roofline, curves over batches, rugs of ticks.
 
-Its object interface alone, as in `engine/pictures`. A figure is for half a page or a whole phone.
-Its colours are those of COLOURS; in a page they follow the reader's light or dark. Roofline after
-S. Williams, A. Waterman and D. Patterson, "Roofline: an insightful visual performance model", CACM
-52(4), 2009.
+By its object interface alone, as in `engine/pictures`. A figure is for half a page or a phone. Its
+colours are those of COLOURS, also in a file of its own; in a page they follow light and dark.
 """
 
 from __future__ import annotations
@@ -13,10 +11,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import units
+from ..records import OURS, Row
+from .story import Duel, View, right
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +28,7 @@ COLOURS = {
 """What the figures draw with, by the names of the page's style sheet."""
 
 PEERS = ("peer", "c2", "c3", "c4", "c5")
-MARKERS = "sD^vPX"
-WIDTH, ROW = 480, 20  # points: a figure, and a line of one that has lines
+WIDTH, ROW = 480, 22  # points: a figure, and a line of one that has lines
 
 
 def style() -> Any:
@@ -40,12 +38,12 @@ def style() -> Any:
     ink, soft = COLOURS["ink"], COLOURS["soft"]
     return matplotlib.rc_context(
         {
-            **{"font.family": ["DejaVu Sans"], "font.size": 10.5, "text.parse_math": False},
-            **{"text.color": ink, "axes.labelcolor": soft, "axes.edgecolor": soft},
-            **dict.fromkeys(("xtick.color", "ytick.color"), soft),
-            **{"ytick.labelcolor": ink, "grid.color": COLOURS["thin"], "axes.axisbelow": True},
+            **{"font.family": ["DejaVu Sans"], "font.size": 10.5, "axes.titlesize": "medium"},
+            **{"text.color": ink, "text.parse_math": False, "svg.fonttype": "none"},
+            **{"axes.labelcolor": soft, "axes.edgecolor": soft, "axes.titlecolor": soft},
+            **{"xtick.color": soft, "ytick.color": soft, "ytick.labelcolor": ink},
+            **{"axes.grid": True, "axes.axisbelow": True, "grid.color": COLOURS["thin"]},
             **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-            **{"axes.grid": True, "svg.fonttype": "none", "axes.titlesize": "medium"},
         }
     )
 
@@ -61,142 +59,113 @@ def _sheet(height: float) -> Iterator[Figure]:
 def svg(figure: Figure, name: str, words: str) -> str:
     """The figure as an element of a page, the same for the same figure.
 
-    name: a figure's own in its page, since ids are made of it. words: for who does not see it.
+    name: its own in that page, since ids are made of it. words: for who does not see it.
     """
     import matplotlib
 
     file = io.StringIO()
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style(), matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata=unsaid)
-    text = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", file.getvalue())
+        figure.savefig(file, format="svg", metadata={"Title": words, **unsaid})
+    text = re.sub(
+        r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", file.getvalue(), flags=re.S
+    )
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     text = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", "\n", text))
     for colour, value in COLOURS.items():
         text = text.replace(value, f"var(--{colour}, {value})")
-    label = words.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.replace("<svg ", '<svg role="img" ', 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One line of bars: a time, what it is held against, and words for two columns beside."""
+def bars(lines: Sequence[tuple[str, Row | None, Row | None, float | None]]) -> Figure:
+    """Times as bars, each with its best peer's below and its roof across them.
 
-    name: str
-    us: float | None
-    words: tuple[str, str]
-    peer_us: float | None = None
-    roof_us: float | None = None
-    colour: str = "ours"
-
-
-def bars(rows: Sequence[Bar], head: tuple[str, str], names: tuple[str, str]) -> Figure:
-    """Times as bars, with their best peers' below and roofs across them.
-
-    head: of the two columns of words. names: what a bar and the bar below it are.
+    lines: a name, its row, the peer's, and how many times as fast as the peer it is.
     """
-    with _sheet(90 + 1.3 * ROW * len(rows)) as figure:
-        axes = _lined(figure, [row.name for row in rows], [row.words for row in rows], head)
-        for kind, offset, height in (("us", 0.0, 0.5), ("peer_us", 0.35, 0.2)):
-            at = [(y, t) for y, row in enumerate(rows) if (t := getattr(row, kind)) is not None]
-            colours = [rows[y].colour if kind == "us" else "peer" for y, _ in at]
-            axes.barh(
-                [y + offset for y, _ in at],
-                [us for _, us in at],
-                height=height,
-                color=[COLOURS[colour] for colour in colours],
-                label=names[0] if kind == "us" else names[1],
-            )
-        roofs = [(y, row.roof_us) for y, row in enumerate(rows) if row.roof_us is not None]
-        xs = [x for _, us in roofs for x in (us, us, math.nan)]
-        ys = [y for at, _ in roofs for y in (at - 0.4, at + 0.45, math.nan)]
-        axes.plot(xs, ys, color=COLOURS["ink"], linewidth=2, label="roof")
+    rows = [(y, row or peer) for y, (_, row, peer, _) in enumerate(lines)]
+    words = [
+        f"{units.percent(row.percent_of_roof if row else None)}   {units.times(ratio)}"
+        for _, row, _, ratio in lines
+    ]
+    with _sheet(90 + 1.2 * ROW * len(lines)) as figure:
+        axes = _lined(figure, [name for name, *_ in lines], words, "of roof   x best peer")
+        for column, offset, height in ((1, 0.0, 0.5), (2, 0.35, 0.2)):
+            drawn = [(y + offset, row) for y, line in enumerate(lines) if (row := line[column])]
+            for colour, label in (("ours", "ours"), ("peer", "best peer"), ("soft", "straw man")):
+                of_colour = [(y, row.median_us) for y, row in drawn if _colour(row) == colour]
+                if of_colour:
+                    label = "" if column == 1 and colour == "peer" else label
+                    axes.barh(*zip(*of_colour), height, color=COLOURS[colour], label=label)
+        roofs = [(y, row.roof_us) for y, row in rows if row and row.roof_us]
+        if roofs:
+            _ticks(axes, [(us, y) for y, us in roofs], 0.45, color=COLOURS["ink"], label="roof")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda us, _: units.trim(units.time(us)) if us else "0")
         axes.locator_params(axis="x", nbins=5)
-        shown = {"roof": bool(roofs), names[0]: True, names[1]: any(r.peer_us for r in rows)}
-        handles, labels = axes.get_legend_handles_labels()
-        kept = [(h, one) for h, one in zip(handles, labels, strict=True) if shown[one]]
-        if len(kept) > 1:
-            figure.legend(*zip(*kept, strict=True), loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
-@dataclass(frozen=True, slots=True)
-class Rug:
-    """One line of ticks: values by the colour they are drawn in, and words beside."""
+def rugs(
+    lines: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]],
+    *,
+    head: str,
+    ends: tuple[float, float],
+    label: str,
+) -> Figure:
+    """Values as ticks on a logarithmic scale between `ends`, a line at 1; what is beyond is there.
 
-    name: str
-    values: Mapping[str, Sequence[float]]
-    words: str
-
-
-def rugs(rows: Sequence[Rug], label: str, head: str, low: float, high: float) -> Figure:
-    """Values as ticks on a logarithmic scale from `low` to `high`; beyond it they stand at its end.
-
-    A line marks 1. Ticks nearer to each other than can be seen are one.
+    lines: a name, words to stand beside it under `head`, and values by colour. Ticks too near to
+    be told apart are one.
     """
-    with _sheet(80 + 0.8 * ROW * len(rows)) as figure:
-        words = [(row.words, "") for row in rows]
-        axes = _lined(figure, [row.name for row in rows], words, (head, ""))
-        _logarithmic(axes, "x", low, high, lambda value: f"{value:g}x")
+    low, high = ends
+    with _sheet(80 + 0.75 * ROW * len(lines)) as figure:
+        axes = _lined(figure, [line[0] for line in lines], [line[1] for line in lines], head)
+        _logarithmic(axes, "x", low, high, lambda value: f"{value:g}")
         axes.axvline(1, color=COLOURS["ink"], linewidth=1)
-        for colour in dict.fromkeys(colour for row in rows for colour in row.values):
-            half = 0.4 if colour == "ours" else 0.25
+        for colour, half, wide in (("soft", 0.25, 1.2), ("ours", 0.4, 2.5)):
             ticks = dict.fromkeys(
-                (round(math.log10(min(max(value, low), high)), 2), y)
-                for y, row in enumerate(rows)
-                for value in row.values.get(colour, ())
+                (10 ** round(math.log10(min(max(value, low), high)), 2), y)
+                for y, (_, _, values) in enumerate(lines)
+                for value in values.get(colour, ())
             )
-            xs = [x for at, _ in ticks for x in (10**at, 10**at, math.nan)]
-            ys = [y for _, at in ticks for y in (at - half, at + half, math.nan)]
-            wide = 2.5 if colour == "ours" else 1.2
-            axes.plot(xs, ys, color=COLOURS[colour], linewidth=wide, solid_capstyle="butt")
+            _ticks(axes, list(ticks), half, color=COLOURS[colour], linewidth=wide)
         axes.set_xlabel(label)
     return figure
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One layer under the roof: FLOP/byte, and FLOP/s of ours and of its best peer."""
-
-    name: str
-    intensity: float
-    rate: float | None
-    peer: float | None = None
-
-
-def roofline(points: Sequence[Point], compute: float | None, memory: float | None) -> Figure:
+def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None) -> Figure:
     """Rates over intensities under the roofs, in FLOP/s and byte/s; None where none was measured.
 
-    Names stand in a column at the right, each led to its point.
+    Names stand in a column at the right, each led to its point. After S. Williams, A. Waterman and
+    D. Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
     """
-    rates = [rate for p in points for rate in (p.rate, p.peer) if rate]
-    xs = [p.intensity for p in points]
+    places = {duel.row.problem: (_intensity(duel.row), _rate(duel.row)) for duel in duels}
+    xs = [x for x, _ in places.values()]
+    rates = [_rate(row) for duel in duels for row in (duel.ours, duel.peer) if row]
     low, high = min(rates) / 3, max([*rates, compute or 0]) * 2
     left, right = min(xs) / 3, max([*xs, compute / memory if compute and memory else 0]) * 3
-    with _sheet(max(360, 17 * len(points))) as figure:
+    with _sheet(max(360, 0.9 * ROW * len(duels))) as figure:
         axes = figure.add_subplot()
         _logarithmic(axes, "x", left, right, units.three)
         _logarithmic(axes, "y", low, high, lambda rate: units.si(rate, "FLOP/s"))
         if compute and memory:
-            ridge = compute / memory
-            axes.plot([left, ridge, right], [memory * left, compute, compute], color=COLOURS["ink"])
-            rates_of_roofs = f"{units.si(memory, 'B/s')} and {units.si(compute, 'FLOP/s')}"
-            axes.set_title(f"roofs of {rates_of_roofs}", loc="left", color=COLOURS["soft"])
-        for p in points:
-            if p.rate and p.peer:
-                axes.plot([p.intensity] * 2, [p.rate, p.peer], color=COLOURS["soft"], linewidth=1)
-        for kind, marker, words in (("peer", "D", "best peer"), ("rate", "o", "ours")):
-            at = [(p.intensity, rate) for p in points if (rate := getattr(p, kind))]
-            colour = COLOURS["ours" if kind == "rate" else "peer"]
-            if at:
-                axes.plot(*zip(*at, strict=True), marker, color=colour, ms=6, label=words)
-        ordered = sorted(points, key=lambda p: p.rate or p.peer or 0)
-        shares = [math.log((p.rate or p.peer or 0) / low) / math.log(high / low) for p in ordered]
-        for p, height in zip(ordered, spread(shares, 0.055 * min(1, 18 / len(points))), strict=True):
+            ridge = [left, compute / memory, right]
+            axes.plot(ridge, [memory * left, compute, compute], color=COLOURS["ink"])
+            roofs = f"roofs: {units.si(memory, 'B/s')}, {units.si(compute, 'FLOP/s')}"
+            axes.set_title(roofs, loc="left")
+        for duel in duels:
+            both = [_rate(row) for row in (duel.ours, duel.peer) if row]
+            axes.plot([_intensity(duel.row)] * len(both), both, color=COLOURS["soft"], linewidth=1)
+        for kind, marker, label in (("peer", "D", "best peer"), ("ours", "o", "ours")):
+            dots = [(_intensity(row), _rate(row)) for d in duels if (row := getattr(d, kind))]
+            if dots:
+                axes.plot(*zip(*dots), marker, color=COLOURS[kind], label=label)
+        ordered = sorted(places, key=lambda name: places[name][1])
+        shares = [math.log(places[name][1] / low) / math.log(high / low) for name in ordered]
+        for name, height in zip(ordered, spread(shares, min(0.055, 1 / len(duels))), strict=True):
             axes.annotate(
-                *(p.name, (p.intensity, p.rate or p.peer or 0), (1.05, height)),
+                *(name, places[name], (1.05, height)),
                 textcoords="axes fraction",
                 va="center",
                 arrowprops={"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "shrinkA": 1},
@@ -206,8 +175,48 @@ def roofline(points: Sequence[Point], compute: float | None, memory: float | Non
     return figure
 
 
+def curves(view: View) -> Figure:
+    """Images per second over the batch size, and below how many times as fast as the best peer."""
+    rows = sorted(filter(right, view.rows), key=lambda row: row.batch)
+    names = dict.fromkeys(row.contestant for row in (*view.ours, *rows))
+    batches = sorted({row.batch for row in rows})
+    with _sheet(400 + ROW * len(names) / 2) as figure:
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
+        for i, name in enumerate(names):
+            own = [row for row in rows if row.contestant == name]
+            colour = _colour(own[0])
+            top.plot(
+                [row.batch for row in own],
+                [row.images_per_second or 0 for row in own],
+                color=COLOURS[PEERS[i % len(PEERS)] if colour == "peer" else colour],
+                marker="osD^vPX"[i % 7],
+                markersize=4.5,
+                linewidth=2.5 if colour == "ours" else 1.2,
+                linestyle="--" if colour == "soft" else "-",
+                label=name,
+            )
+        speeds = [row.images_per_second or 0 for row in rows]
+        ratios = {duel.row.batch: ratio for duel in view.duels() if (ratio := duel.ratio)}
+        points = sorted(ratios.items())
+        xs, ys = [batch for batch, _ in points], [ratio for _, ratio in points]
+        below.plot(xs, ys, "o-", color=COLOURS["ours"], linewidth=2.5)
+        below.axhline(1, color=COLOURS["ink"], linewidth=1)
+        for axes, values, words, title in (
+            (top, speeds, units.whole, "images per second"),
+            (below, [1.0, *ratios.values()], units.times, "times as fast as the best peer"),
+        ):
+            _logarithmic(axes, "y", min(values) / 1.3, max(values) * 1.3, words)
+            axes.set_title(title, loc="left")
+        below.set_xscale("log")
+        below.set_xticks([], minor=True)
+        below.set_xticks(batches, [f"{batch:,}" for batch in batches])
+        below.set_xlabel("batch")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places from 0 to 1, in rising order, moved no more than it takes to be `gap` apart."""
+    """Places in rising order, moved apart until `gap` is between them, none of them beyond 1."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else place)
@@ -218,80 +227,49 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One contestant over batch sizes."""
-
-    name: str
-    batches: Sequence[int]
-    images_per_second: Sequence[float]
-    straw_man: bool = False
-    ours: bool = False
+def _colour(row: Row) -> str:
+    return "ours" if row.contestant == OURS else "soft" if row.straw_man else "peer"
 
 
-def curves(series: Sequence[Curve], ratios: Mapping[int, float]) -> Figure:
-    """Images per second over the batch size, and below how many times as fast as the best peer."""
-    batches = sorted({batch for curve in series for batch in curve.batches})
-    rates = [rate for curve in series for rate in curve.images_per_second]
-    with _sheet(400 + ROW * math.ceil(len(series) / 2)) as figure:
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
-        colours, markers = (PEERS[i % len(PEERS)] for i in range(99)), iter(MARKERS * 20)
-        for curve in series:
-            colour = "ours" if curve.ours else "soft" if curve.straw_man else next(colours)
-            top.plot(
-                *(curve.batches, curve.images_per_second),
-                color=COLOURS[colour],
-                marker="o" if curve.ours else next(markers),
-                ms=4.5,
-                linewidth=2.5 if curve.ours else 1.2,
-                linestyle="--" if curve.straw_man else "-",
-                zorder=3 if curve.ours else 2,
-                label=curve.name,
-            )
-        _logarithmic(top, "y", min(rates) / 1.3, max(rates) * 1.3, units.whole)
-        top.set_title("images per second", loc="left")
-        below.plot(list(ratios), list(ratios.values()), "o-", color=COLOURS["ours"], lw=2.5)
-        below.axhline(1, color=COLOURS["ink"], linewidth=1)
-        values = [1.0, *ratios.values()]
-        _logarithmic(below, "y", min(values) / 1.2, max(values) * 1.2, units.times)
-        below.set_title("times as fast as the best peer", loc="left")
-        below.set_xscale("log")
-        below.set_xticks(batches, [f"{batch:,}" for batch in batches])
-        below.set_xticks([], minor=True)
-        below.set_xlabel("batch")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
+def _intensity(row: Row) -> float:
+    return row.flops / row.bytes
 
 
-def _lined(
-    figure: Figure, names: Sequence[str], words: Sequence[tuple[str, str]], head: tuple[str, str]
-) -> Axes:
-    """Axes of a line a name, from the top down, with one or two columns of words at the right."""
+def _rate(row: Row) -> float:
+    return (row.tflops or 0.0) * 1e12
+
+
+def _lined(figure: Figure, names: Sequence[str], words: Sequence[str], head: str) -> Axes:
+    """Axes with a line a name, from the top down, and words at the right under a heading."""
     axes = figure.add_subplot()
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    across = axes.get_yaxis_transform()
-    for place, column in ((1.16 if any(head[1:]) else 1.03, 0), (1.34, 1)):
-        side = "right" if any(head[1:]) else "left"
-        for y, text in ((-0.9, head[column]), *((y, w[column]) for y, w in enumerate(words))):
-            colour = COLOURS["soft" if y < 0 else "ink"]
-            if text:
-                axes.text(place, y, text, transform=across, ha=side, va="center", color=colour)
+    beside = axes.twinx()
+    for side, labels in ((axes, names), (beside, words)):
+        side.set_ylim(len(names) - 0.4, -0.6)
+        side.set_yticks(range(len(names)), labels)
+        side.tick_params(axis="y", length=0)
+        side.grid(visible=False, axis="y")
+    beside.set_title(head, loc="right")
     return axes
+
+
+def _ticks(axes: Axes, places: Sequence[tuple[float, float]], half: float, **drawn: Any) -> None:
+    """Upright strokes through (x, y), all in one line, which makes a short file."""
+    xs = [x for at, _ in places for x in (at, at, math.nan)]
+    ys = [y for _, at in places for y in (at - half, at + half, math.nan)]
+    axes.plot(xs, ys, solid_capstyle="butt", **drawn)
 
 
 def _logarithmic(
     axes: Axes, which: str, low: float, high: float, words: Callable[[float], str]
 ) -> None:
-    """A logarithmic "x" or "y" with at most seven ticks, at 1, 2 and 5 or at powers of ten."""
+    """A logarithmic "x" or "y" with at most seven ticks, the finest of some steps of ten."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    if len(ticks) > 7:
-        ticks = [10.0**power for power in powers if low <= 10.0**power <= high]
-    ticks = ticks[:: math.ceil(len(ticks) / 7)]
+    for digits in ((1, 1.2, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        ticks = [digit * 10.0**power for power in powers for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 7:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / 7) or 1]
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
     set_ticks([], minor=True)

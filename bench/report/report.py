@@ -8,9 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...engine.table import columns
 from ...errors import printable
-from .. import units
 from ..records import RecordError, Results, load
 from . import story
 from .page import page
@@ -45,37 +43,22 @@ def combined(runs: Sequence[Results]) -> Results:
     )
 
 
-def text(results: Results, width: int = 100) -> str:
-    """The verdict and the layers for a terminal, each with its share of the time as a bar."""
+def text(results: Results) -> str:
+    """The verdict and the layers for a terminal."""
     matched, words = story.match_verdict(results)
     strip = [*story.figures(results), ("match", MATCHED[matched], words)]
     lines = [f"stored results: {story.origin(results)}", ""]
     lines += [f"{what:<24} {value:>10}  {remark}" for what, value, remark in strip]
     lines += [f"! {warning}" for warning in story.warnings(results)]
     lines += story.absences(results)
-    for view in story.views(results, "layers")[:1]:
-        batch = story.main_batch(results, view)
-        races = [duel for duel in story.apart(view.duels(batch)) if duel.ours]
-        total = sum(_us(duel) for duel in races)
-        room = max(10, width - 70)
-        table = columns(
-            races,
-            (
-                ("layer", -14, lambda duel: duel.row.problem),
-                ("time", 9, lambda duel: units.time(_us(duel))),
-                ("share", 6, lambda duel: units.percent(100 * _us(duel) / total)),
-                ("", -room, lambda duel: "█" * max(1, round(_us(duel) / total * room))),
-                ("of roof", 8, lambda duel: units.percent(duel.row.percent_of_roof)),
-                ("x best peer", 11, lambda duel: duel.cells[3]),
-                ("", 0, lambda duel: duel.cells[1]),
-            ),
-        )
-        lines += ["", f"time by layer, batch {batch}, {view.name}", *table]
+    for table in story.tables(results):
+        widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+        lines += ["", table.caption]
+        for row in (table.head, *table.rows):
+            lines.append(
+                "  ".join(cell.rjust(wide) for cell, wide in zip(row, widths, strict=True))
+            )
     return "\n".join(lines)
-
-
-def _us(duel: story.Duel) -> float:
-    return duel.row.median_us or 0.0
 
 
 def summary(results: Results) -> dict[str, object]:

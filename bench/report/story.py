@@ -1,7 +1,4 @@
-"""What results say: the rows that stand for them, headline, tables, and warnings in words.
-
-A view is one subject in one dtype by one clock: rows that may stand in one picture.
-"""
+"""What results say: the rows that stand for them, headline, tables, and warnings in words."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ CLOCKS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
 """Which view stands for the whole is the first of these that there is."""
 
 MOST = 3  # warnings of a kind that are told in full
-
 NO_GPU = (
     "These results name no GPU: their times are those of Triton's interpreter on a CPU and say "
     "nothing of a GPU."
@@ -31,7 +27,7 @@ class Table:
 
     caption: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: Sequence[tuple[str, ...]]
     words: int = 1
 
 
@@ -39,36 +35,31 @@ class Table:
 class Duel:
     """Ours and the best peer of one race; None where none was right and timed."""
 
+    row: Row  # one of the two
     ours: Row | None
     peer: Row | None
 
     @property
-    def row(self) -> Row:
-        """The row that names the problem."""
-        row = self.ours or self.peer
-        assert row is not None  # `duels` makes none of nothing
-        return row
-
-    @property
     def ratio(self) -> float | None:
         """How many times as fast as the best peer ours is."""
-        return None if self.ours is None or self.peer is None else _ratio(self.ours, self.peer)
+        return times_best_peer(self.row, [self.peer]) if self.ours and self.peer else None
 
     @property
-    def cells(self) -> tuple[str, str, str, str]:
-        """Our time, the best peer, its time, and how many times as fast ours is."""
+    def cells(self) -> tuple[str, ...]:
+        """Our time, the best peer, its time, how many times as fast ours is, its share of roof."""
         ours, peer = self.ours, self.peer
         return (
             units.time(ours.median_us if ours else None),
             peer.contestant if peer else "-",
             units.time(peer.median_us if peer else None),
             units.times(self.ratio),
+            units.percent(ours.percent_of_roof if ours else None),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Rows of one section, subject, dtype and clock.
+    """Rows that may stand in one picture: of one section, subject, dtype and clock.
 
     The subject of layers is their network; a whole network's is its problem, since images as
     pixels and as floats are two races.
@@ -93,12 +84,20 @@ class View:
     @property
     def batches(self) -> list[int]:
         """Batch sizes at which ours was timed, or where it never was, at which a peer was."""
-        rows = self.ours or [row for row in self.rows if right(row)]
-        return sorted({row.batch for row in rows})
+        return sorted({row.batch for row in self.ours or filter(right, self.rows)})
 
     def duels(self, batch: int | None = None) -> list[Duel]:
-        """The races of one batch size, or of all of them."""
-        return duels(row for row in self.rows if batch in (None, row.batch))
+        """Ours against the best peer of each race with a time, of one batch size or of all."""
+        races: dict[tuple[object, ...], list[Row]] = {}
+        for row in self.rows:
+            if batch in (None, row.batch):
+                races.setdefault(row.race, []).append(row)
+        duels = []
+        for race in races.values():
+            ours = next((row for row in race if row.contestant == OURS and right(row)), None)
+            peer = best_peer(race[0], race)
+            duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
+        return duels
 
 
 def right(row: Row) -> bool:
@@ -106,33 +105,19 @@ def right(row: Row) -> bool:
     return row.matched and row.median_us is not None
 
 
-def duels(rows: Iterable[Row]) -> list[Duel]:
-    """Ours against the best peer of every race in which one of them was right and timed."""
-    races: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        races.setdefault(row.race, []).append(row)
-    found = []
-    for race in races.values():
-        ours = next((row for row in race if row.contestant == OURS and right(row)), None)
-        peer = best_peer(race[0], race)
-        if ours or peer:
-            found.append(Duel(ours, peer))
-    return found
-
-
-def apart(races: Sequence[Duel]) -> list[Duel]:
+def apart(duels: Sequence[Duel]) -> list[Duel]:
     """Of one batch, layers that do not overlap: the single ones first, then fused ones.
 
     In the order in which they came, so that they make up the network.
     """
     taken: set[str] = set()
     kept = []
-    for duel in sorted(races, key=lambda duel: duel.row.problem.count("+")):
+    for duel in sorted(duels, key=lambda duel: duel.row.problem.count("+")):
         layers = set(duel.row.problem.split("+"))
         if not layers & taken:
             taken |= layers
             kept.append(duel)
-    return sorted(kept, key=races.index)
+    return sorted(kept, key=duels.index)
 
 
 def views(results: Results, section: str) -> list[View]:
@@ -142,22 +127,19 @@ def views(results: Results, section: str) -> list[View]:
         if row.section == section:
             subject = row.network if section == "layers" else row.problem
             groups.setdefault((subject, row.dtype, row.clock), []).append(row)
-    subjects = list(dict.fromkeys(subject for subject, _, _ in groups))
+    subjects = [subject for subject, _, _ in groups]
 
-    def rank(view: View) -> tuple[object, ...]:
-        dtype = DTYPES.index(view.dtype) if view.dtype in DTYPES else len(DTYPES)
-        clock = list(CLOCKS).index(view.clock) if view.clock in CLOCKS else len(CLOCKS)
-        return (not view.ours, subjects.index(view.subject), dtype, clock)
+    def rank(view: View) -> tuple[bool | int, ...]:
+        places = ((DTYPES, view.dtype), (tuple(CLOCKS), view.clock))
+        known = (names.index(name) if name in names else len(names) for names, name in places)
+        return (not view.ours, subjects.index(view.subject), *known)
 
     made = [View(*key, tuple(rows)) for key, rows in groups.items()]
     return sorted((view for view in made if view.batches), key=rank)
 
 
 def headline(results: Results) -> tuple[View, Row, Row] | None:
-    """What the whole network does: its view, our row of most images per second, and our first.
-
-    None without a right, timed row of ours.
-    """
+    """The whole network's view, our row of most images per second, and of the smallest batch."""
     for view in views(results, "model")[:1]:
         if view.ours:
             return view, max(view.ours, key=lambda r: r.images_per_second or 0.0), view.ours[0]
@@ -170,32 +152,26 @@ def main_batch(results: Results, view: View) -> int:
     return top[1].batch if top and top[1].batch in view.batches else view.batches[-1]
 
 
-# --- tables that README and the page share ----------------------------------------------------
-
-
-def network_table(view: View) -> Table:
-    """The whole network by batch size."""
-    head = ("batch", "ours", "best peer", "its time", "x best peer", "images/s", "of roof")
-    rows = []
-    for duel in view.duels():
-        speed, share = _speed(duel.ours), _of_roof(duel.ours)
-        rows.append((str(duel.row.batch), *duel.cells, speed, share))
-    return Table(f"The whole network ({view.name})", head, tuple(rows))
+def tables(results: Results) -> list[Table]:
+    """The whole network by batch size, then the layers at one."""
+    made = []
+    head = ("ours", "best peer", "its time", "x best peer", "of roof")
+    for view in views(results, "model")[:1]:
+        rows = [
+            (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
+            for d in view.duels()
+        ]
+        made.append(Table(f"The whole network ({view.name})", ("batch", *head, "images/s"), rows))
+    for view in views(results, "layers")[:1]:
+        made.append(layers_table(view, main_batch(results, view)))
+    return made
 
 
 def layers_table(view: View, batch: int) -> Table:
     """The layers at one batch size."""
     head = ("layer", "ours", "best peer", "its time", "x best peer", "of roof")
-    rows = [(d.row.problem, *d.cells, _of_roof(d.ours)) for d in view.duels(batch)]
-    return Table(f"The layers at batch {batch} ({view.name})", head, tuple(rows))
-
-
-def _speed(row: Row | None) -> str:
-    return units.whole(row.images_per_second if row else None)
-
-
-def _of_roof(row: Row | None) -> str:
-    return units.percent(row.percent_of_roof if row else None)
+    rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
+    return Table(f"The layers at batch {batch} ({view.name})", head, rows)
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -220,31 +196,20 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
     if top is None:
         return []
     view, fast, quick = top
-    of_roof = f", {_of_roof(fast)} of the roof" if fast.roof_us else ""
-    p80 = f"p50; p80 {units.time(quick.p80_us)}"
-    made = [
-        ("images per second", _speed(fast), f"batch {fast.batch}{of_roof}"),
-        (f"latency, batch {quick.batch}", units.time(quick.median_us), p80),
-    ]
-    for row in dict.fromkeys((fast, quick)):
-        if peer := best_peer(row, view.rows):
-            made.append(_against(f"x best peer, batch {row.batch}", row, peer))
-    straws = [r for r in view.rows if r.race == fast.race and r.straw_man and right(r)]
-    if straws:
-        straw = min(straws, key=lambda row: row.median_us or 0.0)
-        made.append(_against(f"x straw man, batch {fast.batch}", fast, straw))
+    speed, roof = units.whole(fast.images_per_second), units.percent(fast.percent_of_roof)
+    remark = f"batch {fast.batch}" + (f", {roof} of the roof" if fast.roof_us else "")
+    made = [("images per second", speed, remark)]
+    remark = f"p50; p80 {units.time(quick.p80_us)}"
+    made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
+    straws = [row for row in view.rows if row.race == fast.race and row.straw_man and right(row)]
+    straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
+    others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
+    for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
+        if other and other.median_us and row.median_us:
+            ratio = units.times(other.median_us / row.median_us)
+            remark = f"{other.contestant} takes {units.time(other.median_us)}"
+            made.append((f"x {what}, batch {row.batch}", ratio, remark))
     return made
-
-
-def _against(what: str, row: Row, other: Row) -> tuple[str, str, str]:
-    takes = f"{other.contestant} takes {units.time(other.median_us)}"
-    return what, units.times(_ratio(row, other)), takes
-
-
-def _ratio(row: Row, other: Row) -> float | None:
-    if row.median_us is None or other.median_us is None:
-        return None
-    return other.median_us / row.median_us
 
 
 def match_verdict(results: Results) -> tuple[bool | None, str]:
@@ -266,22 +231,25 @@ def warnings(results: Results) -> list[str]:
     if commit is None:
         found.append("The commit is unknown, so the run cannot be repeated exactly.")
     elif "+" in commit:
-        plain = commit.partition("+")[0].rpartition(" ")[2]
-        found.append(f"Files differed from commit {plain} when this was measured.")
+        found.append(f"Files differed from commit {commit} when this was measured.")
     if not results.roofs:
         found.append("No roofs were measured, so there are no percentages of them.")
-    found += _lost([row for row in results.rows if not right(row) and not _absent(row)])
-    found += _slower(results)
-    restless = [f"{line}." for line in warnings_of_times(results.rows)]
-    found += restless[:MOST]
-    if len(restless) > MOST:
-        found.append(f"And {len(restless) - MOST} more of our rows whose times scatter or wait.")
-    return found
+    found += _lost(row for row in results.rows if not right(row) and not _absent(row))
+    for view in views(results, "layers")[:1]:
+        lost = [(d.ratio, d.row) for d in view.duels() if d.ratio is not None and d.ratio < 1]
+        places = [
+            f"{row.problem} at batch {row.batch} ({units.times(ratio)})"
+            for ratio, row in sorted(lost, key=lambda pair: pair[0])
+        ]
+        if lost:
+            told = ", ".join(_most(places, 2 * MOST))
+            found.append(f"Slower than the best peer, {view.name}: {told}.")
+    return found + _most([f"{line}." for line in warnings_of_times(results.rows)], MOST)
 
 
 def absences(results: Results) -> list[str]:
     """Peers that were not there to be compared, one line for each reason."""
-    return _lost([row for row in results.rows if not right(row) and _absent(row)])
+    return _lost(row for row in results.rows if not right(row) and _absent(row))
 
 
 def _absent(row: Row) -> bool:
@@ -289,31 +257,18 @@ def _absent(row: Row) -> bool:
     return row.contestant != OURS and row.max_error is None
 
 
-def _lost(rows: Sequence[Row]) -> list[str]:
+def _most(lines: Sequence[str], most: int) -> list[str]:
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
+def _lost(rows: Iterable[Row]) -> list[str]:
     """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
         reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
-        groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append(row)
-    found = []
-    for group in groups.values():
-        first = group[0]
-        reason = first.note or f"error {units.power(first.max_error)} in {first.problem}"
-        names = list(dict.fromkeys(row.contestant for row in group))
-        where = f"{len(group)} row{'' if len(group) == 1 else 's'}"
-        found.append(f"Not timed or not right in {where}: {', '.join(names)}: {reason}.")
-    return found
-
-
-def _slower(results: Results) -> list[str]:
-    """Where a peer was faster than our layers."""
-    for view in views(results, "layers")[:1]:
-        lost = [(d.ratio, d.row) for d in view.duels() if d.ratio is not None and d.ratio < 1]
-        places = [
-            f"{row.problem} at batch {row.batch} ({units.times(ratio)})"
-            for ratio, row in sorted(lost, key=lambda pair: pair[0])[: 2 * MOST]
-        ]
-        more = f" and {len(lost) - len(places)} more" if len(lost) > len(places) else ""
-        if places:
-            return [f"Slower than the best peer, {view.name}: {', '.join(places)}{more}."]
-    return []
+        groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
+    return [
+        f"{', '.join(dict.fromkeys(row.contestant for _, row in group))}: not timed or not right "
+        f"in {len(group)} row{'' if len(group) == 1 else 's'}: {group[0][0]}."
+        for group in groups.values()
+    ]
