@@ -173,7 +173,6 @@ def parser() -> argparse.ArgumentParser:
     )
     for form, what in FORMS.items():
         add(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
-    add("--plot", type=Path, metavar="FILE.svg", help="draw occupancy and mix")
     add("--check", action="store_true", help="fail if a kernel is refused")
 
     add = verb(
@@ -260,7 +259,13 @@ def parser() -> argparse.ArgumentParser:
         "results.json -o report.html",
         shared=[],
     )
-    add("results", type=Path, metavar="RESULTS.json", help="what a run stored")
+    add(
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS.json",
+        help="what a run stored; several of one device make one page",
+    )
     add(
         *("-o", "--output"),
         type=Path,
@@ -345,14 +350,6 @@ steps come first. The winners go into the table that the engine reads.
         "--write",
         action=argparse.BooleanOptionalAction,
         help="write the table (default on a GPU, and where --table is given)",
-    )
-    add("--plot", type=Path, metavar="FILE", help="draw all trials: a page, or .svg of the first")
-    add(
-        "--axes",
-        nargs=2,
-        default=(None, None),
-        metavar=("X", "Y"),
-        help="parameters of the page's heat map (default: the most telling)",
     )
     add("--simulate", type=Path, metavar="CACHE", help="replay a stored search, without a GPU")
     add("--repeats", type=_count, default=20, help="seeds of a simulation (default 20)")

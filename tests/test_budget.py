@@ -11,7 +11,7 @@ import pytest
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.tune.budget import Search, hints, rows, searches, share, targets
 from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning

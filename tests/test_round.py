@@ -20,7 +20,7 @@ from alexnet_triton.bench.round import FOUND, Round, begin, commands, keep, watc
 from alexnet_triton.bench.tune.budget import searches
 from alexnet_triton.bench.tune.tuner import device_name
 from alexnet_triton.engine import EngineError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning

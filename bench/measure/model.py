@@ -14,7 +14,6 @@ from ...engine.load import arithmetic, find, resolve
 from ...errors import printable
 from .. import units
 from ..records import OURS, Results, Row, times_best_peer
-from ..report.goals import verdicts
 from .endtoend import model_rows
 from .options import BATCHES, asked, begun, keep, tell, tell_kept, title
 from .predict import predict
@@ -119,8 +118,6 @@ def _conclude(results: Results, printed: bool) -> None:
         return
     told = [*map(str, summaries(rows, roofs)), *(f"warning: {line}" for line in warnings(rows))]
     print("\n".join(["", *told]))
-    if judged := [verdict for verdict in verdicts(rows, roofs) if verdict.met is not None]:
-        print("\n".join(["", *map(str, judged)]))
 
 
 def _judged(results: Results) -> dict[str, Any]:
@@ -128,6 +125,5 @@ def _judged(results: Results) -> dict[str, Any]:
     rows, roofs = results.rows, results.roofs
     return results.to_dict() | {
         "summaries": [each.to_dict() for each in summaries(rows, roofs)],
-        "verdicts": [verdict.to_dict() for verdict in verdicts(rows, roofs)],
         "warnings": list(warnings(rows)),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine import NetworkError
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.plan import Step
 from ...kernels import tuning
 from ..measure.problem import Problem, problems

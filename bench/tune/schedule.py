@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import triton
 
-from ...engine.devices.single import Planner, Run
+from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, load_state, resolve
 from ...engine.plan import PLAIN, Options
 from ...engine.spec import Network
