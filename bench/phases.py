@@ -38,12 +38,12 @@ from ..engine.spec import Network
 from ..kernels import tuning
 from ..kernels.jit import architecture
 from . import choices
-from .measure.endtoend import model_rows
-from .measure.layers import default_names, layer_rows
+from .measure.contest import race
+from .measure.layers import default_names
 from .measure.layers import lines as layer_lines
 from .measure.model import lines as model_lines
 from .measure.options import ROUNDS, Effort
-from .measure.problem import Problem, tuned_planner
+from .measure.problem import Problem, network_problem, problems, tuned_planner
 from .measure.roofline import measure_roofs, roof_us
 from .records import Results, Row, load, save, save_csv
 from .tune.cache import Cache
@@ -206,10 +206,11 @@ def layers(run: Round) -> None:
     planner = tuned_planner(run.network, ARITHMETIC[run.dtype], run.device)
     names = sorted(default_names(planner), key=lambda name: (name.startswith("pool"), "+" in name))
     for batch, name in product(run.batches, names):
+        (problem,) = problems(planner, run.dtype, batch, [name])
         rows = tuple(
-            layer_rows(
-                *(planner, run.dtype, batch, run.device, [name]),
-                clocks=("graph", "cold") if run.device.type == "cuda" else None,
+            race(
+                *(problem, run.device),
+                ("graph", "cold") if run.device.type == "cuda" else None,
                 kinds=KINDS,
                 roofs=run.results.roofs,
                 effort=run.effort(1.0),
@@ -228,9 +229,10 @@ def compiled(run: Round) -> None:
 
 
 def _race(run: Round, dtype: str, batch: int, kinds: Sequence[str], clocks: Sequence[Any]) -> None:
+    planner = tuned_planner(run.network, ARITHMETIC[dtype], run.device, options=None)
     rows = tuple(
-        model_rows(
-            *(run.network, dtype, batch, run.device),
+        race(
+            *(network_problem(planner, dtype, batch), run.device),
             clocks if run.device.type == "cuda" else None,
             kinds=kinds,
             roofs=run.results.roofs if dtype in run.results.roofs else None,
