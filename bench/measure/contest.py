@@ -105,15 +105,16 @@ def _race(
         for clock in clocks:
             yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
         return
-    for heat in ([one for one in everyone if one.last is last] for last in (False, True)):
-        for group in _groups(problem, clocks) if heat else ():
+    compare = partial(match, problem, wanted=right)
+    heats = ([one for one in everyone if one.last is last] for last in (False, True))
+    for heat in filter(None, heats):
+        for group in _groups(problem, clocks):
             if effort.over:
                 return
-            mine = heat
+            takers = heat
             if problem.whole and group == ("host",):
-                mine = [called(one, problem, device) for one in heat]
-            compare = partial(match, problem, wanted=right)
-            yield from _heat(problem, device, mine, copies, group, blank, compare, effort)
+                takers = [called(one, problem, device) for one in heat]
+            yield from _heat(problem, device, takers, copies, group, blank, compare, effort)
             free(device)
             heat = [replace(one, slow="") for one in heat]  # what compiles has done so
 
