@@ -92,7 +92,7 @@ class Round:
 
     def effort(self, seconds: float) -> Effort:
         """Measuring for at most so many seconds a race, within this phase."""
-        return Effort(ROUNDS[self.device.type], seconds, self.until)
+        return Effort(ROUNDS[self.device.type], min(seconds, self.left))
 
     def note(self, line: str) -> None:
         """Keep a line with the results, and say it."""

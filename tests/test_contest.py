@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -173,11 +172,6 @@ def test_the_first_copies_are_compared_and_the_worst_decides() -> None:
     assert len(entry.runs) == 12
     wrong = admit(Peer("one", prepare), copies[:1] + copies[8:], row, compare, CPU)
     assert (wrong.row.note, wrong.row.max_error, wrong.runs) == (contest.NO_MATCH, 11, ())
-
-
-def test_no_problem_is_begun_after_the_deadline() -> None:
-    late = Effort(deadline=time.monotonic())
-    assert not list(race(one("pool5"), CPU, effort=late))
 
 
 def test_switches_are_as_before_between_rows() -> None:

@@ -74,8 +74,6 @@ def race(
     """
     everyone = contestants(problem, device, kinds)
     effort = effort or Effort(ROUNDS[device.type])
-    if effort.over:
-        return
     blank = blank_row(problem, roofs)
     clocks = clocks or CLOCKS[device.type]
     try:
@@ -97,20 +95,15 @@ def _race(
     """All rows; whatever they needed is let go with this."""
     try:
         with torch.inference_mode():
-            given = tensors(problem, device, torch.Generator(device).manual_seed(seed))
-            copies = rotation(given, problem.work.bytes, device)
-            right = expected(problem, given)
+            copies, compare = inputs(problem, device, seed)
     except torch.cuda.OutOfMemoryError as error:
         row = replace(blank, note=reason(error))
         for clock in clocks:
             yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
         return
-    compare = partial(match, problem, wanted=right)
     heats = ([one for one in everyone if one.last is last] for last in (False, True))
     for heat in filter(None, heats):
         for group in _groups(problem, clocks):
-            if effort.over:
-                return
             takers = heat
             if problem.whole and group == ("host",):
                 takers = [called(one, problem, device) for one in heat]
@@ -143,14 +136,19 @@ def _heat(
     with libraries(problem.plan.arithmetic), torch.inference_mode():
         admitted = [admit(one, copies, row, compare, device) for one in everyone]
     for clock in clocks:
-        if effort.over:
-            return
         with libraries(problem.plan.arithmetic), torch.inference_mode():
-            rows = timed(admitted, clock, device, effort.rounds, effort.left())
+            rows = timed(admitted, clock, device, effort.rounds, effort.seconds)
             if problem.whole:
                 pairs = zip(rows, admitted, strict=True)
                 rows = [_as_a_call(row, one, problem, device) for row, one in pairs]
         yield from rows
+
+
+def inputs(problem: Problem, device: torch.device, seed: int = 0) -> tuple[list[Tensors], Compare]:
+    """Tensors to rotate through, the same numbers in each, and what compares an answer to them."""
+    given = tensors(problem, device, torch.Generator(device).manual_seed(seed))
+    right = expected(problem, given)
+    return rotation(given, problem.work.bytes, device), partial(match, problem, wanted=right)
 
 
 def blank_row(problem: Problem, roofs: Mapping[str, float] | None = None) -> Row:

@@ -10,28 +10,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from ...engine.load import arithmetic, find
 from ..records import Row
-from .contest import admit, blank_row, timed
+from .contest import admit, blank_row, inputs, timed
 from .contestants import called, contestants
 from .model import MODEL
 from .options import ROUNDS
 from .peers import Peer, libraries
-from .problem import (
-    Problem,
-    expected,
-    match,
-    network_problem,
-    problems,
-    rotation,
-    tensors,
-    tuned_planner,
-)
+from .problem import Problem, network_problem, problems, tuned_planner
 from .timing import Clock
 
 BATCHES = {"cuda": (1, 64, 256), "cpu": (1,)}
@@ -81,10 +71,8 @@ def benchmarked(twin: Twin, device: torch.device, benchmark: Any) -> Row:
     """
     problem, clock, rounds = twin.problem, CLOCK[device.type], ROUNDS[device.type]
     with libraries(problem.plan.arithmetic), torch.inference_mode():
-        given = tensors(problem, device, torch.Generator(device).manual_seed(0))
-        compare = partial(match, problem, wanted=expected(problem, given))
+        copies, compare = inputs(problem, device)
         row = replace(blank_row(problem), clock=clock)
-        copies = rotation(given, problem.work.bytes, device)
         admitted = admit(twin.contestant, copies, row, compare, device)
         assert admitted.runs, f"{twin}: {admitted.row.note}"
         turn = itertools.cycle(admitted.runs)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 
 import torch
 import triton
@@ -26,18 +25,10 @@ from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network
 from ...errors import printable
 from ...kernels import tuning
-from ..measure.contest import admit, blank_row, timed
+from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
 from ..measure.options import ROUNDS, Effort
-from ..measure.problem import (
-    expected,
-    match,
-    network_problem,
-    ready,
-    rotation,
-    tensors,
-    tuned_planner,
-)
+from ..measure.problem import network_problem, ready, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..measure.verb import TIMES, note
 from ..records import Row
@@ -97,14 +88,12 @@ def orders(
     first = problems[0]
     blank = replace(blank_row(first), section="order", clock=clock)
     with torch.inference_mode():
-        given = tensors(first, device, torch.Generator(device).manual_seed(0))
-        copies = rotation(given, first.work.bytes, device)
-        compare = partial(match, first, wanted=expected(first, given))
+        copies, compare = inputs(first, device)
         entries = [
             admit(kernels(each, told(each.plan.options)), copies, blank, compare, device)
             for each in problems
         ]
-        rows = timed(entries, clock, device, effort.rounds, effort.left())
+        rows = timed(entries, clock, device, effort.rounds, effort.seconds)
     orders = [Order(each.plan.options, row) for each, row in zip(problems, rows, strict=True)]
     return sorted(orders, key=lambda order: order.row.median_us or float("inf"))
 
