@@ -115,7 +115,6 @@ def _inspect(verbs: Verbs[Parser]) -> None:
     )
     for form, what in FORMS.items():
         parser.add_argument(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw occupancy and mix")
     parser.add_argument("--check", action="store_true", help="fail if a kernel is refused")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
@@ -256,7 +255,13 @@ def _report(verbs: Verbs[Parser]) -> None:
         help="turn stored results into a page, a terminal summary or README's table",
         epilog="example: alexnet-triton-bench report results.json -o report.html",
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="what a run stored")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS.json",
+        help="what a run stored; several of one device make one page",
+    )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
@@ -347,14 +352,6 @@ def _tune(verbs: Verbs[Parser]) -> None:
         "--write",
         action=argparse.BooleanOptionalAction,
         help="write the table (default on a GPU, and where --table is given)",
-    )
-    add("--plot", type=Path, metavar="FILE", help="draw all trials: a page, or .svg of the first")
-    add(
-        "--axes",
-        nargs=2,
-        default=(None, None),
-        metavar=("X", "Y"),
-        help="parameters of the page's heat map (default: the most telling)",
     )
     add("--simulate", type=Path, metavar="CACHE", help="replay a stored search, without a GPU")
     add("--repeats", type=_count, default=20, help="seeds of a simulation (default 20)")

@@ -13,7 +13,7 @@ from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
 from alexnet_triton.bench.records import OURS, Row
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 

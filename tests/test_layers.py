@@ -17,7 +17,7 @@ from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared
 from alexnet_triton.bench.measure.problem import Problem, Tensors, problems
 from alexnet_triton.bench.records import OURS, load
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture

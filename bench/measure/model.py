@@ -17,7 +17,6 @@ from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
 from ...errors import printable
 from ..records import OURS, Results, Row
-from ..report.goals import verdicts
 from .contest import race
 from .options import BATCHES, asked, begun, tell, title
 from .predict import predict
@@ -93,8 +92,6 @@ def _conclude(results: Results) -> None:
     rows, roofs = results.rows, results.roofs
     said = [*map(str, summaries(rows, roofs)), *(f"warning: {line}" for line in warnings(rows))]
     print("\n".join(["", *said]))
-    if judged := [verdict for verdict in verdicts(rows, roofs) if verdict.met is not None]:
-        print("\n".join(["", *map(str, judged)]))
 
 
 def _judged(results: Results) -> dict[str, Any]:
@@ -102,6 +99,5 @@ def _judged(results: Results) -> dict[str, Any]:
     rows, roofs = results.rows, results.roofs
     return {
         "summaries": [each.to_dict() for each in summaries(rows, roofs)],
-        "verdicts": [verdict.to_dict() for verdict in verdicts(rows, roofs)],
         "warnings": list(warnings(rows)),
     }

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from ...engine import reference
 from ...engine.load import one_of
 from ...engine.plan import Arithmetic
-from ...engine.spec import Conv2d, Layer, Linear, ReLU, Sigmoid
+from ...engine.spec import Conv2d, Layer, Linear, Nonlinearity, ReLU
+from ...kernels.epilogue import activated
 from ..choices import KINDS as KINDS
 from . import cudnn_graph
 from .problem import Problem, Tensors
@@ -181,10 +182,8 @@ def _plain(layers: Layers) -> tuple[Stage, ...]:
 def _apply(name: str, layer: Layer, x: torch.Tensor, state: State) -> torch.Tensor:
     """A layer as torch does it best: activations in place, which no problem starts with."""
     match layer:
-        case ReLU():
-            return x.relu_()
-        case Sigmoid():
-            return x.sigmoid_()
+        case Nonlinearity():
+            return activated(x, layer.activation, in_place=True)
     return reference.apply(name, layer, x, state)
 
 

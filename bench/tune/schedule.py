@@ -19,7 +19,7 @@ import torch
 import triton
 
 from ...engine import table
-from ...engine.devices.single import Planner, Run
+from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network

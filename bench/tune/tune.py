@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...engine import NetworkError
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
-from ...errors import printable
 from ...kernels import tuning
 from ..choices import CACHE
 from ..env import environment
 from ..measure.problem import Problem, problems
 from ..records import RecordError
-from ..report import report
 from . import simulate
 from .cache import Cache, Trial
 from .outcome import Outcome, short, table
@@ -96,7 +94,6 @@ def _tune(options: argparse.Namespace) -> int:
             )
             if path and (row := outcomes[-1].row):
                 tuning.save(path, lab.name, [row])
-    _plot(options, [trial for outcome in outcomes for trial in outcome.trials])
     if options.json:
         found = {
             "environment": environment(device),
@@ -167,17 +164,6 @@ def _progress(problem: Problem, step: str) -> Callable[[Trial], None]:
     return told
 
 
-def _plot(options: argparse.Namespace, trials: Sequence[Trial]) -> None:
-    if options.plot is None:
-        return
-    x, y = options.axes
-    draw = report.search_svg if options.plot.suffix == ".svg" else report.search_page
-    page = draw([trial.to_dict() for trial in trials], x, y)
-    options.plot.parent.mkdir(parents=True, exist_ok=True)
-    options.plot.write_text(page)
-    print(printable(f"written: {options.plot}"), file=sys.stderr)
-
-
 def _simulate(options: argparse.Namespace) -> int:
     strategies = [options.strategy] if options.strategy else list(STRATEGIES)
     if not options.simulate.exists():
@@ -194,7 +180,6 @@ def _simulate(options: argparse.Namespace) -> int:
             for seed in range(options.seed, options.seed + (1 if name == "exhaustive" else repeats))
         ]
         found.append(simulate.Simulation(subject, tuple(trials), tuple(replays)))
-    _plot(options, [trial for one in found for trial in one.trials])
     if options.json:
         print(json.dumps([one.to_dict() for one in found], indent=2))
     else:
