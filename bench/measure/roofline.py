@@ -21,12 +21,10 @@ from ...engine.plan import ARITHMETIC, Arithmetic
 from ...kernels.jit import Work
 from .. import units
 from ..env import environment
+from ..records import COPY as COPY
 from ..records import Results, save
 from .peers import libraries
 from .timing import Clock, measure
-
-COPY = "copy"
-"""The name of the byte rate among the roofs."""
 
 PRODUCT = {"cuda": 8192, "cpu": 512}  # rows and columns of each factor, by type of device
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 26}  # bytes
@@ -36,7 +34,7 @@ CLOCK: dict[str, Clock] = {"cuda": "graph", "cpu": "host"}
 def measure_roofs(
     device: torch.device, dtypes: Collection[str], rounds: int = 9
 ) -> dict[str, float]:
-    """FLOP/s by name of dtype ("fp16", "tf32", ...), and byte/s under "copy".
+    """FLOP/s by name of dtype ("fp16", "tf32", ...), and byte/s under COPY.
 
     The copy counts each byte twice, read and written. torch's TF32 switches are as before
     afterwards. Raises EngineError for a dtype that is none.
