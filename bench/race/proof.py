@@ -62,7 +62,7 @@ def fenced(like: torch.Tensor) -> Fenced:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Case:
     """One set of random inputs, as a candidate gets them, and the right answer."""
 
     problem: Problem
@@ -149,17 +149,17 @@ def laid_out(x: torch.Tensor, memory: Layout) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def trial(
+def case(
     problem: Problem,
     posed: Conv2dProblem | LinearProblem,
     device: torch.device,
     seed: int,
     memory: Layout,
-) -> Trial:
+) -> Case:
     """Fresh inputs between fences; the same seed draws the same numbers on every device."""
     given = tensors(problem, device, torch.Generator().manual_seed(seed))
     inputs, out = arrange(given, posed, memory)
-    return Trial(
+    return Case(
         problem,
         posed,
         {name: fenced(tensor) for name, tensor in inputs.items()},
@@ -173,7 +173,7 @@ NAN = dict.fromkeys(("x", "weight", "bias", "out"), math.nan)
 FINITE = {"x": 3.0, "weight": 3.0, "bias": 3.0, "out": -7.0}
 
 
-def examine(candidate: Candidate, config: Config, given: Trial) -> Match:
+def examine(candidate: Candidate, config: Config, given: Case) -> Match:
     """Whether it is right on these inputs, the same each time, and keeps to its tensors.
 
     Raises Disqualified for the first thing found wrong, and whatever the candidate raises.
@@ -185,7 +185,7 @@ def examine(candidate: Candidate, config: Config, given: Trial) -> Match:
     return given.check(candidate, made.values)
 
 
-def confirm(candidate: Candidate, config: Config, seen: Match, given: Trial, seed: int) -> Match:
+def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed: int) -> Match:
     """The worst errors: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
 
     Raises as `examine` does.
@@ -193,7 +193,7 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Trial, see
     matches = [seen]
     for later in range(seed + 1, seed + SEEDS):
         device = given.out.tensor.device
-        other = trial(given.problem, given.posed, device, later, candidate.layout)
+        other = case(given.problem, given.posed, device, later, candidate.layout)
         matches.append(other.check(candidate, other.answer(candidate, config, NAN).values))
     return Match(
         max(found.max_error for found in matches),
@@ -202,7 +202,7 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Trial, see
     )
 
 
-def _check_reads(candidate: Candidate, config: Config, given: Trial, first: _Answer) -> None:
+def _check_reads(candidate: Candidate, config: Config, given: Case, first: _Answer) -> None:
     """The answer must not depend on what lies around the tensors, nor on what `out` held."""
     second = given.answer(candidate, config, FINITE)
     if same_bits(first.values, second.values):
@@ -227,7 +227,7 @@ def _check_reads(candidate: Candidate, config: Config, given: Trial, first: _Ans
     raise Disqualified(f"reads outside its input {whose}: it shows first at {where}")
 
 
-def _fault(given: Trial, made: torch.Tensor, found: Match) -> str:
+def _fault(given: Case, made: torch.Tensor, found: Match) -> str:
     """What is wrong with an answer, and where."""
     if not made.isfinite().all():
         return f"NaN or infinity at {_first(~made.isfinite())}"
