@@ -49,7 +49,7 @@ from .records import Results, Row, load, save, save_csv
 from .tune.cache import Cache
 from .tune.schedule import orders, tuned_row
 from .tune.tune import targets
-from .tune.tuner import Lab, device_name, table_shape, tune
+from .tune.tuner import Tuner, device_name, table_shape, tune
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 15.0  # seconds that a phase may take beyond its share
@@ -151,7 +151,7 @@ def roofs(run: Round) -> None:
 def configurations(run: Round) -> None:
     """Search the steps that the device's table has nothing for, the costliest first."""
     table, cache = _table(run), Cache(run.out / "searches.jsonl")
-    with Lab(run.device, timeout=TIMEOUT[run.device.type]) as lab:
+    with Tuner(run.device, timeout=TIMEOUT[run.device.type]) as lab:
         work = list(searches(run, table))
         tell(f"{len(work)} searches")
         for turn, (search, seconds) in enumerate(shares(work, LEAST[run.device.type])):

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.bench.tune.space import (
-    Rule,
+    Constraint,
     Space,
     SpaceError,
     built,
@@ -26,7 +26,7 @@ from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 
 BOWL = Space(
     {"x": (1, 2, 4, 8), "y": (1, 2, 3), "kind": ("a", "b"), "on": (False, True)},
-    (Rule("no two at x 2", lambda t: t["x"] != 2 or t["y"] != 2),),
+    (Constraint("no two at x 2", lambda t: t["x"] != 2 or t["y"] != 2),),
 )
 
 

@@ -45,7 +45,7 @@ class SpaceError(Error, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Constraint:
     """Configurations for which `holds` is false are left out; `name` says why."""
 
     name: str
@@ -57,7 +57,7 @@ class Space:
     """All combinations of the parameters' values that break no rule."""
 
     parameters: Values
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Constraint, ...] = ()
 
     def broken(self, config: Config) -> str | None:
         """The name of the first rule that a configuration breaks, None if it is legal."""
@@ -131,7 +131,7 @@ def listed(configs: Iterable[Config]) -> Space:
     known = {key(config): config for config in configs}
     names = next(iter(known.values()), {})
     parameters = {name: _sorted({config[name] for config in known.values()}) for name in names}
-    return Space(parameters, (Rule("it is listed", lambda config: key(config) in known),))
+    return Space(parameters, (Constraint("it is listed", lambda config: key(config) in known),))
 
 
 def key(config: Config) -> str:
@@ -182,12 +182,12 @@ def _interpreted(default: Config) -> Space:
     parameters = {
         name: _sorted({max(1, default[name] // cut) for cut in (1, 2, 4)}) for name in blocks
     }
-    limit = Rule(
+    limit = Constraint(
         f"a tile has at most {MAX_TILE} numbers",
         lambda c: all(c[a] * c[b] <= MAX_TILE for a, b in itertools.combinations(blocks, 2)),
     )
     # A product's operands have at least 16 rows and columns.
-    matrix = Rule(
+    matrix = Constraint(
         "a matrix tile is at least 16 wide",
         lambda c: "BLOCK_K" not in c or all(c[name] >= 16 for name in blocks),
     )
@@ -256,26 +256,26 @@ def _conv2d(
         return _tiles(rows(config), config["BLOCK_M"]) * _tiles(at(config).OC, config["BLOCK_N"])
 
     rules = (
-        Rule(
+        Constraint(
             "a tile of images is at least half full",
             lambda t: not images(t) or t["BLOCK_M"] < 2 * shape.N,
         ),
-        Rule(
+        Constraint(
             "a tile of pixels is no longer than the output",
             lambda t: t["BLOCK_M"] <= power_of_two(rows(t), 32, 256),
         ),
-        Rule(
+        Constraint(
             "a tile is no wider than the filters",
             lambda t: t["BLOCK_N"] <= power_of_two(filters(t), 32, 256),
         ),
-        Rule(
+        Constraint(
             "a second accumulator is for a tile of images, narrower than the first, and needed",
             lambda t: (
                 not t["BLOCK_N2"] or (images(t) and t["BLOCK_N2"] < t["BLOCK_N"] < filters(t))
             ),
         ),
-        Rule("a K step is no longer than the channels", lambda t: _k_step(t, channels(t))),
-        Rule(
+        Constraint("a K step is no longer than the channels", lambda t: _k_step(t, channels(t))),
+        Constraint(
             "a sum is split where tiles are of pixels and few, and a part has four steps",
             lambda t: (
                 t["SPLIT_K"] == 1
@@ -287,7 +287,7 @@ def _conv2d(
                 )
             ),
         ),
-        Rule(
+        Constraint(
             "descriptors step from group to group by 16 bytes",
             lambda t: (
                 not (images(t) and t["descriptors"]) or images_tiling_fits(shape, arithmetic.dtype)
@@ -317,20 +317,20 @@ def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
         return _tiles(shape.N, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
 
     rules = (
-        Rule(
+        Constraint(
             "a tile is no longer than the batch or the matrix instruction",
             lambda t: t["BLOCK_M"] <= power_of_two(shape.N, 16 if t["transposed"] else 64, 256),
         ),
-        Rule(
+        Constraint(
             "a tile is no wider than the outputs",
             lambda t: t["BLOCK_N"] <= power_of_two(shape.OC, 32, 256),
         ),
-        Rule(
+        Constraint(
             "the matrix instruction's side of 64 rows is full",
             lambda t: t["BLOCK_N" if t["transposed"] else "BLOCK_M"] >= 64,
         ),
-        Rule("a K step is no longer than the channels", lambda t: _k_step(t, shape.C)),
-        Rule(
+        Constraint("a K step is no longer than the channels", lambda t: _k_step(t, shape.C)),
+        Constraint(
             "a sum is split where tiles are few, and a part has four steps",
             lambda t: t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW),
         ),
@@ -339,7 +339,7 @@ def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
     return Space(parameters, rules)
 
 
-def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Rule, ...]:
+def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Constraint, ...]:
     """What convolution and linear layers share: both are a product in tiles."""
     plain = arithmetic.dtype == torch.float32 and arithmetic.precision == "ieee"
 
@@ -351,23 +351,23 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Rule, ...]:
         return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
     rules = [
-        Rule("descriptors are from sm_90", lambda t: not t["descriptors"] or arch >= 90),
-        Rule(
+        Constraint("descriptors are from sm_90", lambda t: not t["descriptors"] or arch >= 90),
+        Constraint(
             f"sums take at most {ACCUMULATORS} registers a thread",
             lambda t: t["BLOCK_M"] * width(t) <= ACCUMULATORS * 32 * t["num_warps"],
         ),
-        Rule(
+        Constraint(
             "eight warps have 8192 sums to share",
             lambda t: t["num_warps"] <= 4 or t["BLOCK_M"] * width(t) >= 8192,
         ),
-        Rule(
+        Constraint(
             "operands fit in shared memory",
             lambda t: arch not in LIMITS or operands(t) <= LIMITS[arch].shared_per_block,
         ),
     ]
     if plain:  # no tensor core computes this, and unrolled multiply-adds compile for minutes
         rules.append(
-            Rule(
+            Constraint(
                 "plain multiply-adds keep to small tiles",
                 lambda t: (
                     t["BLOCK_M"] * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
@@ -385,11 +385,11 @@ def _elementwise(rows: str, columns: str, arithmetic: int) -> Space:
         "num_warps": (1, 2, 4, 8),
     }
     rules = (
-        Rule(
+        Constraint(
             "a tile is no wider than the problem",
             lambda t: t[columns] <= power_of_two(arithmetic, 32, 2048),
         ),
-        Rule(
+        Constraint(
             "a thread has 1 to 32 numbers",
             lambda t: 1 <= t[rows] * t[columns] / (32 * t["num_warps"]) <= 32,
         ),
@@ -404,7 +404,7 @@ def _rows(columns: int) -> Space:
         "BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "num_warps": (1, 2, 4, 8),
     }
-    arithmetic = Rule(
+    arithmetic = Constraint(
         "a thread has 1 to 64 numbers",
         lambda t: 1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64,
     )

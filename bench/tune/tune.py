@@ -29,7 +29,7 @@ from .cache import Cache, Trial
 from .outcome import Outcome, short, table
 from .search import STRATEGIES
 from .space import SpaceError
-from .tuner import Lab, tune
+from .tuner import Tuner, tune
 
 
 def targets(
@@ -72,7 +72,7 @@ def _tune(options: argparse.Namespace) -> int:
     dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
-    with Lab(device, options.clock, options.jobs, options.timeout) as lab:
+    with Tuner(device, options.clock, options.jobs, options.timeout) as lab:
         planner = Planner(network, meaning, lab.arch)
         names = None if options.all else options.layer
         work = [pair for batch in options.batch for pair in targets(planner, dtype, batch, names)]
@@ -126,7 +126,7 @@ def _shares(
             yield pair, left / (len(work) - index)
 
 
-def _table_path(options: argparse.Namespace, lab: Lab) -> Path | None:
+def _table_path(options: argparse.Namespace, lab: Tuner) -> Path | None:
     wanted = options.write
     if wanted is None:
         wanted = options.table is not None or lab.device.type == "cuda"
