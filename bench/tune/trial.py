@@ -30,7 +30,7 @@ from ..measure.problem import (
 )
 from ..measure.timing import Clock
 from .cache import Trial
-from .space import Config, built
+from .space import Config
 
 SEED = 0  # every configuration of a problem, also in a new process, sees the same tensors
 
@@ -125,7 +125,7 @@ class TrialRunner:
 
 def _variant(problem: Problem, step: Step, config: Config) -> Problem:
     assert step.config is not None
-    return configured(problem, built(step.config, config), step.name)
+    return configured(problem, replace(step.config, **config), step.name)
 
 
 def _run(calls: Sequence[Launch]) -> None:

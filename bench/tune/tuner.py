@@ -73,8 +73,9 @@ class Tuner:
         self._jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
         self._runner = Worker(TrialRunner(device), quiet=True)
         self._judges = [Worker(judge, quiet=True) for _ in range(self._jobs)]
+        self._workers: list[Worker[..., Any]] = [self._runner, *self._judges]
         # To import torch and Triton takes each of them seconds: not one after the other.
-        for worker in [self._runner, *(self._judges if self.arch else ())]:
+        for worker in self._workers if self.arch else [self._runner]:
             worker.start()
         self._idle: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for each in self._judges:
@@ -90,7 +91,7 @@ class Tuner:
     def close(self) -> None:
         """End all processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in [self._runner, *self._judges]:
+        for worker in self._workers:
             worker.close()
         self._threads.shutdown()
 
