@@ -175,11 +175,13 @@ class Examiner:
     def __call__(self, question: Question, limit: float) -> Proof | float | Exception | None:
         """What is asked, or the exception with which the candidate is out."""
         try:
-            if question == "take":
-                return self._take()
-            return (
-                self._prove(time.monotonic() + limit / 2) if question == "prove" else self._bind()
-            )
+            match question:
+                case "prove":
+                    return self._prove(time.monotonic() + limit / 2)
+                case "take":
+                    return self._take()
+            self._bind()
+            return None
         except Refused as refusal:
             return Refused(str(refusal))
         except (Disqualified, CandidateError) as error:

@@ -81,15 +81,15 @@ def by_subject(cache: Cache, layers: Sequence[str] = ()) -> dict[Subject, list[T
 
     Raises RecordError if there is none, listing the layers there are.
     """
-    found: dict[Subject, list[Trial]] = {}
+    searches: dict[Subject, list[Trial]] = {}
     for trial in cache.trials:
         if not layers or trial.subject.layer in layers:
-            found.setdefault(trial.subject, []).append(trial)
-    if not found:
+            searches.setdefault(trial.subject, []).append(trial)
+    if not searches:
         there = ", ".join(sorted({trial.subject.layer for trial in cache.trials})) or "nothing"
         wanted = " or ".join(layers) or "a search"
         raise RecordError(f"{cache.path}: wanted {wanted}, got {there}")
-    return found
+    return searches
 
 
 def replay(
@@ -113,13 +113,13 @@ def replay(
     def evaluate(configs: Sequence[Config]) -> list[float] | None:
         nonlocal fresh
         for config in configs:
-            found = stored[key(config)]
-            if state.find(found.subject, config) is None:
+            trial = stored[key(config)]
+            if state.find(trial.subject, config) is None:
                 if limit is not None and fresh >= limit:
                     return None
-                state.append(found)
+                state.append(trial)
                 fresh += 1
-            tried.append(found)
+            tried.append(trial)
         return [stored[key(config)].time for config in configs]
 
     space = listed(trial.config for trial in trials)

@@ -1,6 +1,6 @@
-"""A search on one device: candidates judged in many processes, run in one, and the best of them.
+"""A search on one device: configurations are judged in many processes and run in one.
 
-A candidate goes through judging (compiled for the device, never run if it cannot win), proving
+A configuration goes through judging (compiled for the device, never run if it cannot win), proving
 (against float64, outputs poisoned) and timing, and ends as one line in the cache. Compiling runs
 ahead of the GPU in processes of its own. In the end the best few and the default take turns on the
 clock: what was measured minutes apart, and was the luckiest of hundreds, is not yet a winner.
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -156,47 +156,44 @@ def tune(
     The search starts from the default or, if one is faster, from one of `hints`: winners of
     problems like this one, of which those outside this space are passed over.
 
-    Ends when the strategy does, after about `seconds` (the final and a candidate under way may
+    Ends when the strategy does, after about `seconds` (the final and a trial under way may
     take a little longer), or after `limit` trials that were not in the cache. With `resume` the
     cache's trials by the same clock count as this search's own; without, all are made anew.
     `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
     Raises SpaceError.
     """
     chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
-    search = _Search(problem, chosen, tuner, cache, limit, resume, told)
+    known_as = subject(problem, chosen, tuner.name)
+    search = _Search(problem, chosen, tuner, cache, known_as, limit, resume, told)
     first = _folded(problem, chosen)
-    tried = within(space(chosen, problem.plan.arithmetic, tuner.arch, first), values or {})
+    searched = within(space(chosen, problem.plan.arithmetic, tuner.arch, first), values or {})
     if seconds is not None:
         search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     assert chosen.config is not None  # space() has refused it
     default = asdict(chosen.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
-    starts = [start for start in starts if start == default or tried.has(start)]
+    starts = [start for start in starts if start == default or searched.has(start)]
     if (times := search.evaluate(starts)) is not None:
-        _, best = min(zip(times, starts, strict=True), key=lambda one: one[0])
-        follow(STRATEGIES[strategy](tried, best, seed), search.evaluate)
-    return search.outcome(tried, default)
+        _, best = min(zip(times, starts, strict=True), key=lambda pair: pair[0])
+        follow(STRATEGIES[strategy](searched, best, seed), search.evaluate)
+    return search.outcome(searched, default)
 
 
+@dataclass(slots=True)
 class _Search:
     """The trials of one search as they come in."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        step: Step,
-        tuner: Tuner,
-        cache: Cache,
-        limit: int | None,
-        resume: bool,
-        told: Callable[[Trial], None],
-    ) -> None:
-        self.problem, self.step, self.tuner, self.cache = problem, step, tuner, cache
-        self.limit, self.resume, self.told = limit, resume, told
-        self.end: float | None = None
-        self.trials: list[Trial] = []
-        self.fresh = 0
-        self.subject = subject(problem, step, tuner.name)
+    problem: Problem
+    step: Step
+    tuner: Tuner
+    cache: Cache
+    subject: Subject
+    limit: int | None
+    resume: bool
+    told: Callable[[Trial], None]
+    end: float | None = None  # on time.perf_counter's clock
+    trials: list[Trial] = field(default_factory=list)
+    fresh: int = 0
 
     def evaluate(self, configs: Sequence[Config]) -> list[float] | None:
         """Their times, from the cache or measured; None once time or trials are up."""
@@ -226,7 +223,7 @@ class _Search:
             judged.close()
         return times
 
-    def outcome(self, tried: Space, start: Config) -> Outcome:
+    def outcome(self, searched: Space, start: Config) -> Outcome:
         """The final: the best few and the default take turns."""
         trials = {key(trial.config): trial for trial in self.trials}
         default = trials[key(start)]
@@ -244,14 +241,14 @@ class _Search:
             table_shape(self.problem, self.step),
             tuple(self.trials),
             self.fresh,
-            len(tried.configs()),
+            len(searched.configs()),
             trials[key(start)],
             min(standing, key=lambda trial: trial.time, default=None),
         )
 
     def _known(self, config: Config) -> Trial | None:
-        found = self.cache.find(self.subject, config) if self.resume else None
-        return None if found is None or found.clock != self.tuner.clock else found
+        trial = self.cache.find(self.subject, config) if self.resume else None
+        return None if trial is None or trial.clock != self.tuner.clock else trial
 
     def _over(self) -> bool:
         late = self.end is not None and time.perf_counter() > self.end
