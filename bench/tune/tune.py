@@ -27,7 +27,7 @@ from .cache import Cache, Trial
 from .outcome import Outcome, short, table
 from .search import STRATEGIES
 from .space import SpaceError
-from .tuner import Lab, tune
+from .tuner import Tuner, tune
 
 # --- the verb --------------------------------------------------------------------------------
 
@@ -49,12 +49,12 @@ def _tune(options: argparse.Namespace) -> int:
     dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
-    with Lab(device, options.clock, options.jobs, options.timeout) as lab:
+    with Tuner(device, options.clock, options.jobs, options.timeout) as tuner:
         # Without the table: a search starts from the defaults.
-        planner = Planner(network, meaning, lab.arch)
+        planner = Planner(network, meaning, tuner.arch)
         every = budget.searches(planner, dtype, options.batch, options.layer or None)
         cache = Cache(options.cache or CACHE)
-        path = _table_path(options, lab)
+        path = _table_path(options, tuner)
         known = set()
         if options.all and not options.again:
             known = {(row.problem, row.batch) for row in budget.rows(path)}
@@ -68,7 +68,7 @@ def _tune(options: argparse.Namespace) -> int:
             outcomes.append(
                 tune(
                     search.problem,
-                    lab,
+                    tuner,
                     cache,
                     step=search.step.name,
                     strategy=options.strategy or "local",
@@ -82,7 +82,7 @@ def _tune(options: argparse.Namespace) -> int:
                 )
             )
             if path and (row := outcomes[-1].row):
-                tuning.save(path, lab.name, [row])
+                tuning.save(path, tuner.name, [row])
     missed = work[len(outcomes) :]
     if options.json:
         found = {
@@ -104,13 +104,13 @@ def _tune(options: argparse.Namespace) -> int:
     return 0 if all(outcome.best for outcome in outcomes) else 1
 
 
-def _table_path(options: argparse.Namespace, lab: Lab) -> Path | None:
+def _table_path(options: argparse.Namespace, tuner: Tuner) -> Path | None:
     wanted = options.write
     if wanted is None:
-        wanted = options.table is not None or lab.device.type == "cuda"
+        wanted = options.table is not None or tuner.device.type == "cuda"
     if not wanted:
         return None
-    path: Path = options.table or tuning.path_of(lab.name)
+    path: Path = options.table or tuning.path_of(tuner.name)
     return path
 
 
