@@ -3,7 +3,7 @@
 The kernels' tests, the roofs, the configurations of what has no row in the device's table yet, the
 order of launches, the whole network, its layers, and torch.compile, which takes longest and so
 comes last. Each phase is a command or two of this package in a process of its own, which keeps what
-it finds as it finds it; it gets its part of the time that is left and is killed a little after
+it finds as it finds it; it gets its part of the time that is left and is ended a little after
 that. One that fails, crashes or is cut short is a note in the results, and the others go on.
 Winners are in the device's table before the phases that run with them begin, and a copy of it lies
 in the output folder.
@@ -48,6 +48,9 @@ from .tune.tuner import device_name
 ROOT = Path(__file__).resolve().parents[1]
 RESERVE = 20.0  # seconds kept for the report
 GRACE = 15.0  # seconds that a phase may take beyond its share
+PATIENCE = (
+    5.0  # seconds that a verb may take to end its workers, which are in sessions of their own
+)
 SAVED = 5.0  # seconds between two savings of the results within a phase
 BATCHES = {"cuda": (256, 1, 1024, 64, 8, 4096), "cpu": (1,)}  # the most telling first
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
@@ -203,7 +206,7 @@ def watch(
     tick: Callable[[], None] = lambda: None,
     folder: Path | None = None,
 ) -> int | None:
-    """Run a command in a folder; its status, or None if it was killed at `end`.
+    """Run a command in a folder; its status, or None if it was interrupted at `end`.
 
     What it says goes to a log, and as progress to standard error; `tick` is called every SAVED
     seconds. None of its processes outlives this call, however it ends.
@@ -228,6 +231,10 @@ def watch(
                     saved = time.monotonic()
             return process.poll()
         finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
