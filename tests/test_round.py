@@ -111,6 +111,8 @@ def test_tests_that_fail_say_how_many(scripts: Script, tmp_path: Path) -> None:
 
 
 def test_the_tests_of_a_checkout_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {name for names in round.TESTS.values() for name in names}
+    assert all((round.ROOT / "tests" / f"test_{name}.py").exists() for name in named)
     monkeypatch.setattr(round, "TESTS", {"cpu": ("table",)})
     status, results = run(tmp_path, "tests")
     assert status == 0, (tmp_path / "out" / "tests.txt").read_text()
