@@ -26,6 +26,7 @@ from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning
 
 Script = Callable[..., None]
+Capture = pytest.CaptureFixture[str]
 
 
 def row(contestant: str = "ours", us: float = 1.0, problem: str = "conv1") -> Row:
@@ -86,7 +87,7 @@ def run(tmp_path: Path, *phases: str) -> tuple[int, Results]:
     ],
 )
 def test_a_phase_that_fails_is_a_note_and_the_others_go_on(
-    line: str, note: str, scripts: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, note: str, scripts: Script, tmp_path: Path, capsys: Capture
 ) -> None:
     """What it had found by then stays."""
     scripts(layers=f"cp $FOUND $KEPT; {line}", model="echo fine")
@@ -130,6 +131,16 @@ def test_a_round_that_is_ended_tells_what_there_is(scripts: Script, tmp_path: Pa
     assert any(note.startswith("interrupted") for note in results.notes)
     assert not [note for note in results.notes if note.startswith("model")]
     assert ends(int(pid.read_text()))
+
+
+def test_results_stand_without_what_draws_them(
+    scripts: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "alexnet_triton.bench.report.report", None)
+    scripts(layers="cp $FOUND $KEPT")
+    assert main(["round", "--out", str(tmp_path / "out"), "--phases", "layers"]) == 0
+    assert load(tmp_path / "out" / "results.json").rows == (row(),)
+    assert [line for line in capsys.readouterr().err.splitlines() if "report: none, " in line]
 
 
 class Until:
@@ -239,9 +250,7 @@ def test_the_commit_can_be_told_where_there_is_no_git(
 
 
 @pytest.mark.interpreter
-def test_a_round_on_a_cpu_runs_to_its_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_round_on_a_cpu_runs_to_its_end(tmp_path: Path, capsys: Capture) -> None:
     """The search of the one step that the table has no row for, an order, and the roofs."""
     table = tmp_path / tuning.path_of(device_name(torch.device("cpu"))).name
     every = searches(Planner(network("digits"), ARITHMETIC["fp32"], None), "fp32", [1])
@@ -270,7 +279,7 @@ def test_a_round_on_a_cpu_runs_to_its_end(
     ],
 )
 def test_refusals_are_one_line(
-    wanted: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wanted: list[str], said: str, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(["round", "--out", str(tmp_path), "--device", "cpu", *wanted]) == 1
     assert said in capsys.readouterr().err

@@ -153,21 +153,21 @@ def compile_for(launch: Launch, arch: Arch) -> Binary:
     source = ASTSource(kernel, signature, constants, attributes)
     with ALONE:
         compiled = triton.compile(source, target=target, options=parsed.__dict__)
-    made, told = compiled.asm, compiled.metadata
-    code, image = ("ptx", "cubin") if vendor == "cuda" else ("amdgcn", "hsaco")
-    registers, stack = _nvidia(made[image]) if vendor == "cuda" else _amd(made[code])
+    code, metadata = compiled.asm, compiled.metadata
+    text, image = ("ptx", "cubin") if vendor == "cuda" else ("amdgcn", "hsaco")
+    registers, stack = _nvidia(code[image]) if vendor == "cuda" else _amd(code[text])
     return Binary(
         kernel=kernel.__name__,
         arch=arch,
-        warps=told.num_warps,
+        warps=metadata.num_warps,
         registers=registers,
         stack=stack,
-        shared=told.shared,
-        tensor_memory=getattr(told, "tmem_size", None) or 0,
-        ttir=made["ttir"],
-        ttgir=made["ttgir"],
-        ptx=made[code],
-        image=made[image],
+        shared=metadata.shared,
+        tensor_memory=getattr(metadata, "tmem_size", None) or 0,
+        ttir=code["ttir"],
+        ttgir=code["ttgir"],
+        ptx=code[text],
+        image=code[image],
     )
 
 
@@ -177,21 +177,21 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _run("cuobjdump", "-res-usage", str(path))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
+    counts = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if counts is None:
         raise RuntimeError(f"cuobjdump told no resources: {usage!r}")
-    return int(found[1]), int(found[2])
+    return int(counts[1]), int(counts[2])
 
 
 def _amd(assembly: str) -> tuple[int, int]:
     """Registers (accumulation registers included) and bytes of scratch per thread."""
-    found = {}
+    counts = {}
     for name in ("vgpr_count", "private_segment_fixed_size"):
-        told = re.search(rf"^\s+\.{name}:\s+(\d+)", assembly, re.M)
-        if told is None:
+        count = re.search(rf"^\s+\.{name}:\s+(\d+)", assembly, re.M)
+        if count is None:
             raise RuntimeError(f"the assembly tells no .{name}")
-        found[name] = int(told[1])
-    return found["vgpr_count"], found["private_segment_fixed_size"]
+        counts[name] = int(count[1])
+    return counts["vgpr_count"], counts["private_segment_fixed_size"]
 
 
 def _run(name: str, *arguments: str) -> str:

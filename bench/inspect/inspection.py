@@ -78,13 +78,13 @@ class KernelReport:
             return self.refusal
         where = "compute unit" if isinstance(self.binary.arch, str) else "SM"
         blocks = self.occupancy.blocks
-        told = [
+        parts = [
             " + ".join(filter(None, (self.operands, self.multiplies_by))),
             f"{self.binary.registers} registers",
             f"{'one block' if blocks == 1 else f'{blocks} blocks'} per {where} limited by "
             f"{' and '.join(self.occupancy.limited_by)}",
         ]
-        line = f"clean: {', '.join(told)}"
+        line = f"clean: {', '.join(parts)}"
         if self.waves:
             line += f"; {self.waves.waves:.1f} waves, {self.waves.full:.0%} full".replace("%", " %")
         return line
@@ -182,23 +182,23 @@ class Report:
         }
 
 
-def report(problem: Problem, arch: Arch, card: str | None, config: str = "default") -> Report:
+def inspect(problem: Problem, arch: Arch, card: str | None, config: str = "default") -> Report:
     """Compile every kernel of `problem`, as it is configured, for `arch` and judge it.
 
     `card` is a key of GPUS; without one there are no waves, and without its rates no roof. A
     configuration that a launcher or the compiler refuses is a report with a `failure`.
     """
     settings = asdict(problem.step.config) if problem.step.config else {}
-    made: list[KernelReport] = []
+    kernels: list[KernelReport] = []
     failure = None
     try:
         for _, launches in ready(problem, tensors(problem, "meta")).launches:
-            made += [kernel_report(launch, arch, card) for launch in launches]
+            kernels += [kernel_report(launch, arch, card) for launch in launches]
     except Exception as error:  # Triton's compiler raises whatever it likes
         failure = f"DOES NOT COMPILE: {_last_line(error)}"
     return Report(
         *(problem.name, arch, card, config, settings, problem.work),
-        *(roof(problem.work, problem.dtype, card), tuple(made), failure),
+        *(roof(problem.work, problem.dtype, card), tuple(kernels), failure),
     )
 
 

@@ -171,9 +171,9 @@ def find_arch(name: str) -> Arch:
     Raises EngineError, listing those there are, for one that this Triton does not compile for or
     whose limits are not known.
     """
-    wanted = name.strip().lower().removeprefix("sm_")
+    number = name.strip().lower().removeprefix("sm_")
     for arch in compilable():
-        if str(arch) == wanted:
+        if str(arch) == number:
             return arch
     legal = ", ".join(map(arch_name, compilable()))
     raise EngineError(f"--arch: Triton {triton.__version__} compiles for {legal}; got {name!r}")
@@ -201,8 +201,8 @@ def _named(program: str) -> set[int]:
     """The architectures that a program's help names, none if Triton does not ship it."""
     if not tool(program).exists():
         return set()
-    told = subprocess.run([tool(program), "--help"], capture_output=True, text=True).stdout
-    return {int(number) for number in re.findall(r"'sm_?(\d+)'", told, re.IGNORECASE)}
+    usage = subprocess.run([tool(program), "--help"], capture_output=True, text=True).stdout
+    return {int(word) for word in re.findall(r"'sm_?(\d+)'", usage, re.IGNORECASE)}
 
 
 def tool(name: str) -> Path:

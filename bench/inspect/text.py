@@ -30,30 +30,30 @@ COLUMNS: Columns[tuple[str, KernelReport]] = (
 )
 
 
-def table(found: Iterable[Report]) -> str:
+def table(reports: Iterable[Report]) -> str:
     """Reports for a human, under a heading for each architecture."""
     lines: list[str] = []
     before = None
-    for one in found:
-        if one.arch != before:
-            card = f", waves on {GPUS[one.card].name}" if one.card else ""
-            lines += ["", f"{arch_name(one.arch)}{card}", heading(COLUMNS)]
-            before = one.arch
-        lines += _lines(one)
+    for report in reports:
+        if report.arch != before:
+            card = f", waves on {GPUS[report.card].name}" if report.card else ""
+            lines += ["", f"{arch_name(report.arch)}{card}", heading(COLUMNS)]
+            before = report.arch
+        lines += _lines(report)
     return "\n".join(lines[1:])
 
 
-def _lines(one: Report) -> Iterator[str]:
-    label = one.layer
-    if one.config != DEFAULT or not one.kernels:
-        yield f"{one.layer} {one.config}"
+def _lines(report: Report) -> Iterator[str]:
+    label = report.layer
+    if report.config != DEFAULT or not report.kernels:
+        yield f"{report.layer} {report.config}"
         label = ""
-    for kernel in one.kernels:
+    for kernel in report.kernels:
         yield line((label, kernel), COLUMNS)
         yield f"{INDENT}{_mix(kernel)}"
         label = ""
-    yield f"{INDENT}{_work(one)}"
-    yield f"{INDENT}{one.verdict}"
+    yield f"{INDENT}{_work(report)}"
+    yield f"{INDENT}{report.verdict}"
 
 
 def _mix(kernel: KernelReport) -> str:
@@ -63,12 +63,12 @@ def _mix(kernel: KernelReport) -> str:
     return f"{where} of {total}: {', '.join(shares)}"
 
 
-def _work(one: Report) -> str:
-    work = f"{one.work.flops / 1e9:,.2f} GFLOP, {one.work.bytes / 1e6:,.2f} MB, "
-    work += f"{one.intensity:,.1f} FLOP/byte"
-    if one.roof:
-        work += f": bound by {one.roof.bound}, {one.roof.us:,.1f} us or "
-        work += f"{one.roof.flops / 1e12:,.1f} TFLOP/s at best"
+def _work(report: Report) -> str:
+    work = f"{report.work.flops / 1e9:,.2f} GFLOP, {report.work.bytes / 1e6:,.2f} MB, "
+    work += f"{report.intensity:,.1f} FLOP/byte"
+    if report.roof:
+        work += f": bound by {report.roof.bound}, {report.roof.us:,.1f} us or "
+        work += f"{report.roof.flops / 1e12:,.1f} TFLOP/s at best"
     return work
 
 
@@ -87,8 +87,8 @@ def difference(left: Report, right: Report) -> str:
     return "\n".join([*facts, f"left:  {left.verdict}", f"right: {right.verdict}"])
 
 
-def _facts(one: Report) -> Iterator[tuple[str, str]]:
-    facts = one.to_dict() | (one.main.to_dict() if one.main else {})
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    facts = report.to_dict() | (report.main.to_dict() if report.main else {})
     for left_out in ("kernels", "instructions", "refusal", "verdict"):  # too long for a column
         facts.pop(left_out, None)
     return _flat(facts | facts.pop("settings"))
@@ -107,11 +107,11 @@ def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{value:,}" if type(value) is int else units.pretty(value)
 
 
-def code(found: Iterable[Report], form: str) -> str:
+def code(reports: Iterable[Report], form: str) -> str:
     """The code of every kernel, one after the other: `sass`, `ptx` or `ttgir`."""
     return "\n".join(
-        f"// {one.layer}, {one.config}, {arch_name(one.arch)}: {kernel.binary.kernel}\n"
+        f"// {report.layer}, {report.config}, {arch_name(report.arch)}: {kernel.binary.kernel}\n"
         f"{getattr(kernel.binary, form)}"
-        for one in found
-        for kernel in one.kernels
+        for report in reports
+        for kernel in report.kernels
     )

@@ -57,16 +57,16 @@ def targets(
     """
     steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps
     known = {step.name: step for step in steps if step.config is not None}
-    wanted = list(known) if names is None else names
-    if unknown := [name for name in wanted if name not in known]:
+    chosen = list(known) if names is None else names
+    if unknown := [name for name in chosen if name not in known]:
         raise NetworkError(
             f"{planner.network.name} has no step {unknown[0]!r} to tune; it has {', '.join(known)}"
         )
     stem, first = steps[0].name, steps[1].name
-    cut = problems(planner, dtype, batch, [first if name == stem else name for name in wanted])
+    cut = problems(planner, dtype, batch, [first if name == stem else name for name in chosen])
     return [
         (problem, next(step for step in problem.plan.steps if step.name == name))
-        for problem, name in zip(cut, wanted, strict=True)
+        for problem, name in zip(cut, chosen, strict=True)
     ]
 
 
@@ -77,7 +77,7 @@ def searches(
 
     Raises NetworkError as `targets` does.
     """
-    found = []
+    agenda = []
     for place, batch in enumerate(batches):
         work = targets(planner, dtype, batch, names)
         times = [_time_us(step, dtype) for _, step in work]
@@ -86,8 +86,8 @@ def searches(
             row = tuning.TunedRow(op, shape, dtype, batch, {}, 0.0, "", "", "")
             if names is not None or op in ASKED_FOR:
                 weight = time_us / sum(times) / (1 + place / 2)
-                found.append(Search(problem, step, row, weight))
-    return sorted(found, key=lambda search: -search.weight)
+                agenda.append(Search(problem, step, row, weight))
+    return sorted(agenda, key=lambda search: -search.weight)
 
 
 def share(rest: Sequence[Search], left: float, least: float) -> float:

@@ -85,7 +85,7 @@ def _tune(options: argparse.Namespace) -> int:
                 tuning.save(path, tuner.name, [row])
     missed = work[len(outcomes) :]
     if options.json:
-        found = {
+        facts = {
             "environment": environment(device),
             "cache": str(cache.path),
             "table": None if path is None else str(path),
@@ -93,7 +93,7 @@ def _tune(options: argparse.Namespace) -> int:
             "not_reached": [str(search) for search in missed],
             "skipped": [str(search) for search in skipped],
         }
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
     else:
         print(table(outcomes))
         for search in missed:
@@ -105,23 +105,23 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _table_path(options: argparse.Namespace, tuner: Tuner) -> Path | None:
-    wanted = options.write
-    if wanted is None:
-        wanted = options.table is not None or tuner.device.type == "cuda"
-    if not wanted:
+    written = options.write
+    if written is None:
+        written = options.table is not None or tuner.device.type == "cuda"
+    if not written:
         return None
     path: Path = options.table or tuning.path_of(tuner.name)
     return path
 
 
 def _values(given: Sequence[str]) -> dict[str, list[str]]:
-    found = {}
+    parameters = {}
     for text in given:
         name, equals, values = text.partition("=")
         if not (name and equals and values):
             raise SpaceError(f"--set: wanted NAME=VALUE,VALUE, got {text!r}")
-        found[name] = values.split(",")
-    return found
+        parameters[name] = values.split(",")
+    return parameters
 
 
 def _progress(search: budget.Search) -> Callable[[Trial], None]:
@@ -130,7 +130,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
     counts: Counter[str] = Counter()
     fastest = float("inf")
 
-    def told(trial: Trial) -> None:
+    def tell(trial: Trial) -> None:
         nonlocal fastest
         counts[trial.status] += 1
         better = trial.time < fastest
@@ -142,7 +142,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
         elif better:
             print(f"{line}: {short(trial.config)}", file=sys.stderr)
 
-    return told
+    return tell
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -153,17 +153,17 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.cache and (len(strategies) > 1 or len(stored) > 1):
         raise SpaceError("--simulate with --cache: wanted one --strategy and one search")
     repeats = 1 if options.cache else options.repeats
-    found = []
+    simulations = []
     for subject, trials in stored.items():
         replays = [
             simulate.replay(trials, name, seed, Cache(options.cache), options.limit)
             for name in strategies
             for seed in range(options.seed, options.seed + (1 if name == "exhaustive" else repeats))
         ]
-        found.append(simulate.Simulation(subject, tuple(trials), tuple(replays)))
+        simulations.append(simulate.Simulation(subject, tuple(trials), tuple(replays)))
     if options.json:
-        print(json.dumps([one.to_dict() for one in found], indent=2))
+        print(json.dumps([simulation.to_dict() for simulation in simulations], indent=2))
     else:
-        print("\n".join(map(str, found)))
-    complete = all(replay.to_best for one in found for replay in one.replays)
+        print("\n".join(map(str, simulations)))
+    complete = all(replay.to_best for simulation in simulations for replay in simulation.replays)
     return 0 if complete or options.limit else 1
