@@ -55,13 +55,19 @@ def ends(pid: int) -> bool:
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Replace what phases run by lines of the shell; `$FOUND` has a row, `$KEPT` is its place."""
+    """Replace what phases run by lines of the shell; `$FOUND` has a row, `$KEPT` is its place.
+
+    Each line is a command of its own.
+    """
     save(Results({}, {"fp32": 2.0}, (row(),)), tmp_path / "found.json")
     names = {"FOUND": tmp_path / "found.json", "KEPT": tmp_path / "out" / FOUND}
 
     def replaced(**lines: str) -> None:
         start = "; ".join(f"{name}={shlex.quote(str(path))}" for name, path in names.items())
-        made = {phase: [["sh", "-c", f"{start}; {line}"]] for phase, line in lines.items()}
+        made = {
+            phase: [["sh", "-c", f"{start}; {line}"] for line in several.split("\n")]
+            for phase, several in lines.items()
+        }
         monkeypatch.setattr(round, "commands", lambda phase, asked, seconds: made[phase])
 
     return replaced
@@ -104,6 +110,15 @@ def test_a_phase_that_fails_is_a_note_and_the_others_go_on(
     assert (tmp_path / "out" / "results.csv").read_text().count("conv1") == 1
 
 
+def test_all_commands_of_a_phase_are_kept(scripts: Script, tmp_path: Path) -> None:
+    """One fails, and the next goes on."""
+    scripts(model="cp $FOUND $KEPT; exit 1\nsed s/conv1/conv2/ $FOUND > $KEPT\ntrue")
+    status, results = run(tmp_path, "model")
+    assert status == 1
+    assert [each.problem for each in results.rows] == ["conv1", "conv2"]
+    assert "model: failed, status 1" in results.notes
+
+
 def test_tests_that_fail_say_how_many(scripts: Script, tmp_path: Path) -> None:
     scripts(tests="echo 'E  ValueError: x'; echo '== 1 failed, 2 passed ==='; exit 1")
     status, results = run(tmp_path, "tests")
@@ -144,19 +159,22 @@ def test_results_stand_without_what_draws_them(
 
 
 class Until:
-    """In the place of a time: it has come when a file is there."""
+    """In the place of a time: it has come when a file is there, and something in a list."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, there: list[None]) -> None:
+        self.path, self.there = path, there
 
     def __gt__(self, now: float) -> bool:
-        return not self.path.exists()
+        return not (self.path.exists() and self.there)
 
 
 def test_a_command_that_takes_too_long_ends_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those in sessions of their own, too, which only it knows: it is interrupted first."""
+    """Those in sessions of their own, too, which only it knows: it is interrupted first.
+
+    What it finds meanwhile can be kept.
+    """
     monkeypatch.setattr(round, "SAVED", 0.0)
     pids, ticks = tmp_path / "pids", list[None]()
     place = shlex.quote(str(pids))
@@ -164,9 +182,8 @@ def test_a_command_that_takes_too_long_ends_with_its_children(
         "setsid sleep 600 & theirs=$!; sleep 600 & ours=$!; trap 'kill $theirs; exit' INT; "
         f"echo $theirs $ours > {place}.part; mv {place}.part {place}; wait"
     )
-    end: float = Until(pids)  # type: ignore[assignment]
+    end: float = Until(pids, ticks)  # type: ignore[assignment]
     assert watch(["sh", "-c", line], tmp_path / "log", end, lambda: ticks.append(None)) is None
-    assert ticks, "what is found meanwhile can be kept"
     assert all(ends(int(pid)) for pid in pids.read_text().split())
 
 
