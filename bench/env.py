@@ -30,7 +30,7 @@ GPU = (
 
 def environment(device: torch.device | None) -> dict[str, str | None]:
     """Date, commit, machine, versions, and `device` if it is a GPU; None for what is not here."""
-    found: dict[str, str | None] = {
+    facts: dict[str, str | None] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "system": _system(),
@@ -38,12 +38,12 @@ def environment(device: torch.device | None) -> dict[str, str | None]:
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
     }
-    found["alexnet-triton"] = __version__
-    found |= {name: _version(name) for name in PACKAGES}
-    found["cuda"] = torch.version.cuda
-    found["cudnn"] = str(torch.backends.cudnn.version() or "") or None
+    facts["alexnet-triton"] = __version__
+    facts |= {name: _version(name) for name in PACKAGES}
+    facts["cuda"] = torch.version.cuda
+    facts["cudnn"] = str(torch.backends.cudnn.version() or "") or None
     gpu = dict.fromkeys(GPU) if device is None or device.type != "cuda" else _gpu(device)
-    return found | {f"gpu {field}": value for field, value in gpu.items()}
+    return facts | {f"gpu {field}": value for field, value in gpu.items()}
 
 
 def _gpu(device: torch.device) -> dict[str, str | None]:
@@ -103,10 +103,10 @@ def _ask(*command: str) -> str | None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the environment, with the GPU that torch would use."""
-    found = environment(torch.device("cuda") if torch.cuda.is_available() else None)
+    facts = environment(torch.device("cuda") if torch.cuda.is_available() else None)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
     else:
-        for name, value in found.items():
+        for name, value in facts.items():
             print(f"{name:<20} {'-' if value is None else value}")
     return 0

@@ -47,8 +47,8 @@ def _value(text: str, kind: Any, what: str) -> Any:
     takes_number = kind is int or int in typing.get_args(kind)
     if takes_number and text.isdecimal():
         return int(text)
-    wanted = [*choices, *(["a whole number"] if takes_number else [])]
-    raise EngineError(f"{what}: wanted {' or '.join(wanted)}, got {text!r}")
+    legal = [*choices, *(["a whole number"] if takes_number else [])]
+    raise EngineError(f"{what}: wanted {' or '.join(legal)}, got {text!r}")
 
 
 def _choices(kind: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`bench inspect`: a layer's kernels on GPUs that are not here, and what to think of them.
 
-Compiling, judging and drawing are in `compiled`, `inspection`, `inspection_plot` and
-`inspection_text`; this is the way in.
+Compiling, judging and telling are in `compiled`, `inspection` and `text`; this is the way in.
 """
 
 from __future__ import annotations
@@ -23,19 +22,15 @@ from ...engine.spec import Network
 from ...errors import printable
 from ..choices import ARCHS, FORMS
 from ..measure.problem import configured, problems
-from .compiled import Binary, compile_for, refusal
 from .configuration import DEFAULT, parse
-from .inspection import PLANNED_AS, Report, report
+from .inspection import PLANNED_AS, Report, inspect
 from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
-from .plot import drawing
 from .text import code, difference, table
-
-__all__ = ["Binary", "compile_for", "refusal"]
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
 
-def reports(
+def inspected(
     network: Network,
     dtype: str,
     batch: int,
@@ -55,12 +50,12 @@ def reports(
             (problem,) = problems(planner, dtype, batch, [layer])
             if config != DEFAULT:
                 problem = configured(problem, parse(config, problem.step))
-            yield report(problem, arch, _card(arch, card), config)
+            yield inspect(problem, arch, _card(arch, card), config)
 
 
-def _card(arch: Arch, wanted: str | None) -> str | None:
-    if wanted and GPUS[wanted].arch == arch:
-        return wanted
+def _card(arch: Arch, asked: str | None) -> str | None:
+    if asked and GPUS[asked].arch == arch:
+        return asked
     return next((key for key, gpu in GPUS.items() if gpu.arch == arch), None)
 
 
@@ -76,23 +71,23 @@ def run(options: argparse.Namespace) -> int:
         raise EngineError("--json: prints JSON and nothing else; write the code to a file")
     card = find_gpu(options.card) if options.card else None
     archs = _archs(options.arch, card)
-    found = []
-    for one in reports(network, options.dtype, options.batch, _cuts(network, options), archs, card):
-        print(f"{arch_name(one.arch)} {one.layer} {one.config}", file=sys.stderr)
-        found.append(one)
-    printed = [_write(found, form, getattr(options, form)) for form in FORMS]
-    if options.plot:
-        _save(options.plot, drawing(found))
+    reports = []
+    for report in inspected(
+        network, options.dtype, options.batch, _cuts(network, options), archs, card
+    ):
+        print(f"{arch_name(report.arch)} {report.layer} {report.config}", file=sys.stderr)
+        reports.append(report)
+    printed = [_write(reports, form, getattr(options, form)) for form in FORMS]
     if options.json:
-        told = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
-        print(json.dumps({**told, "reports": [one.to_dict() for one in found]}, indent=2))
+        facts = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
+        print(json.dumps({**facts, "reports": [report.to_dict() for report in reports]}, indent=2))
     elif options.diff:
-        pairs = zip(found[::2], found[1::2], strict=True)
+        pairs = zip(reports[::2], reports[1::2], strict=True)
         print("\n\n".join(difference(left, right) for left, right in pairs))
     elif not any(printed):
         print(f"{network.name}, batch {options.batch:,}, {options.dtype}, Triton {TRITON}")
-        print(table(found))
-    return 1 if options.check and not all(one.clean for one in found) else 0
+        print(table(reports))
+    return 1 if options.check and not all(report.clean for report in reports) else 0
 
 
 def _archs(names: str | None, card: str | None) -> list[Arch]:
@@ -126,14 +121,14 @@ def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
     return [(options.layers[0], config) for config in options.diff]
 
 
-def _write(found: Sequence[Report], form: str, where: str | None) -> bool:
+def _write(reports: Sequence[Report], form: str, where: str | None) -> bool:
     """Write the code in one form; True if that went to standard output."""
     if where is None:
         return False
     if where == "-":
-        print(code(found, form))
+        print(code(reports, form))
     else:
-        _save(Path(where), code(found, form))
+        _save(Path(where), code(reports, form))
     return where == "-"
 
 

@@ -62,7 +62,7 @@ class Loop:
 
 def opcodes(code: str) -> list[str]:
     """The opcodes in order, bare of modifiers."""
-    return [found[1] for line in code.splitlines() if (found := _INSTRUCTION.match(line))]
+    return [match[1] for line in code.splitlines() if (match := _INSTRUCTION.match(line))]
 
 
 def kind(opcode: str) -> str:
@@ -108,9 +108,9 @@ def _innermost(lines: Sequence[str]) -> list[list[str]]:
     Waiting for a barrier is a tiny loop of its own, and code moved out of line branches back into
     the loop that it left, which looks like a longer loop across it.
     """
-    labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := _LABEL.match(line))}
     jumps = ((i, _BRANCH.match(line)) for i, line in enumerate(lines))
-    spans = [(labels.get(found[1] or found[2], end), end) for end, found in jumps if found]
+    spans = [(labels.get(jump[1] or jump[2], end), end) for end, jump in jumps if jump]
     kept: list[tuple[int, int]] = []
     bodies = []
     for start, end in sorted(spans, key=lambda span: span[1] - span[0]):
