@@ -234,6 +234,13 @@ def load(path: Path) -> Results:
         raise RecordError(f"{path}: no results of schema {SCHEMA}: {error}") from None
 
 
+def merge(before: Results, found: Results) -> Results:
+    """`before` with what was measured since: rows over those of the same measurement, and roofs."""
+    rows = {row.key: row for row in (*before.rows, *found.rows)}
+    roofs = {**before.roofs, **found.roofs}
+    return replace(before, rows=tuple(rows.values()), roofs=roofs)
+
+
 DERIVED = ("tflops", "gbps", "percent_of_roof", "images_per_second")
 
 

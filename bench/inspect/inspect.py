@@ -22,13 +22,10 @@ from ...engine.spec import Network
 from ...errors import printable
 from ..choices import ARCHS, FORMS
 from ..measure.problem import configured, problems
-from .compiled import Binary, compile_for, refusal
 from .configuration import DEFAULT, parse
 from .inspection import PLANNED_AS, Report, report
 from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
 from .text import code, difference, table
-
-__all__ = ["Binary", "compile_for", "refusal"]
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 

@@ -8,15 +8,21 @@ ever would again.
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ...engine.load import one_of
+from ...engine.load import arithmetic, one_of, resolve
 from ...engine.plan import ARITHMETIC, Arithmetic
 from ...kernels.jit import Work
+from .. import units
+from ..env import environment
 from ..records import COPY as COPY
+from ..records import Results, save
 from .peers import libraries
 from .timing import Clock, measure
 
@@ -70,3 +76,21 @@ def _copy_rate(device: torch.device, rounds: int) -> float:
 def _seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
     times = measure({"": [run]}, CLOCK[device.type], device, rounds)
     return times[""].median / 1e6
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure the roofs; they are told, or kept as results without rows."""
+    device = resolve(options.device)
+    dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
+    results = Results(environment(device), measure_roofs(device, dtypes), ())
+    if options.json == "-":
+        print(json.dumps(results.to_dict(), indent=1))
+    else:
+        for name, rate in results.roofs.items():
+            print(f"{name:<6} {units.si(rate, 'B/s' if name == COPY else 'FLOP/s')}")
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    return 0

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 import triton
@@ -25,13 +26,14 @@ from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network
 from ...errors import printable
 from ...kernels import tuning
+from ..env import environment
 from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
 from ..measure.options import ROUNDS, Effort
 from ..measure.problem import network_problem, ready, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..measure.verb import TIMES, note
-from ..records import Row
+from ..records import Results, Row, save
 from .cache import source_hash
 from .tuner import device_name
 
@@ -127,7 +129,8 @@ def run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
-    effort = Effort(ROUNDS[device.type] if options.rounds is None else options.rounds)
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
     kept = options.table
     if kept is None and device.type == "cuda":
@@ -137,13 +140,16 @@ def run(options: argparse.Namespace) -> int:
         at_least_one("--batch", batch)
         print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
         measured[batch] = tried = orders(network, dtype, batch, device, effort)
-        if not options.json:
+        if options.json != "-":
             lines = table.columns([order.row for order in tried], COLUMNS)
             print("\n".join([f"batch {batch}", *lines]))
         if kept is not None and tried[0].row.median_us is not None:
             tuning.save(kept, device_name(device), [tuned_row(tried, network, device)])
             print(printable(f"written: {kept}"), file=sys.stderr)
-    if options.json:
+        if options.json not in (None, "-"):
+            rows = tuple(order.row for tried in measured.values() for order in tried)
+            save(Results(environment(device), {}, rows), Path(options.json))
+    if options.json == "-":
         told_all = {batch: [asdict(order) for order in tried] for batch, tried in measured.items()}
         print(json.dumps(told_all, indent=1))
     return 0 if all(tried[0].row.median_us for tried in measured.values()) else 1
