@@ -194,6 +194,17 @@ def test_what_takes_long_is_said_before(
     assert rows_of("fc7")["tortoise"].note == contest.NO_MATCH
 
 
+def test_a_problem_that_does_not_fit_is_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(contest, "inputs", full)
+    rows = rows_of("fc7")
+    assert {name: row.note for name, row in rows.items()} == dict.fromkeys(
+        [OURS, "torch linear"], "OutOfMemoryError: tried to allocate 9 GiB"
+    )
+
+
 # --- a broken context ------------------------------------------------------------------------
 
 
