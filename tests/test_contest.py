@@ -12,6 +12,7 @@ from alexnet_triton.bench.measure.contest import ContextLost, admit, blank_row, 
 from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
+from alexnet_triton.bench.measure.timing import Run
 from alexnet_triton.bench.records import OURS, Row
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -230,7 +231,7 @@ def test_who_may_break_it_goes_last_and_the_others_rows_are_there(
     monkeypatch.setattr(contestants, "peers", lambda *given: [dangerous, *peers(*given)])
     monkeypatch.setattr(contest, "survived", lambda one, error, _: survived(one, error, cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    rows = []
+    rows: list[Row] = []
     with pytest.raises(ContextLost, match="dangerous: AcceleratorError"):
         rows.extend(race(one("fc7"), CPU, effort=QUICK))
     assert [row.contestant for row in rows] == [OURS, "torch linear"]
@@ -256,7 +257,7 @@ def test_what_a_gpu_captures_is_right(name: str, generator: torch.Generator) -> 
 class Replayed:
     """A stand-in for a CUDA graph: it runs again what was captured."""
 
-    def __init__(self, runs: list[contest.Run], device: torch.device) -> None:
+    def __init__(self, runs: list[Run], device: torch.device) -> None:
         self.runs = runs
         self.replay()
 

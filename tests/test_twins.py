@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_triton.bench.measure import twins
+from alexnet_triton.bench.measure.options import ROUNDS
 from alexnet_triton.bench.measure.peers import Peer, Prepared
 from alexnet_triton.bench.measure.problem import Tensors
 
@@ -57,7 +58,7 @@ def test_pytest_runs_them(tmp_path: Path) -> None:
         assert info["max_error"] <= info["tolerance"]
         assert info["images_per_second"] == pytest.approx(1e6 / info["median_us"])
         assert info["tflops"] > 0
-        assert each["stats"]["rounds"] == twins.ROUNDS["cpu"]
+        assert each["stats"]["rounds"] == ROUNDS["cpu"]
 
 
 def test_a_twin_that_is_wrong_is_not_timed() -> None:
