@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from ..engine.devices.single import Planner
+from ..engine.devices.planner import Planner
 from ..engine.plan import ARITHMETIC, Step
 from ..engine.spec import Network
 from ..kernels import tuning

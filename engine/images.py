@@ -19,7 +19,8 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from itertools import islice
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ SUFFIXES = (
 )
 """What counts as an image in a folder or a glob; a file that is named may have any suffix."""
 
+T = TypeVar("T")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Views = Literal["center", "ten-crop"]
 
@@ -63,16 +65,17 @@ class Source:
     named: bool
 
 
+Listed = Source | ImageError  # what a word stands for, or why it stands for nothing
 Encoded = str | os.PathLike[str] | bytes | Image.Image
 Array = Tensor | np.ndarray[Any, Any]
-Item = Encoded | Array | Source | ImageError
+Item = Encoded | Array | Listed
 Images = Item | Iterable[Any]  # of items, or of batches with or without labels
 
 
 # From the command line's words to files and URLs
 
 
-def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
+def expand(sources: Iterable[str]) -> Iterator[Listed]:
     """Files, folders, globs and URLs to one `Source` an image, lazily and in sorted order.
 
     A folder gives every image file (by suffix) in it and below, following links, each folder once,
@@ -90,7 +93,7 @@ def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
             yield ImageError(source, f"this {kind} no image ({' '.join(SUFFIXES)})")
 
 
-def _expand(source: str) -> Iterator[Source | ImageError]:
+def _expand(source: str) -> Iterator[Listed]:
     if is_url(source):
         yield Source(source, named=True)
     elif os.path.isdir(source):
@@ -103,7 +106,7 @@ def _expand(source: str) -> Iterator[Source | ImageError]:
         yield Source(source, named=True)
 
 
-def _walk(folder: str) -> Iterator[Source | ImageError]:
+def _walk(folder: str) -> Iterator[Listed]:
     pending = [folder]
     entered = set()  # links may lead in circles
     while pending:
@@ -403,6 +406,13 @@ def load(
     raise ImageError(
         name, f"wanted a path, URL, bytes, PIL image, array or tensor, got {type(item).__name__}"
     )
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`items` in lists of `size` and what is left, each read when it is asked for."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def name_of(item: Item, index: int) -> str:

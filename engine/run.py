@@ -24,9 +24,12 @@ from ..weights import Source
 from . import foretell
 from .devices.graph import waiting
 from .devices.pipeline import Pipeline
-from .devices.single import Planner, Runner, Single, Torch
+from .devices.planner import Planner
+from .devices.runner import Runner
+from .devices.single import Single
+from .devices.torch import Torch
 from .devices.towers import Towers
-from .images import ImageError, Views, load_each, to_batch
+from .images import ImageError, Views, batched, load_each, to_batch
 from .load import (
     Backend,
     Classes,
@@ -106,8 +109,8 @@ class Engine:
         self._process = os.getpid()
         # Kept, since walking the network at every call would cost more than launching it.
         self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
-        entrance = runner.devices[0]
-        self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
+        first = runner.devices[0]
+        self._copies = torch.cuda.Stream(first) if first.type == "cuda" else None
         self._turn = threading.Lock()
         self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
         self._foretold: set[object] = set()  # shapes of batches whose time was told
@@ -300,15 +303,15 @@ class Engine:
                 "engine(images) gives it, and .sigmoid() makes a probability of a logit"
             )
         if len(self._output) != 1:
-            made = ", ".join(map(str, self._output))
+            sides = ", ".join(map(str, self._output))
             raise EngineError(
                 f"{self.network.name}: classify wants a network that ends in [N, classes], got "
-                f"[N, {made}]; engine(images) gives them"
+                f"[N, {sides}]; engine(images) gives them"
             )
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views, exif)
-        for group in _groups(loaded, min(batch_size, self.max_batch)):
+        for group in batched(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]
             best = self._best(torch.stack(pixels), top) if pixels else None
@@ -331,10 +334,10 @@ class Engine:
         """What `max_batch` images of the network's own size take on one device, uint8 pixels."""
         planned = self.plan
         shapes = self.network.parameter_shapes().values()
-        arithmetic = sum(torch.Size(shape).numel() for shape in shapes)
+        parameters = sum(torch.Size(shape).numel() for shape in shapes)
         pixels = waiting(planned, planned.batch * torch.Size(planned.image_shape).numel())
         return Memory(
-            weights=arithmetic * planned.arithmetic.dtype.itemsize,
+            weights=parameters * planned.arithmetic.dtype.itemsize,
             workspace=planned.workspace,
             images=0 if planned.arch is None else pixels,
         )
@@ -375,7 +378,7 @@ class Engine:
             )
         planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         if not len(batch):
-            shapes = {name: made for name, _, _, made in self.network.walk(planned.image_shape)}
+            shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
             yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
         configured_for = min(len(batch), self.max_batch)
         self._foretell(batch, keep, configured_for)
@@ -417,8 +420,8 @@ class Engine:
         scores, classes = self._scores(pixels).topk(min(top, len(self.class_names)))
         if self.device.type == "cpu":
             return scores, classes, None
-        found = scores.to("cpu", non_blocking=True), classes.to("cpu", non_blocking=True)
-        return *found, torch.cuda.current_stream(self.device).record_event()
+        host = scores.to("cpu", non_blocking=True), classes.to("cpu", non_blocking=True)
+        return *host, torch.cuda.current_stream(self.device).record_event()
 
     def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
@@ -444,10 +447,10 @@ class Engine:
         """`batch` where images go in; from a CPU to a GPU on a stream of its own."""
         if self._copies is None or batch.is_cuda:
             return batch
-        entrance = self._runner.devices[0]
+        first = self._runner.devices[0]
         with torch.cuda.stream(self._copies):
-            sent = batch.pin_memory().to(entrance, non_blocking=True)
-        compute = torch.cuda.current_stream(entrance)
+            sent = batch.pin_memory().to(first, non_blocking=True)
+        compute = torch.cuda.current_stream(first)
         compute.wait_stream(self._copies)
         sent.record_stream(compute)
         return sent
@@ -455,19 +458,19 @@ class Engine:
     def _predictions(
         self, errors: list[ImageError | None], best: Best | None
     ) -> Iterator[list[Prediction] | ImageError]:
-        found: Iterator[tuple[list[int], list[float]]] = iter(())
+        answers: Iterator[tuple[list[int], list[float]]] = iter(())
         if best is not None:
             scores, classes, arrived = best
             if arrived is not None:
                 arrived.synchronize()
-            found = zip(classes.tolist(), scores.tolist(), strict=True)
+            answers = zip(classes.tolist(), scores.tolist(), strict=True)
         for error in errors:
             if error is not None:
                 yield error
             else:
                 yield [
                     Prediction(index, self.class_names[index], score)
-                    for index, score in zip(*next(found), strict=True)
+                    for index, score in zip(*next(answers), strict=True)
                 ]
 
 
@@ -475,20 +478,6 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether several numbers of an expanded tensor have one place in memory."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return any(step == 0 and side > 1 for side, step in sides)
-
-
-def _groups(
-    loaded: Iterable[torch.Tensor | ImageError], size: int
-) -> Iterator[list[torch.Tensor | ImageError]]:
-    """Loaded images and errors, `size` at a time."""
-    group: list[torch.Tensor | ImageError] = []
-    for item in loaded:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _tell_of_defaults(planner: Planner, device: torch.device, dtype: str, batch: int) -> None:

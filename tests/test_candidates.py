@@ -19,7 +19,7 @@ from alexnet_triton.bench.race.candidate import (
     pose,
 )
 from alexnet_triton.bench.race.candidates import _implicit_gemm, shipped
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import Launch, architecture

@@ -17,7 +17,7 @@ from alexnet_triton.bench.inspect.configuration import parse
 from alexnet_triton.bench.inspect.limits import LIMITS, compilable
 from alexnet_triton.bench.inspect.machine_code import KINDS, kind, main_loop, opcodes
 from alexnet_triton.engine import EngineError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, layout

@@ -18,7 +18,7 @@ from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
 from alexnet_triton.bench.measure.problem import Problem, Tensors, ready
 from alexnet_triton.bench.records import OURS, Row, load
 from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture

@@ -17,7 +17,7 @@ from alexnet_triton.bench.measure.problem import (
     tensors,
 )
 from alexnet_triton.engine import EngineError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import Conv2d
 from alexnet_triton.engine.zoo import network

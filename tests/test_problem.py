@@ -8,7 +8,7 @@ import pytest
 import torch
 from alexnet_triton.bench.measure import problem as cut
 from alexnet_triton.bench.measure.problem import Problem
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import NetworkError
 from alexnet_triton.engine.zoo import network

@@ -20,7 +20,7 @@ from alexnet_triton.bench.tune.trial import Judgement, Runner, ToJudge, ToRun, j
 from alexnet_triton.bench.tune.tune import targets
 from alexnet_triton.bench.tune.tuner import Lab, tune
 from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning

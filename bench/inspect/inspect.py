@@ -16,7 +16,7 @@ from pathlib import Path
 from triton import __version__ as TRITON
 
 from ...engine import EngineError
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 
 from ...engine import foretell
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import aim, arithmetic, find, resolve
 from ..env import environment
 from ..records import OURS, Results, Row, times_best_peer

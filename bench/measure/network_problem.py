@@ -17,7 +17,7 @@ import torch
 
 from ...engine import reference
 from ...engine.bind import bind, pack
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.plan import ARITHMETIC
 from ...engine.run import Engine
 from ...engine.spec import AdaptiveAvgPool2d, Dropout, Network, Preprocess

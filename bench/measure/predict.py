@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ...engine.devices.cards import Card
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import at_least_one, one_of
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network

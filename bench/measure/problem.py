@@ -21,7 +21,8 @@ import torch
 
 from ...engine import reference
 from ...engine.bind import Bound, bind, pack
-from ...engine.devices.single import Planner, outside
+from ...engine.devices.planner import Planner
+from ...engine.devices.runner import to_nchw
 from ...engine.load import aim
 from ...engine.plan import Arithmetic, KernelConfig, Plan, Step, part, reconfigured
 from ...engine.spec import Flatten, Layer, Network, NetworkError
@@ -137,7 +138,7 @@ class Ready:
     def output(self) -> torch.Tensor:
         """The answer, float32 [N, C, H, W] or [N, features]."""
         step = self.problem.step
-        return outside(step, self.bound.outputs[step.name])
+        return to_nchw(step, self.bound.outputs[step.name])
 
 
 def tuned_planner(

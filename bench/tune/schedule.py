@@ -19,7 +19,7 @@ from functools import partial
 import torch
 import triton
 
-from ...engine.devices.single import Planner, Run
+from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, load_state, resolve
 from ...engine.plan import PLAIN, Options
 from ...engine.spec import Network

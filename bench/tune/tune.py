@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...engine import NetworkError
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
 from ...errors import printable
 from ...kernels import tuning
