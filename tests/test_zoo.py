@@ -249,3 +249,11 @@ def test_a_first_convolution_that_does_not_fold(
 ) -> None:
     layers = (("conv1", first), ("relu1", ReLU()), ("flatten", Flatten()), ("fc2", Linear(5)))
     check(Network("unfolded", (3, 13, 12), layers, PLAIN, ""), device, generator, images=2)
+
+
+def test_imagenets_pixels_are_normalised_as_torchvision_publishes_it() -> None:
+    """What black and white become in red, green and blue."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
+    black, white = normalise(ends, network("alexnet").preprocess, torch.float64).flatten(1)
+    torch.testing.assert_close(black.float(), torch.tensor([-2.11790, -2.03571, -1.80444]))
+    torch.testing.assert_close(white.float(), torch.tensor([2.24891, 2.42857, 2.64]))
