@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import triton.language as tl
-from alexnet_triton.bench.inspect.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels.epilogue import (
     ACTIVATIONS,
     Activated,

@@ -53,7 +53,7 @@ def prove(tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch)
         problem, candidate = find("conv3", device), load(path)
         posed = pose(problem)
         (config,) = candidate.configs(posed)
-        first = proof.trial(problem, posed, device, 0, candidate.layout)
+        first = proof.case(problem, posed, device, 0, candidate.layout)
         return proof.confirm(candidate, config, proof.examine(candidate, config, first), first, 0)
 
     return match

@@ -9,10 +9,8 @@ from dataclasses import asdict, replace
 import pytest
 from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.bench.tune.space import (
-    Rule,
     Space,
     SpaceError,
-    built,
     key,
     listed,
     space,
@@ -26,7 +24,7 @@ from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 
 BOWL = Space(
     {"x": (1, 2, 4, 8), "y": (1, 2, 3), "kind": ("a", "b"), "on": (False, True)},
-    (Rule("no two at x 2", lambda t: t["x"] != 2 or t["y"] != 2),),
+    {"no two at x 2": lambda t: t["x"] != 2 or t["y"] != 2},
 )
 
 
@@ -101,22 +99,23 @@ def test_launchers_take_what_the_rules_let_through(name: str, batch: int, dtype:
     given = tensors(problem, "meta")
     configs = space_of(problem, 90).configs()
     for config in configs[:: max(1, len(configs) // 40)]:
-        variant = configured(problem, built(config_of(problem), config))
+        variant = configured(problem, replace(config_of(problem), **config))
         assert ready(variant, given).launches
 
 
 @pytest.mark.parametrize("names", [("conv1", "conv2", "conv5"), ("fc6", "fc8"), ("pool1",)])
 def test_every_rule_leaves_something_out(names: tuple[str, ...]) -> None:
     """Of some network, in some layer and dtype, at some batch, for some GPU; in samples of each."""
-    rules, used = set(), set()
+    rules: set[str] = set()
+    used: set[str] = set()
     pick = random.Random(0).choice
     cases = itertools.product(names, (1, 64), (80, 90), ("fp16", "fp32"), ("alexnet", "digits"))
     for name, batch, arch, dtype, of in cases:
         found = space_of(find(name, batch, arch, dtype, of), arch)
-        rules |= {rule.name for rule in found.rules}
+        rules |= found.rules.keys()
         for _ in range(200):
             config = {name: pick(values) for name, values in found.parameters.items()}
-            used |= {rule.name for rule in found.rules if not rule.holds(config)}
+            used |= {rule for rule, holds in found.rules.items() if not holds(config)}
     idle = {rule for rule in rules - used if "group to group" not in rule}  # AlexNet has one group
     assert not idle
 
@@ -162,7 +161,7 @@ def test_a_first_convolution_may_take_several_columns(
         assert widest == min(256, 64 * count)
     given = tensors(problem, "meta")
     for config in configs[:: len(configs) // 10]:
-        variant = configured(problem, built(default, config))
+        variant = configured(problem, replace(default, **config))
         assert isinstance(variant.step.shape, Conv2dShape)
         assert 64 * config["columns"] == variant.step.shape.OC
         assert ready(variant, given).launches

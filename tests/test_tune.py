@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,13 +12,12 @@ import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure.problem import Problem, problems, ready, tensors
+from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
-from alexnet_triton.bench.tune.child import Child, Lost
 from alexnet_triton.bench.tune.outcome import reasons, table
-from alexnet_triton.bench.tune.trial import Judgement, Runner, ToJudge, ToRun, judges, launches
-from alexnet_triton.bench.tune.tune import targets
-from alexnet_triton.bench.tune.tuner import Lab, tune
-from alexnet_triton.engine import NetworkError
+from alexnet_triton.bench.tune.trial import TrialRunner, judge, launches
+from alexnet_triton.bench.tune.tuner import Tuner, tune
+from alexnet_triton.bench.worker import Worker
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
@@ -32,34 +30,26 @@ from triton.runtime import driver
 SMALL = Conv2dConfig("pixels", 32, 32, 32)
 
 
+SUBJECT = Subject("a card", "3.7.1", "abc", "alexnet", "conv4", 8, "fp16")
+
+
+def blank(problem: Problem, **config: Any) -> Trial:
+    """A trial of the default, or of another configuration, of which nothing bad is known yet."""
+    assert problem.step.config is not None
+    return Trial(SUBJECT, asdict(problem.step.config) | config, "ok")
+
+
 def find(name: str, batch: int = 1, arch: int | None = None, of: str = "digits") -> Problem:
     dtype = "fp32" if arch is None else "fp16"
     (found,) = problems(Planner(network(of), ARITHMETIC[dtype], arch), dtype, batch, [name])
     return found
 
 
-# --- a process of its own --------------------------------------------------------------------
-
-
-@pytest.fixture
-def child() -> Iterator[Child[str, Any]]:
-    """A process that evaluates Python."""
-    made: Child[str, Any] = Child(functools.partial(functools.partial, eval))
-    yield made
-    made.close()
-
-
-def test_whatever_happens_in_a_child_the_parent_goes_on(child: Child[str, Any]) -> None:
-    assert child.ask("1 + 1", 600) == 2
-    with pytest.raises(Lost, match="ZeroDivisionError: division by zero") as raised:
-        child.ask("1 / 0", 600)
-    assert raised.value.status == "failed"
-    crash = "(print('last words', flush=True), __import__('os').abort())"
-    with pytest.raises(Lost, match="the process died with SIGABRT: last words"):
-        child.ask(crash, 600)
-    with pytest.raises(Lost, match=r"no answer within 0\.2 s") as slow:
-        child.ask("__import__('time').sleep(60)", 0.2)
-    assert slow.value.status == "timeout"
+@pytest.fixture(scope="module")
+def tuner() -> Iterator[Tuner]:
+    """On a CPU; its process is started once."""
+    with Tuner(torch.device("cpu"), jobs=1) as made:
+        yield made
 
 
 # --- judged ----------------------------------------------------------------------------------
@@ -84,13 +74,12 @@ def test_a_judged_kernel_is_not_compiled_again(
     """What a judging process compiles is what the launch looks for in Triton's cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     problem = find("fc6", 1, 90, "alexnet")
-    child: Child[ToJudge, Judgement] = Child(judges)
-    assert problem.step.config is not None
+    worker = Worker(judge, quiet=True)
     try:
-        judged = child.ask(ToJudge(problem, "fc6", problem.step.config, 90), 120)
+        judged = worker.ask(120, problem, problem.step, blank(problem), 90)
     finally:
-        child.close()
-    assert judged.refusal == ""
+        worker.close()
+    assert judged.status == "ok"
     assert judged.registers
     assert judged.shared
     hits: list[bool] = []
@@ -99,25 +88,24 @@ def test_a_judged_kernel_is_not_compiled_again(
         hits.append(told["cache_hit"])
 
     monkeypatch.setattr(knobs.compilation, "listener", listen)
-    made = launches(ready(problem, tensors(problem, "cpu")), "fc6")
+    made = launches(ready(problem, tensors(problem, "cpu")), problem.step)
     monkeypatch.setattr(driver, "_active", _Driver())
     for launch in made:
         launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
     assert hits == [True] * len(made)
 
 
-def test_what_cannot_run_is_never_run(tmp_path: Path) -> None:
+def test_what_cannot_run_is_never_run(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned and judged for sm_90, with the interpreter in the place of the GPU."""
     problem = find("conv5", 64, 90)
     assert problem.step.config is not None
     fixed = {name: [str(value)] for name, value in asdict(problem.step.config).items()}
     values = {**fixed, "num_stages": ["40"]}
-    cache = Cache(tmp_path / "cache.jsonl")
-    with Lab(torch.device("cpu"), jobs=1) as lab:
-        lab.arch = 90
-        # Rules leave out operands that are too large; without them only the compiler knows.
-        outcome = _tune_without_rules(problem, lab, cache, values)
-    default, large = outcome
+    # Rules leave out operands that are too large; without them only the compiler knows.
+    monkeypatch.setattr("alexnet_triton.bench.tune.space._matrix_rules", lambda *_: {})
+    monkeypatch.setattr(tuner, "arch", 90)
+    outcome = tune(problem, tuner, Cache(None), strategy="exhaustive", values=values)
+    default, large = outcome.trials
     assert default.status == "ok"
     assert default.registers
     assert large.status == "refused"
@@ -126,79 +114,71 @@ def test_what_cannot_run_is_never_run(tmp_path: Path) -> None:
     assert large.median_us is None
 
 
-def _tune_without_rules(
-    problem: Problem, lab: Lab, cache: Cache, values: dict[str, list[str]]
-) -> tuple[Trial, ...]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_triton.bench.tune.space._matrix_rules", lambda *_: ())
-        return tune(problem, lab, cache, strategy="exhaustive", values=values).trials
+def test_no_search_waits_for_one_process_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them start with the tuner; on a CPU there is nothing to judge."""
+    started: list[Worker[..., Any]] = []
+    monkeypatch.setattr(Worker, "start", lambda worker: started.append(worker))
+    for arch, count in ((90, 4), (None, 1)):
+        monkeypatch.setattr("alexnet_triton.bench.tune.tuner.architecture", lambda _, a=arch: a)
+        started.clear()
+        Tuner(torch.device("cpu"), jobs=3).close()
+        assert len(started) == count
 
 
 # --- proved and timed ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def runner(device: torch.device) -> Runner:
-    return Runner(str(device))
+def runner(device: torch.device) -> TrialRunner:
+    return TrialRunner(device)
 
 
-def run(problem: Problem, *configs: Conv2dConfig) -> ToRun:
-    clock = "graph" if torch.cuda.is_available() else "host"
-    return ToRun(problem, problem.step.name, configs, clock, 3, 0.2)  # type: ignore[arg-type]
+def run(runner: TrialRunner, problem: Problem, *configs: dict[str, Any]) -> list[Trial]:
+    clock: Clock = "graph" if torch.cuda.is_available() else "host"
+    trials = [blank(problem, **{**asdict(SMALL), **config}) for config in configs]
+    return runner(problem, problem.step, trials, clock, 3, 0.2)
 
 
-def test_right_ones_take_turns_on_the_clock(runner: Runner) -> None:
+def test_right_ones_take_turns_on_the_clock(runner: TrialRunner) -> None:
     problem = find("conv5")
-    first, second = runner(run(problem, SMALL, replace(SMALL, BLOCK_K=16)))
-    for ran in (first, second):
-        assert ran.status == "ok"
-        assert ran.max_error is not None
-        assert ran.max_error <= problem.tolerance
-        assert ran.times is not None
-        assert len(ran.times.us) == 3
+    for trial in run(runner, problem, {}, {"BLOCK_K": 16}):
+        assert trial.status == "ok"
+        assert trial.max_error is not None
+        assert trial.max_error <= problem.tolerance
+        assert trial.p20_us is not None
+        assert trial.p80_us is not None
+        assert 0 < trial.p20_us <= trial.time <= trial.p80_us
 
 
-def test_what_a_launcher_refuses_is_refused(runner: Runner) -> None:
-    (ran,) = runner(run(find("conv5"), replace(SMALL, BLOCK_N2=16)))
-    assert (ran.status, ran.times) == ("refused", None)
-    assert "BLOCK_N2 for images" in ran.reason
+def test_what_a_launcher_refuses_is_refused(runner: TrialRunner) -> None:
+    (trial,) = run(runner, find("conv5"), {"BLOCK_N2": 16})
+    assert (trial.status, trial.median_us) == ("refused", None)
+    assert "BLOCK_N2 for images" in trial.reason
 
 
-def test_a_wrong_answer_is_not_timed(runner: Runner) -> None:
+def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = find("conv5")
-    runner(run(problem, SMALL))
-    runner._wanted += 1
-    try:
-        (ran,) = runner(run(problem, SMALL))
-    finally:
-        runner._problem = None
-    assert (ran.status, ran.times) == ("wrong", None)
-    assert ran.reason.startswith("errors up to ")
-    assert ran.max_error is not None
-    assert ran.max_error > problem.tolerance
+    run(runner, problem, {})
+    monkeypatch.setattr(runner, "_expected", runner._expected + 1)
+    (trial,) = run(runner, problem, {})
+    assert (trial.status, trial.median_us) == ("wrong", None)
+    assert trial.reason.startswith("errors up to ")
+    assert trial.max_error is not None
+    assert trial.max_error > problem.tolerance
 
 
 # --- searched --------------------------------------------------------------------------------
-
-
-def test_targets_are_the_steps_with_a_kernel() -> None:
-    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
-    every = targets(planner, "fp32", 1)
-    assert [step for _, step in every][:3] == ["input", "conv1", "pool1"]
-    assert [problem.name for problem, _ in every][:3] == ["conv1", "conv1", "pool1"]
-    with pytest.raises(NetworkError, match="digits has no step 'conv9' to tune; it has input, "):
-        targets(planner, "fp32", 1, ["conv9"])
 
 
 @pytest.mark.interpreter
 def test_a_search_is_kept_resumed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stem and a layer, each cut short, then gone on with: nothing is tried twice."""
-    cache, winners, page = (tmp_path / name for name in ("cache.jsonl", "won.json", "page.html"))
+    """A layer and the stem, each cut short, then gone on with: nothing is tried twice."""
+    cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]
-    common += ["--cache", str(cache), "--table", str(winners), "--plot", str(page)]
+    common += ["--cache", str(cache), "--table", str(winners)]
     assert main([*common, "--limit", "2"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert [search["new"] for search in first["searches"]] == [2, 2]
@@ -216,9 +196,9 @@ def test_a_search_is_kept_resumed_and_written(
     rows = {row.op: row for row in tuning.load(winners).rows}
     assert set(rows) == {"linear", "stem"}
     assert rows["linear"].batch == 2
-    assert rows["linear"].config == found["searches"][0]["best"]["config"]
-    assert rows["linear"].source == found["searches"][0]["source"]
-    assert "<svg" in page.read_text()
+    (fc8,) = (search for search in found["searches"] if search["layer"] == "fc8")
+    assert rows["linear"].config == fc8["best"]["config"]
+    assert rows["linear"].source == fc8["source"]
 
     assert main(["tune", "fc8", "--simulate", str(cache), "--repeats", "2"]) == 0
     told = capsys.readouterr().out
@@ -227,7 +207,7 @@ def test_a_search_is_kept_resumed_and_written(
 
 
 @pytest.mark.interpreter
-def test_a_search_starts_from_the_best_of_its_hints() -> None:
+def test_a_search_starts_from_the_best_of_its_hints(tuner: Tuner) -> None:
     """Each is tried once, and what is outside the space is passed over."""
     problem = find("fc7")
     assert problem.step.config is not None
@@ -236,9 +216,13 @@ def test_a_search_starts_from_the_best_of_its_hints() -> None:
     strange = [{**default, "BLOCK_K": 24}, {"tiling": "images"}]
     hints = [half, *strange, quarter]
     tried: list[dict[str, Any]] = []
-    with Lab(torch.device("cpu"), jobs=1) as lab:
-        told = functools.partial(_kept, tried)
-        outcome = tune(problem, lab, Cache(None), limit=4, resume=False, told=told, hints=hints)
+    outcome = tune(
+        *(problem, tuner, Cache(None)),
+        limit=4,
+        resume=False,
+        told=lambda trial: tried.append(trial.config),
+        hints=hints,
+    )
     assert tried[:3] == [default, half, quarter]
     assert len(tried) == 4
     best = min(outcome.trials[:3], key=lambda trial: trial.time).config
@@ -246,23 +230,20 @@ def test_a_search_starts_from_the_best_of_its_hints() -> None:
     assert outcome.default.config == default
 
 
-def _kept(tried: list[dict[str, Any]], trial: Trial) -> None:
-    tried.append(trial.config)
-
-
-def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
+def test_failures_are_kept_with_their_reason(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tile that is no power of two, and a process that does not answer in time."""
     problem, path = find("fc8"), tmp_path / "cache.jsonl"
     values = {"BLOCK_N": ["24"], "BLOCK_K": ["512"], "descriptors": ["false"]}
-    with Lab(torch.device("cpu"), jobs=1) as lab:
-        outcome = tune(problem, lab, Cache(path), strategy="random", values=values)
-        assert [trial.status for trial in outcome.trials] == ["ok", "failed"]
-        other = Cache(None)
-        other.append(replace(outcome.trials[0], clock="cold"))
-        again = tune(problem, lab, other, strategy="random", values=values, limit=1)
-        assert again.fresh == 1, "another clock's times are not these"
-        lab.timeout = 0.0
-        late = tune(problem, lab, Cache(None), strategy="random", values=values, limit=1)
+    outcome = tune(problem, tuner, Cache(path), strategy="random", values=values)
+    assert [trial.status for trial in outcome.trials] == ["ok", "failed"]
+    other = Cache(None)
+    other.append(replace(outcome.trials[0], clock="cold"))
+    again = tune(problem, tuner, other, strategy="random", values=values, limit=1)
+    assert again.fresh == 1, "another clock's times are not these"
+    monkeypatch.setattr(tuner, "timeout", 0.0)
+    late = tune(problem, tuner, Cache(None), strategy="random", values=values, limit=1)
     kept = Cache(path).trials[1]
     assert "power of 2" in kept.reason
     assert late.best is None
@@ -273,11 +254,10 @@ def test_failures_are_kept_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:
-    subject = Subject("a card", "3.7.1", "abc", "alexnet", "conv4", 8, "fp16")
     alike = [
-        Trial(subject, {"x": n}, "refused", f"{n}00,000 bytes, {n} over the limit") for n in (2, 3)
+        Trial(SUBJECT, {"x": n}, "refused", f"{n}00,000 bytes, {n} over the limit") for n in (2, 3)
     ]
-    other = Trial(subject, {"x": 4}, "failed", "another")
+    other = Trial(SUBJECT, {"x": 4}, "failed", "another")
     assert reasons([other, *alike]) == [
         ("refused", "200,000 bytes, 2 over the limit", 2),
         ("failed", "another", 1),
@@ -313,10 +293,10 @@ def test_refusals_are_one_line(
 def test_on_a_gpu(tmp_path: Path) -> None:
     """Compiled ahead, proved and timed by graph replay; the best is not behind the default."""
     device = torch.device("cuda")
-    with Lab(device, jobs=2) as lab:
-        planner = Planner(network("digits"), ARITHMETIC["fp16"], lab.arch)
+    with Tuner(device, jobs=2) as tuner:
+        planner = Planner(network("digits"), ARITHMETIC["fp16"], tuner.arch)
         (problem,) = problems(planner, "fp16", 64, ["conv3"])
-        outcome = tune(problem, lab, Cache(tmp_path / "cache.jsonl"), limit=6)
+        outcome = tune(problem, tuner, Cache(tmp_path / "cache.jsonl"), limit=6)
     assert outcome.default.status == "ok"
     assert outcome.default.clock == "graph"
     assert outcome.default.registers

@@ -1,45 +1,59 @@
 """One candidate in a process of its own, so that whatever it does, the race goes on.
 
-The parent holds an `Entrant` and asks; the child (`worker.py`) loads the candidate's file and
-answers in JSON over a pipe. It proves, binds, and takes times when it is told to, so only one
-candidate runs at a time. Every question has a time limit: the child ends itself when it is over,
-and is killed if it cannot. Where a candidate hung or crashed is read off the trace that Python's
-faulthandler leaves. The candidate's own prints go to standard error.
+The race holds a `Contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
+file, proves it, binds it and takes times when it is told to, so only one candidate runs at a time.
+Every question has a time limit. The candidate's own prints go to standard error.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from multiprocessing import Pipe
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
-from ..measure.problem import Problem, Tensors, problems, tensors, tuned_planner
+from ..measure import timing
+from ..measure.peers import libraries
+from ..measure.problem import (
+    Match,
+    Problem,
+    Tensors,
+    expected,
+    match,
+    problems,
+    tensors,
+    tuned_planner,
+)
 from ..measure.timing import Clock, copies_to_overflow
-from .candidate import Refused
-from .proof import Disqualified
+from ..worker import Lost, Worker, summary
+from .candidate import (
+    Candidate,
+    CandidateError,
+    Config,
+    Conv2dProblem,
+    LinearProblem,
+    Refused,
+    load,
+    pose,
+)
+from .proof import Case, Disqualified, arrange, case, check_answer, confirm, examine
 
-START = 120.0  # seconds that a process may take to import torch and to find the GPU
+Question = Literal["prove", "bind", "take"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """Which candidate on which problem, and how it is timed."""
+class Setup:
+    """Which layer is raced on, and how it is timed."""
 
-    file: str
     model: str
     layer: str
     batch: int
@@ -49,11 +63,21 @@ class Entry:
     clock: Clock
 
 
-def find_problem(entry: Entry) -> Problem:
-    """The entry's layer; raises NetworkError for a network or a layer that is none."""
-    network, _ = find(entry.model)
-    planner = tuned_planner(network, ARITHMETIC[entry.dtype], torch.device(entry.device))
-    return problems(planner, entry.dtype, entry.batch, [entry.layer])[0]
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a candidate that is right goes into the race with."""
+
+    match: Match
+    factor: float  # the candidate's own on the bound of an ordinary sum
+    config: Config
+    note: str
+
+
+def find_problem(setup: Setup) -> Problem:
+    """The layer; raises NetworkError for a network or a layer that is none."""
+    network, _ = find(setup.model)
+    planner = tuned_planner(network, ARITHMETIC[setup.dtype], torch.device(setup.device))
+    return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
 def copies(problem: Problem, device: torch.device, clock: Clock, seed: int) -> list[Tensors]:
@@ -86,86 +110,185 @@ def after_a_change(sample: Callable[[], float], device: torch.device) -> Callabl
     return second
 
 
-# --- the parent's side -----------------------------------------------------------------------
+# --- the race's side -------------------------------------------------------------------------
 
 
-class Entrant:
-    """A candidate's process, from its start to `close`."""
+class Contestant:
+    """A candidate in its process, which starts at once, until `close`."""
 
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self._connection, theirs = Pipe()
-        self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        passed = (theirs.fileno(), self._faults.fileno())
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", *map(str, passed)],
-            pass_fds=passed,
-            env=_environment(entry.device),
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            start_new_session=True,
+    def __init__(self, setup: Setup, file: str) -> None:
+        self._worker: Worker[[Question, float], Any] = Worker(
+            Examiner(setup, file), file=file, env=_environment(setup.device)
         )
-        theirs.close()
+        self._worker.start()
+        self.close = self._worker.close
 
-    def start(self) -> None:
-        """Wait until the process is ready for questions. Raises Disqualified if it never is."""
-        self._ask({"entry": asdict(self.entry)}, START)
-
-    def prove(self, limit: float) -> dict[str, Any]:
-        """Its errors, tolerance, configuration and note. Raises Disqualified, or Refused."""
-        return self._ask({"do": "prove"}, limit)
+    def prove(self, limit: float) -> Proof:
+        """Prove it right within `limit` seconds. Raises Disqualified, or Refused."""
+        proof: Proof = self._ask("prove", limit)
+        return proof
 
     def bind(self, limit: float) -> None:
         """Make it ready to be timed. Raises Disqualified."""
-        self._ask({"do": "bind"}, limit)
+        self._ask("bind", limit)
 
     def take(self, limit: float) -> float:
         """Its next time, in microseconds a run. Raises Disqualified."""
-        return float(self._ask({"do": "take"}, limit)["us"])
+        us: float = self._ask("take", limit)
+        return us
 
-    def close(self) -> None:
-        """End the process and whatever it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._connection.close()
-        self._faults.close()
-
-    def _ask(self, question: dict[str, Any], limit: float) -> dict[str, Any]:
-        asked = time.monotonic()
+    def _ask(self, question: Question, limit: float) -> Any:
         try:
-            self._connection.send_bytes(json.dumps(question | {"limit": limit}).encode())
-            answered = self._connection.poll(limit + 2)
-            answer = json.loads(self._connection.recv_bytes()) if answered else {}
-        except (EOFError, OSError):  # it is gone
-            answer = {}
-        if "refused" in answer:
-            raise Refused(answer["refused"])
-        if "disqualified" in answer:
-            raise Disqualified(answer["disqualified"])
-        if answer:
-            return dict(answer)
-        if time.monotonic() - asked >= limit:
-            raise Disqualified(f"no answer within {limit:g} s{self._place()}; killed")
-        status = self._process.wait()
-        if status < 0:
-            name = signal.Signals(-status).name
-            raise Disqualified(f"killed by signal {-status}, {name}{self._place()}")
-        raise Disqualified(f"ended its process with exit status {status}")
-
-    def _place(self) -> str:
-        """Where in the candidate's file it was, as far as the fault handler could tell."""
-        self._faults.seek(0)
-        trace = self._faults.read().decode(errors="replace")
-        found = re.search(rf'File "{re.escape(self.entry.file)}", line (\d+)', trace)
-        return f" at {Path(self.entry.file).name}:{found[1]}" if found else ""
+            answer = self._worker.ask(limit, question, limit)
+        except Lost as lost:
+            raise Disqualified(lost.reason) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def _environment(device: str) -> dict[str, str]:
-    """The child's: Triton reads while it is imported whether `@triton.jit` is to interpret."""
+    """The worker's: Triton reads while it is imported whether `@triton.jit` is to interpret."""
     kept = dict(os.environ)
     kept.pop("TRITON_INTERPRET", None)
     if torch.device(device).type == "cpu":
         # One thread for NumPy's products: they are small, and more threads only cost.
         kept.update(TRITON_INTERPRET="1", OPENBLAS_NUM_THREADS="1")
     return kept
+
+
+# --- the worker's side -----------------------------------------------------------------------
+
+
+class Examiner:
+    """Proves, binds and times one candidate; made in the race's process, called in its own."""
+
+    _problem: Problem
+    _posed: Conv2dProblem | LinearProblem
+    _chosen: tuple[Candidate, Config]
+    _take: Callable[[], float]
+
+    def __init__(self, setup: Setup, file: str) -> None:
+        self._setup, self._file = setup, file
+        self._device = torch.device(setup.device)
+
+    def __call__(self, question: Question, limit: float) -> Proof | float | Exception | None:
+        """What is asked, or the exception with which the candidate is out."""
+        try:
+            match question:
+                case "prove":
+                    return self._prove(time.monotonic() + limit / 2)
+                case "take":
+                    return self._take()
+            self._bind()
+            return None
+        except Refused as refusal:
+            return Refused(str(refusal))
+        except (Disqualified, CandidateError) as error:
+            return Disqualified(str(error))
+
+    def _prove(self, search_until: float) -> Proof:
+        seed = self._setup.seed
+        self._problem = find_problem(self._setup)
+        self._posed = pose(self._problem)
+        self._settle()
+        candidate = load(Path(self._file))
+        configs = candidate.configs(self._posed)
+        first = case(self._problem, self._posed, self._device, seed, candidate.layout)
+        config, seen, search = self._choose(candidate, configs, first, search_until)
+        worst = confirm(candidate, config, seen, first, seed)
+        self._chosen = candidate, config
+        note = "; ".join(filter(None, [candidate.note(self._posed), search]))
+        shown = {key: value if _plain(value) else str(value) for key, value in config.items()}
+        return Proof(worst, candidate.tolerance, shown, str(note))
+
+    def _settle(self) -> None:
+        """Set, for good, what holds in the whole process."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        self._switches = ExitStack()  # which they last as long as
+        self._switches.enter_context(libraries(self._problem.plan.arithmetic))
+        torch.set_grad_enabled(False)
+        np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
+
+    def _choose(
+        self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float
+    ) -> tuple[Config, Match, str]:
+        """The fastest configuration that is right, its match, and a word about the others."""
+        if len(configs) == 1:
+            return configs[0], examine(candidate, configs[0], first), ""
+        given = tensors(self._problem, self._device)
+        right: list[tuple[float, Config, Match]] = []
+        failures: list[str] = []
+        for config in configs:
+            if (right or failures) and time.monotonic() > until:
+                break
+            try:
+                seen = examine(candidate, config, first)
+                run = self._copy(candidate, config, given)
+                times = timing.measure({"": [run]}, self._setup.clock, self._device, rounds=5)
+            except Refused:
+                raise
+            except (Disqualified, CandidateError) as error:
+                failures.append(str(error))
+            except Exception as error:
+                failures.append(summary(error, self._file))
+            else:
+                right.append((times[""].median, config, seen))
+        if not right:
+            raise Disqualified(failures[0])
+        _, config, seen = min(right, key=lambda one: one[0])
+        chosen = ", ".join(f"{name}={value}" for name, value in config.items())
+        note = f"{chosen}, best of {len(right)} configurations"
+        if failures:
+            note += f", {len(failures)} fell out, the first: {failures[0]}"
+        if (left := len(configs) - len(right) - len(failures)) > 0:
+            note += f", {left} left untried for want of time"
+        return config, seen, note
+
+    def _bind(self) -> None:
+        candidate, config = self._chosen
+        clock, device = self._setup.clock, self._device
+        torch.cuda.empty_cache()  # other processes want the memory of the proof
+        given = copies(self._problem, device, clock, self._setup.seed)
+        runs = [self._copy(candidate, config, each) for each in given]
+        sample = timing.sampler(runs, clock, device)
+        # What was captured must compute: a kernel on another stream would be missing from it.
+        for run in runs:
+            run.answer.fill_(torch.nan)
+        for _ in runs:
+            sample()
+        compare = partial(match, self._problem, wanted=expected(self._problem, given[0]))
+        for run in runs:
+            found = compare(run.answer)
+            if not replace(found, tolerance=found.tolerance * candidate.tolerance).passed:
+                raise Disqualified(
+                    "wrong when it is timed: is all its work on the current stream, and none left "
+                    "out because it was done before?"
+                )
+        self._take = after_a_change(sample, device)
+
+    def _copy(self, candidate: Candidate, config: Config, given: Tensors) -> _Copy:
+        inputs, out = arrange(given, self._posed, candidate.layout)
+        weight = candidate.prepare(self._posed, inputs["weight"], config)
+
+        def run() -> torch.Tensor:
+            made = candidate.run(self._posed, inputs["x"], weight, inputs["bias"], out, config)
+            return check_answer(made, out)
+
+        return _Copy(run, out)
+
+
+class _Copy:
+    """A candidate bound to one set of tensors; `answer` is where its last run leaves the result."""
+
+    def __init__(self, run: Callable[[], torch.Tensor], out: torch.Tensor) -> None:
+        self._run = run
+        self.answer = out
+
+    def __call__(self) -> None:
+        self.answer = self._run()
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)

@@ -45,9 +45,9 @@ class Fenced:
 
     def outside(self) -> torch.Tensor:
         """The bits of the buffer with zeros for the tensor."""
-        copy = Fenced(*_view(self.buffer.clone(), self.tensor))
-        copy.tensor.zero_()
-        return _bits(copy.buffer)
+        copy, inside = self.buffer.clone(), self.tensor
+        copy.as_strided(inside.shape, inside.stride(), inside.storage_offset()).zero_()
+        return _bits(copy)
 
 
 def fenced(like: torch.Tensor) -> Fenced:
@@ -62,14 +62,14 @@ def fenced(like: torch.Tensor) -> Fenced:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Case:
     """One set of random inputs, as a candidate gets them, and the right answer."""
 
     problem: Problem
     posed: Conv2dProblem | LinearProblem
     inputs: Mapping[str, Fenced]  # x, weight and bias
     out: Fenced
-    wanted: torch.Tensor
+    right: torch.Tensor  # in float64
 
     def answer(self, candidate: Candidate, config: Config, around: Mapping[str, float]) -> _Answer:
         """Run it once with these values in the fences of x, weight, bias and out, and in out.
@@ -85,7 +85,7 @@ class Trial:
 
         x, weight, bias = (self.inputs[name].tensor for name in ("x", "weight", "bias"))
         prepared = candidate.prepare(self.posed, weight, config)
-        made = candidate.run(self.posed, x, prepared, bias, self.out.tensor, config)
+        result = candidate.run(self.posed, x, prepared, bias, self.out.tensor, config)
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
 
@@ -96,16 +96,16 @@ class Trial:
         for name, tensor in before.items():
             if not same_bits(self.inputs[name].tensor, tensor):
                 raise Disqualified(f"changes its input {name}")
-        made = check_answer(made, self.out.tensor)
-        return _Answer(made.clone(), made is self.out.tensor)
+        result = check_answer(result, self.out.tensor)
+        return _Answer(result.clone(), result is self.out.tensor)
 
-    def check(self, candidate: Candidate, made: torch.Tensor) -> Match:
+    def check(self, candidate: Candidate, result: torch.Tensor) -> Match:
         """Compare an answer with float64, within the candidate's own bound. Raises Disqualified."""
-        found = match(self.problem, made, self.wanted)
-        found = replace(found, tolerance=found.tolerance * candidate.tolerance)
-        if not found.passed:
-            raise Disqualified("wrong: " + _fault(self, made, found))
-        return found
+        errors = match(self.problem, result, self.right)
+        errors = replace(errors, tolerance=errors.tolerance * candidate.tolerance)
+        if not errors.passed:
+            raise Disqualified("wrong: " + _fault(self, result, errors))
+        return errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +114,17 @@ class _Answer:
     in_place: bool  # it stands in `out`
 
 
-def check_answer(made: object, out: torch.Tensor) -> torch.Tensor:
+def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
     """What `run` returned, or `out` for None. Raises Disqualified for another kind of answer."""
-    if made is None:
+    if result is None:
         return out
-    if not isinstance(made, torch.Tensor):
-        raise Disqualified(f"run returns a {type(made).__name__}, wanted None or a tensor")
-    if (made.shape, made.dtype) != (out.shape, out.dtype):
+    if not isinstance(result, torch.Tensor):
+        raise Disqualified(f"run returns a {type(result).__name__}, wanted None or a tensor")
+    if (result.shape, result.dtype) != (out.shape, out.dtype):
         raise Disqualified(
-            f"returns {made.dtype} {tuple(made.shape)}, wanted {out.dtype} {tuple(out.shape)}"
+            f"returns {result.dtype} {tuple(result.shape)}, wanted {out.dtype} {tuple(out.shape)}"
         )
-    return made
+    return result
 
 
 def arrange(
@@ -149,17 +149,17 @@ def laid_out(x: torch.Tensor, memory: Layout) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def trial(
+def case(
     problem: Problem,
     posed: Conv2dProblem | LinearProblem,
     device: torch.device,
     seed: int,
     memory: Layout,
-) -> Trial:
+) -> Case:
     """Fresh inputs between fences; the same seed draws the same numbers on every device."""
     given = tensors(problem, device, torch.Generator().manual_seed(seed))
     inputs, out = arrange(given, posed, memory)
-    return Trial(
+    return Case(
         problem,
         posed,
         {name: fenced(tensor) for name, tensor in inputs.items()},
@@ -173,19 +173,19 @@ NAN = dict.fromkeys(("x", "weight", "bias", "out"), math.nan)
 FINITE = {"x": 3.0, "weight": 3.0, "bias": 3.0, "out": -7.0}
 
 
-def examine(candidate: Candidate, config: Config, given: Trial) -> Match:
+def examine(candidate: Candidate, config: Config, given: Case) -> Match:
     """Whether it is right on these inputs, the same each time, and keeps to its tensors.
 
     Raises Disqualified for the first thing found wrong, and whatever the candidate raises.
     """
-    made = given.answer(candidate, config, NAN)
-    if not same_bits(made.values, given.answer(candidate, config, NAN).values):
+    result = given.answer(candidate, config, NAN)
+    if not same_bits(result.values, given.answer(candidate, config, NAN).values):
         raise Disqualified("the same input gives other bits the second time")
-    _check_reads(candidate, config, given, made)
-    return given.check(candidate, made.values)
+    _check_reads(candidate, config, given, result)
+    return given.check(candidate, result.values)
 
 
-def confirm(candidate: Candidate, config: Config, seen: Match, given: Trial, seed: int) -> Match:
+def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed: int) -> Match:
     """The worst errors: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
 
     Raises as `examine` does.
@@ -193,16 +193,16 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Trial, see
     matches = [seen]
     for later in range(seed + 1, seed + SEEDS):
         device = given.out.tensor.device
-        other = trial(given.problem, given.posed, device, later, candidate.layout)
+        other = case(given.problem, given.posed, device, later, candidate.layout)
         matches.append(other.check(candidate, other.answer(candidate, config, NAN).values))
     return Match(
-        max(found.max_error for found in matches),
-        max(found.rms_error for found in matches),
+        max(errors.max_error for errors in matches),
+        max(errors.rms_error for errors in matches),
         seen.tolerance,
     )
 
 
-def _check_reads(candidate: Candidate, config: Config, given: Trial, first: _Answer) -> None:
+def _check_reads(candidate: Candidate, config: Config, given: Case, first: _Answer) -> None:
     """The answer must not depend on what lies around the tensors, nor on what `out` held."""
     second = given.answer(candidate, config, FINITE)
     if same_bits(first.values, second.values):
@@ -227,24 +227,24 @@ def _check_reads(candidate: Candidate, config: Config, given: Trial, first: _Ans
     raise Disqualified(f"reads outside its input {whose}: it shows first at {where}")
 
 
-def _fault(given: Trial, made: torch.Tensor, found: Match) -> str:
+def _fault(given: Case, result: torch.Tensor, errors: Match) -> str:
     """What is wrong with an answer, and where."""
-    if not made.isfinite().all():
-        return f"NaN or infinity at {_first(~made.isfinite())}"
+    if not result.isfinite().all():
+        return f"NaN or infinity at {_first(~result.isfinite())}"
     images = checked(given.problem)
-    sample = made[images.to(made.device)].double()
-    error = (sample - given.wanted).abs() / given.wanted.abs().max()
-    bad = error > found.tolerance
+    sample = result[images.to(result.device)].double()
+    error = (sample - given.right).abs() / given.right.abs().max()
+    bad = error > errors.tolerance
     if not bad.any():
-        return f"RMS error {found.rms_error:.1e}, allowed {found.tolerance / 4:.1e}"
+        return f"RMS error {errors.rms_error:.1e}, allowed {errors.tolerance / 4:.1e}"
     image, *place = (int(i) for i in torch.unravel_index(error.argmax(), error.shape))
     where = ""
     border = _border(given.posed).to(bad.device)
     if border.any() and not border.all() and not (bad & ~border).any():
         where = ", all at the border"
     return (
-        f"max error {found.max_error:.1e} at {[int(images[image]), *place]}, allowed "
-        f"{found.tolerance:.1e}; {int(bad.sum())} of {bad.numel()} values are off{where}"
+        f"max error {errors.max_error:.1e} at {[int(images[image]), *place]}, allowed "
+        f"{errors.tolerance:.1e}; {int(bad.sum())} of {bad.numel()} values are off{where}"
     )
 
 
@@ -270,10 +270,6 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view({2: torch.int16, 4: torch.int32}[tensor.dtype.itemsize])
 
 
-def _view(buffer: torch.Tensor, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return buffer, buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
 def _first(mask: torch.Tensor) -> list[int]:
-    found: list[int] = mask.nonzero()[0].tolist()
-    return found
+    place: list[int] = mask.nonzero()[0].tolist()
+    return place

@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -30,8 +30,8 @@ from ..measure.timing import CLOCKS, Clock
 from ..records import OURS, Row
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
-from .contestant import Entrant, Entry, after_a_change, copies, find_problem
-from .league import League, Outcome, Verdict
+from .contestant import Contestant, Setup, after_a_change, copies, find_problem
+from .league import League, Outcome, Standing
 from .proof import Disqualified
 
 ROUNDS = {"cuda": 25, "cpu": 5}
@@ -41,20 +41,20 @@ Take = Callable[[], float]  # one time, in microseconds a run
 
 
 def race(
-    entry: Entry,
+    setup: Setup,
     candidates: Mapping[str, str],
     limit: float,
     seconds: float,
     kinds: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> League:
-    """Race candidates (name to file) on the layer that `entry` names; its own `file` is not read.
+    """Race candidates (name to file) on the layer of `setup`.
 
     `limit` bounds each question to a candidate and `seconds` the timing of all, both in seconds;
     `kinds` are those of `peers`. Raises NetworkError for an unknown network or layer, EngineError
     for an unknown kind of peer, CandidateError for a layer that cannot be raced on.
     """
-    problem, device = find_problem(entry), torch.device(entry.device)
+    problem, device = find_problem(setup), torch.device(setup.device)
     pose(problem)
     work = problem.work
     blank = Row(
@@ -62,74 +62,72 @@ def race(
         problem=problem.name,
         network=problem.network.name,
         batch=problem.batch,
-        dtype=entry.dtype,
+        dtype=setup.dtype,
         contestant="",
-        clock=entry.clock,
+        clock=setup.clock,
         flops=work.flops,
         bytes=work.bytes,
     )
     rows: dict[str, Row] = {}
-    verdicts: dict[str, Verdict] = {}
+    standings: dict[str, Standing] = {}
     takes: dict[str, Take] = {}
-    fallen: dict[str, str] = {}
     with ExitStack() as stack:
-        entrants = {name: Entrant(replace(entry, file=file)) for name, file in candidates.items()}
-        for entrant in entrants.values():  # all are started by now: importing torch takes its time
-            stack.callback(entrant.close)
+        contestants = {name: Contestant(setup, file) for name, file in candidates.items()}
+        for contestant in contestants.values():
+            stack.callback(contestant.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
-        for row, take in _residents(problem, device, blank, entry.clock, entry.seed, kinds):
+        for row, take in _residents(problem, device, blank, setup, kinds):
             rows[row.contestant] = row
             if take is not None:
                 takes[row.contestant] = take
-        for name, entrant in entrants.items():
+        for name, contestant in contestants.items():
             say(name)
-            row = replace(blank, contestant=name)
-            rows[name], verdicts[name] = _judged(entrant, row, limit)
-            if verdicts[name].outcome == "raced":
-                takes[name] = _turn(name, entrant, limit, fallen)
+            row, standing = replace(blank, contestant=name), Standing(name, candidates[name])
+            try:
+                proof = contestant.prove(limit)
+                contestant.bind(limit)
+            except (Disqualified, Refused) as error:
+                contestant.close()
+                rows[name], standings[name] = _out(row, standing, error)
             else:
-                entrant.close()
+                rows[name] = replace(row, **asdict(proof.match), note=proof.note)
+                standings[name] = replace(standing, config=proof.config, factor=proof.factor)
+                takes[name] = _turn(name, contestant, limit, rows, standings)
         say(f"timing {len(takes)} contestants")
-        rounds = ROUNDS[device.type]
-        times = timing.take_turns(takes, entry.clock, rounds, seconds, entry.seed)
+        times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
     for name, taken in times.items():
-        if name in fallen:
-            rows[name] = replace(rows[name], note=fallen[name])
-            verdicts[name] = replace(verdicts[name], outcome="disqualified", reason=fallen[name])
-        else:
+        if name not in standings or standings[name].outcome == "raced":
             rows[name] = rows[name].timed(taken)
-    return League(entry, tuple(rows.values()), tuple(verdicts.values()))
+    return League(setup, tuple(rows.values()), tuple(standings.values()))
 
 
 # --- who takes part --------------------------------------------------------------------------
 
 
-def _judged(entrant: Entrant, row: Row, limit: float) -> tuple[Row, Verdict]:
-    """A candidate's row with its match, or with the reason why it may not be timed."""
-    name, file = row.contestant, entrant.entry.file
-    try:
-        entrant.start()
-        found = entrant.prove(limit)
-        entrant.bind(limit)
-    except (Disqualified, Refused) as error:
-        outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
-        return replace(row, note=str(error)), Verdict(name, file, outcome, str(error))
-    config, factor = found.pop("config"), found.pop("factor")
-    return replace(row, **found), Verdict(name, file, "raced", "", config, factor)
+def _out(row: Row, standing: Standing, error: Exception) -> tuple[Row, Standing]:
+    """A candidate's row and standing once it is out of the race."""
+    outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
+    said = str(error)
+    return replace(row, note=said), replace(standing, outcome=outcome, reason=said)
 
 
-def _turn(name: str, entrant: Entrant, limit: float, fallen: dict[str, str]) -> Take:
-    """A candidate's turn: once it fell out, NaN, and the reason is in `fallen`."""
+def _turn(
+    name: str,
+    contestant: Contestant,
+    limit: float,
+    rows: dict[str, Row],
+    standings: dict[str, Standing],
+) -> Take:
+    """A candidate's turn; once it fell out, NaN."""
 
     def take() -> float:
-        if name in fallen:
-            return math.nan
-        try:
-            return entrant.take(limit)
-        except Disqualified as error:
-            fallen[name] = str(error)
-            return math.nan
+        if standings[name].outcome == "raced":
+            try:
+                return contestant.take(limit)
+            except (Disqualified, Refused) as error:
+                rows[name], standings[name] = _out(rows[name], standings[name], error)
+        return math.nan
 
     return take
 
@@ -138,8 +136,7 @@ def _residents(
     problem: Problem,
     device: torch.device,
     blank: Row,
-    clock: Clock,
-    seed: int,
+    setup: Setup,
     kinds: Sequence[str] | None,
 ) -> Iterator[tuple[Row, Take | None]]:
     """The engine's kernel and the peers, which are trusted to run in this process."""
@@ -148,7 +145,7 @@ def _residents(
         bound = ready(problem, given)
         return Prepared(bound, bound.output)
 
-    given = copies(problem, device, clock, seed)
+    given = copies(problem, device, setup.clock, setup.seed)
     wanted = expected(problem, given[0])
     compare = partial(match, problem, wanted=wanted)
     for one in [Peer(OURS, engine), *peers(problem, device, kinds)]:
@@ -156,7 +153,7 @@ def _residents(
         row, take = entry.row, None
         try:
             if entry.runs:
-                take = after_a_change(timing.sampler(entry.runs, clock, device), device)
+                take = after_a_change(timing.sampler(entry.runs, setup.clock, device), device)
         except Exception as error:  # of a library's: the others go on
             row = replace(row, note=reason(error))
         yield row, take
@@ -181,11 +178,11 @@ def run(options: argparse.Namespace) -> int:
     if not gpu and (problem := interpreter_problem()):
         raise EngineError(problem)
     files = [*options.candidate, *(shipped() if options.all_shipped else ())]
-    entry = Entry("", options.model, options.layer, batch, dtype, str(device), options.seed, clock)
+    setup = Setup(options.model, options.layer, batch, dtype, str(device), options.seed, clock)
     kinds = GPU_PEERS if options.peers is None and gpu else options.peers
-    found = race(entry, _named(files), options.timeout, options.seconds, kinds, _progress)
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
-    return 0 if found.passed else 1
+    league = race(setup, _named(files), options.timeout, options.seconds, kinds, _progress)
+    print(json.dumps(league.to_dict(), indent=2) if options.json else league)
+    return 0 if league.passed else 1
 
 
 def _progress(line: str) -> None:

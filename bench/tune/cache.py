@@ -72,8 +72,8 @@ class Trial:
 
     def to_dict(self) -> dict[str, object]:
         """One flat object, as a line of the file holds it."""
-        found = asdict(self)
-        return {**found.pop("subject"), **found}
+        fields = asdict(self)
+        return {**fields.pop("subject"), **fields}
 
 
 class Cache:
@@ -84,25 +84,25 @@ class Cache:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._found: dict[tuple[Subject, str], Trial] = {}
+        self._trials: dict[tuple[Subject, str], Trial] = {}
         for trial in self._read():
-            self._found[trial.subject, key(trial.config)] = trial
+            self._trials[trial.subject, key(trial.config)] = trial
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._trials)
 
     @property
     def trials(self) -> list[Trial]:
         """All trials in the order of their first lines; of two lines for one, the later."""
-        return list(self._found.values())
+        return list(self._trials.values())
 
     def find(self, subject: Subject, config: Config) -> Trial | None:
         """The trial of a configuration, None if it was not tried."""
-        return self._found.get((subject, key(config)))
+        return self._trials.get((subject, key(config)))
 
     def append(self, trial: Trial) -> None:
         """Keep a trial; it is on the disk when this returns."""
-        self._found[trial.subject, key(trial.config)] = trial
+        self._trials[trial.subject, key(trial.config)] = trial
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +140,10 @@ def _trial(line: dict[str, object]) -> Trial:
     names = Subject.__dataclass_fields__
     subject = Subject(**{name: line[name] for name in names})  # type: ignore[arg-type]
     rest = {name: value for name, value in line.items() if name not in names}
-    found = Trial(subject, **rest)  # type: ignore[arg-type]
-    if found.status not in STATUSES:
-        raise ValueError(f"status {found.status!r}")
-    return found
+    trial = Trial(subject, **rest)  # type: ignore[arg-type]
+    if trial.status not in STATUSES:
+        raise ValueError(f"status {trial.status!r}")
+    return trial
 
 
 def source_hash(launches: Iterable[Launch]) -> str:
@@ -158,15 +158,14 @@ def source_hash(launches: Iterable[Launch]) -> str:
     modules = {launch.kernel.fn.__module__ for launch in launches}
     for name in sorted(modules):
         modules |= {function.fn.__module__ for function in _functions(name).values()}
-    texts = {
-        f"{name}.{function}": made.src
-        for name in modules
-        for function, made in _functions(name).items()
-    }
-    joined = "\n".join(f"{name}\n{texts[name]}" for name in sorted(texts))
-    return hashlib.sha256(joined.encode()).hexdigest()[:12]
+    texts = [
+        f"{module}.{name}\n{function.src}"
+        for module in modules
+        for name, function in _functions(module).items()
+    ]
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:12]
 
 
 def _functions(module: str) -> dict[str, JITFunction]:
-    found = vars(sys.modules[module])
-    return {name: made for name, made in found.items() if isinstance(made, JITFunction)}
+    names = vars(sys.modules[module])
+    return {name: value for name, value in names.items() if isinstance(value, JITFunction)}

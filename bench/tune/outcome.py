@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from ...engine.table import Columns, columns
 from ...kernels import tuning
 from .cache import STATUSES, Subject, Trial
 from .space import Config
@@ -70,22 +72,7 @@ class Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Each search in a line: what was tried, how it ended, default and best; then the reasons."""
-    lines = [
-        f"{'layer':<8} {'batch':>5} {'space':>6} {'tried':>6} "
-        + " ".join(f"{status:>7}" for status in STATUSES)
-        + f" {'default us':>11} {'best us':>10} {'times':>6}  best"
-    ]
-    for outcome in outcomes:
-        counts = Counter(trial.status for trial in outcome.trials)
-        best = outcome.best
-        lines.append(
-            f"{outcome.subject.layer:<8} {outcome.subject.batch:>5} {outcome.size:>6} "
-            f"{len(outcome.trials):>6} "
-            + " ".join(f"{counts[status]:>7}" for status in STATUSES)
-            + f" {_us(outcome.default.median_us):>11} {_us(best.median_us if best else None):>10} "
-            f"{'-' if outcome.ratio is None else format(outcome.ratio, '.2f'):>6}  "
-            + ("nothing was right" if best is None else short(best.config))
-        )
+    lines = columns(outcomes, COLUMNS)
     for outcome in outcomes:
         for status, reason, count in reasons(outcome.trials):
             where = f"{outcome.subject.layer} x{outcome.subject.batch}"
@@ -119,5 +106,26 @@ def short(config: Config) -> str:
     return " ".join(["x".join(blocks), *rest])
 
 
-def _us(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _count(status: str, outcome: Outcome) -> str:
+    return str(sum(trial.status == status for trial in outcome.trials))
+
+
+def _us(trial: Trial | None) -> str:
+    return "-" if trial is None or trial.median_us is None else f"{trial.median_us:.2f}"
+
+
+def _best(outcome: Outcome) -> str:
+    return "nothing was right" if outcome.best is None else short(outcome.best.config)
+
+
+COLUMNS: Columns[Outcome] = (
+    ("layer", -8, lambda outcome: outcome.subject.layer),
+    ("batch", 5, lambda outcome: str(outcome.subject.batch)),
+    ("space", 6, lambda outcome: str(outcome.size)),
+    ("tried", 6, lambda outcome: str(len(outcome.trials))),
+    *((status, 7, partial(_count, status)) for status in STATUSES),
+    ("default us", 11, lambda outcome: _us(outcome.default)),
+    ("best us", 10, lambda outcome: _us(outcome.best)),
+    ("times", 6, lambda outcome: "-" if outcome.ratio is None else f"{outcome.ratio:.2f}"),
+    (" best", 0, lambda outcome: f" {_best(outcome)}"),
+)

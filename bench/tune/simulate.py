@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...engine.table import Columns, columns
 from ..records import RecordError
 from .cache import Cache, Subject, Trial
 from .search import STRATEGIES, follow
@@ -57,20 +58,14 @@ class Simulation:
 
     def __str__(self) -> str:
         right = sum(trial.status == "ok" for trial in self.trials)
-        lines = [
+        by_strategy: dict[str, list[Replay]] = {}
+        for each in self.replays:
+            by_strategy.setdefault(each.strategy, []).append(each)
+        title = (
             f"{self.subject}: {len(self.trials)} configurations, {right} of them right, "
-            f"best {self.best.time:.1f} us",
-            f"  {'strategy':<12} {'replays':>7} {'tries to the best':>20} "
-            f"{'to within 5 %':>16} {'seconds to the best':>20}",
-        ]
-        for name in dict.fromkeys(replay.strategy for replay in self.replays):
-            mine = [replay for replay in self.replays if replay.strategy == name]
-            lines.append(
-                f"  {name:<12} {len(mine):>7} {_spread([r.to_best for r in mine]):>20} "
-                f"{_spread([r.to_near for r in mine]):>16} "
-                f"{_spread([r.seconds_to_best for r in mine]):>20}"
-            )
-        return "\n".join(lines)
+            f"best {self.best.time:.1f} us"
+        )
+        return "\n  ".join([title, *columns(by_strategy.items(), COLUMNS)])
 
 
 def best(trials: Iterable[Trial]) -> Trial:
@@ -86,15 +81,15 @@ def by_subject(cache: Cache, layers: Sequence[str] = ()) -> dict[Subject, list[T
 
     Raises RecordError if there is none, listing the layers there are.
     """
-    found: dict[Subject, list[Trial]] = {}
+    searches: dict[Subject, list[Trial]] = {}
     for trial in cache.trials:
         if not layers or trial.subject.layer in layers:
-            found.setdefault(trial.subject, []).append(trial)
-    if not found:
+            searches.setdefault(trial.subject, []).append(trial)
+    if not searches:
         there = ", ".join(sorted({trial.subject.layer for trial in cache.trials})) or "nothing"
         wanted = " or ".join(layers) or "a search"
         raise RecordError(f"{cache.path}: wanted {wanted}, got {there}")
-    return found
+    return searches
 
 
 def replay(
@@ -118,13 +113,13 @@ def replay(
     def evaluate(configs: Sequence[Config]) -> list[float] | None:
         nonlocal fresh
         for config in configs:
-            found = stored[key(config)]
-            if state.find(found.subject, config) is None:
+            trial = stored[key(config)]
+            if state.find(trial.subject, config) is None:
                 if limit is not None and fresh >= limit:
                     return None
-                state.append(found)
+                state.append(trial)
                 fresh += 1
-            tried.append(found)
+            tried.append(trial)
         return [stored[key(config)].time for config in configs]
 
     space = listed(trial.config for trial in trials)
@@ -158,3 +153,12 @@ def _spread(values: Sequence[float | None]) -> str:
         return f"{len(known)} of {len(values)} found" if len(values) > 1 else "-"
     middle, low, high = (f"{v:.0f}" for v in (statistics.median(known), min(known), max(known)))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+COLUMNS: Columns[tuple[str, list[Replay]]] = (
+    ("strategy", -12, lambda item: item[0]),
+    ("replays", 7, lambda item: str(len(item[1]))),
+    ("tries to the best", 20, lambda item: _spread([each.to_best for each in item[1]])),
+    ("to within 5 %", 16, lambda item: _spread([each.to_near for each in item[1]])),
+    ("seconds to the best", 20, lambda item: _spread([each.seconds_to_best for each in item[1]])),
+)

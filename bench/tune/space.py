@@ -14,12 +14,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
-from ...engine.plan import Arithmetic, KernelConfig, Step
+from ...engine.plan import Arithmetic, Step
 from ...errors import Error
 from ...kernels import stem
 from ...kernels.conv import Conv2dShape, images_tiling_fits
@@ -34,7 +34,8 @@ from ..inspect.limits import LIMITS
 
 Config = dict[str, Any]  # a configuration's fields by name, as JSON has them
 Values = Mapping[str, tuple[Any, ...]]
-Declared = TypeVar("Declared", bound=KernelConfig)
+Rules = Mapping[str, Callable[[Config], bool]]
+"""Sentences, and whether each holds; a configuration for which one does not is left out."""
 
 FEW = 256  # tiles: a large GPU has half as many multiprocessors, and more need not be split
 ACCUMULATORS = 224  # registers a thread may fill with sums; the other 31 are for addresses
@@ -45,23 +46,15 @@ class SpaceError(Error, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """Configurations for which `holds` is false are left out; `name` says why."""
-
-    name: str
-    holds: Callable[[Config], bool]
-
-
-@dataclass(frozen=True, slots=True)
 class Space:
     """All combinations of the parameters' values that break no rule."""
 
     parameters: Values
-    rules: tuple[Rule, ...] = ()
+    rules: Rules = field(default_factory=dict)
 
     def broken(self, config: Config) -> str | None:
-        """The name of the first rule that a configuration breaks, None if it is legal."""
-        return next((rule.name for rule in self.rules if not rule.holds(config)), None)
+        """The first rule that a configuration breaks, None if it is legal."""
+        return next((rule for rule, holds in self.rules.items() if not holds(config)), None)
 
     def configs(self) -> list[Config]:
         """Every legal configuration, the last parameter changing fastest."""
@@ -130,18 +123,15 @@ def listed(configs: Iterable[Config]) -> Space:
     """The space of exactly these configurations, which all have the same fields."""
     known = {key(config): config for config in configs}
     names = next(iter(known.values()), {})
-    parameters = {name: _sorted({config[name] for config in known.values()}) for name in names}
-    return Space(parameters, (Rule("it is listed", lambda config: key(config) in known),))
+    parameters = {
+        name: tuple(sorted({config[name] for config in known.values()})) for name in names
+    }
+    return Space(parameters, {"it is listed": lambda config: key(config) in known})
 
 
 def key(config: Config) -> str:
     """The same text for the same configuration."""
     return json.dumps(config, sort_keys=True)
-
-
-def built(like: Declared, config: Config) -> Declared:
-    """The configuration of a kernel from its fields; those that are missing are as in `like`."""
-    return replace(like, **config)
 
 
 def _lines(values: tuple[Any, ...], here: Any) -> list[list[Any]]:
@@ -153,13 +143,9 @@ def _lines(values: tuple[Any, ...], here: Any) -> list[list[Any]]:
     return [sorted(up), sorted(down, reverse=True)]
 
 
-def _sorted(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(sorted(values))
-
-
 def _with(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     """Values to search and the default's own: a search starts there and must find neighbours."""
-    return values if value in values or len(values) == 1 else _sorted([*values, value])
+    return values if value in values or len(values) == 1 else tuple(sorted([*values, value]))
 
 
 def _value(name: str, text: str, like: Any) -> Any:
@@ -180,18 +166,17 @@ def _interpreted(default: Config) -> Space:
     """Tiles of the default's size, half and a quarter of it: enough to try everything."""
     blocks = [name for name, size in default.items() if name.startswith("BLOCK_") and size]
     parameters = {
-        name: _sorted({max(1, default[name] // cut) for cut in (1, 2, 4)}) for name in blocks
+        name: tuple(sorted({max(1, default[name] // cut) for cut in (1, 2, 4)})) for name in blocks
     }
-    limit = Rule(
-        f"a tile has at most {MAX_TILE} numbers",
-        lambda c: all(c[a] * c[b] <= MAX_TILE for a, b in itertools.combinations(blocks, 2)),
-    )
-    # A product's operands have at least 16 rows and columns.
-    matrix = Rule(
-        "a matrix tile is at least 16 wide",
-        lambda c: "BLOCK_K" not in c or all(c[name] >= 16 for name in blocks),
-    )
-    return Space(parameters, (limit, matrix))
+    rules: Rules = {
+        f"a tile has at most {MAX_TILE} numbers": lambda c: all(
+            c[a] * c[b] <= MAX_TILE for a, b in itertools.combinations(blocks, 2)
+        ),
+        "a product's operands have at least 16 rows and columns": lambda c: (
+            "BLOCK_K" not in c or all(c[name] >= 16 for name in blocks)
+        ),
+    }
+    return Space(parameters, rules)
 
 
 # --- compiled --------------------------------------------------------------------------------
@@ -255,46 +240,34 @@ def _conv2d(
     def tiles(config: Config) -> int:
         return _tiles(rows(config), config["BLOCK_M"]) * _tiles(at(config).OC, config["BLOCK_N"])
 
-    rules = (
-        Rule(
-            "a tile of images is at least half full",
-            lambda t: not images(t) or t["BLOCK_M"] < 2 * shape.N,
+    rules: Rules = {
+        "a tile of images is at least half full": lambda t: (
+            not images(t) or t["BLOCK_M"] < 2 * shape.N
         ),
-        Rule(
-            "a tile of pixels is no longer than the output",
-            lambda t: t["BLOCK_M"] <= power_of_two(rows(t), 32, 256),
+        "a tile of pixels is no longer than the output": lambda t: (
+            t["BLOCK_M"] <= power_of_two(rows(t), 32, 256)
         ),
-        Rule(
-            "a tile is no wider than the filters",
-            lambda t: t["BLOCK_N"] <= power_of_two(filters(t), 32, 256),
+        "a tile is no wider than the filters": lambda t: (
+            t["BLOCK_N"] <= power_of_two(filters(t), 32, 256)
         ),
-        Rule(
-            "a second accumulator is for a tile of images, narrower than the first, and needed",
-            lambda t: (
-                not t["BLOCK_N2"] or (images(t) and t["BLOCK_N2"] < t["BLOCK_N"] < filters(t))
-            ),
+        "a second accumulator is narrower, needed, and for a tile of images": lambda t: (
+            not t["BLOCK_N2"] or (images(t) and t["BLOCK_N2"] < t["BLOCK_N"] < filters(t))
         ),
-        Rule("a K step is no longer than the channels", lambda t: _k_step(t, channels(t))),
-        Rule(
-            "a sum is split where tiles are of pixels and few, and a part has four steps",
-            lambda t: (
-                t["SPLIT_K"] == 1
-                or (
-                    not images(t)
-                    and t["columns"] == 1  # parts are dense
-                    and steps(t) >= 4 * t["SPLIT_K"]
-                    and tiles(t) < FEW
-                )
-            ),
+        "a K step is no longer than the channels": lambda t: _k_step(t, channels(t)),
+        "a sum is split where tiles are of pixels and few, and a part has four steps": lambda t: (
+            t["SPLIT_K"] == 1
+            or (
+                not images(t)
+                and t["columns"] == 1  # parts are dense
+                and steps(t) >= 4 * t["SPLIT_K"]
+                and tiles(t) < FEW
+            )
         ),
-        Rule(
-            "descriptors step from group to group by 16 bytes",
-            lambda t: (
-                not (images(t) and t["descriptors"]) or images_tiling_fits(shape, arithmetic.dtype)
-            ),
+        "descriptors step from group to group by 16 bytes": lambda t: (
+            not (images(t) and t["descriptors"]) or images_tiling_fits(shape, arithmetic.dtype)
         ),
-        *_matrix_rules(arithmetic, arch),
-    )
+        **_matrix_rules(arithmetic, arch),
+    }
     return Space(parameters, rules)
 
 
@@ -316,32 +289,27 @@ def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
     def tiles(config: Config) -> int:
         return _tiles(shape.N, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
 
-    rules = (
-        Rule(
-            "a tile is no longer than the batch or the matrix instruction",
-            lambda t: t["BLOCK_M"] <= power_of_two(shape.N, 16 if t["transposed"] else 64, 256),
+    rules: Rules = {
+        "a tile is no longer than the batch or the matrix instruction": lambda t: (
+            t["BLOCK_M"] <= power_of_two(shape.N, 16 if t["transposed"] else 64, 256)
         ),
-        Rule(
-            "a tile is no wider than the outputs",
-            lambda t: t["BLOCK_N"] <= power_of_two(shape.OC, 32, 256),
+        "a tile is no wider than the outputs": lambda t: (
+            t["BLOCK_N"] <= power_of_two(shape.OC, 32, 256)
         ),
-        Rule(
-            "the matrix instruction's side of 64 rows is full",
-            lambda t: t["BLOCK_N" if t["transposed"] else "BLOCK_M"] >= 64,
+        "the matrix instruction's side of 64 rows is full": lambda t: (
+            t["BLOCK_N" if t["transposed"] else "BLOCK_M"] >= 64
         ),
-        Rule("a K step is no longer than the channels", lambda t: _k_step(t, shape.C)),
-        Rule(
-            "a sum is split where tiles are few, and a part has four steps",
-            lambda t: t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW),
+        "a K step is no longer than the channels": lambda t: _k_step(t, shape.C),
+        "a sum is split where tiles are few, and a part has four steps": lambda t: (
+            t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW)
         ),
-        *_matrix_rules(arithmetic, arch),
-    )
+        **_matrix_rules(arithmetic, arch),
+    }
     return Space(parameters, rules)
 
 
-def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Rule, ...]:
+def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
     """What convolution and linear layers share: both are a product in tiles."""
-    plain = arithmetic.dtype == torch.float32 and arithmetic.precision == "ieee"
 
     def width(config: Config) -> int:
         return int(config["BLOCK_N"]) + int(config.get("BLOCK_N2", 0))
@@ -350,65 +318,57 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> tuple[Rule, ...]:
         numbers_a_stage = (config["BLOCK_M"] + width(config)) * config["BLOCK_K"]
         return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
-    rules = [
-        Rule("descriptors are from sm_90", lambda t: not t["descriptors"] or arch >= 90),
-        Rule(
-            f"sums take at most {ACCUMULATORS} registers a thread",
-            lambda t: t["BLOCK_M"] * width(t) <= ACCUMULATORS * 32 * t["num_warps"],
+    rules: Rules = {
+        "descriptors are from sm_90": lambda t: not t["descriptors"] or arch >= 90,
+        f"sums take at most {ACCUMULATORS} registers a thread": lambda t: (
+            t["BLOCK_M"] * width(t) <= ACCUMULATORS * 32 * t["num_warps"]
         ),
-        Rule(
-            "eight warps have 8192 sums to share",
-            lambda t: t["num_warps"] <= 4 or t["BLOCK_M"] * width(t) >= 8192,
+        "eight warps have 8192 sums to share": lambda t: (
+            t["num_warps"] <= 4 or t["BLOCK_M"] * width(t) >= 8192
         ),
-        Rule(
-            "operands fit in shared memory",
-            lambda t: arch not in LIMITS or operands(t) <= LIMITS[arch].shared_per_block,
+        "operands fit in shared memory": lambda t: (
+            arch not in LIMITS or operands(t) <= LIMITS[arch].shared_per_block
         ),
-    ]
-    if plain:  # no tensor core computes this, and unrolled multiply-adds compile for minutes
-        rules.append(
-            Rule(
-                "plain multiply-adds keep to small tiles",
-                lambda t: (
-                    t["BLOCK_M"] * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
-                ),
-            )
-        )
-    return tuple(rules)
+    }
+    if arithmetic.dtype != torch.float32 or arithmetic.precision != "ieee":
+        return rules
+    return {
+        **rules,
+        # No tensor core computes this, and unrolled multiply-adds compile for minutes.
+        "plain multiply-adds keep to small tiles": lambda t: (
+            t["BLOCK_M"] * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
+        ),
+    }
 
 
-def _elementwise(rows: str, columns: str, arithmetic: int) -> Space:
-    """Tiles of `rows` by `columns` of a problem with `arithmetic` columns."""
+def _elementwise(rows: str, columns: str, count: int) -> Space:
+    """Tiles of `rows` by `columns` of a problem with `count` columns."""
     parameters = {
         rows: (1, 2, 4, 8, 16, 32),
         columns: (32, 64, 128, 256, 512, 1024, 2048),
         "num_warps": (1, 2, 4, 8),
     }
-    rules = (
-        Rule(
-            "a tile is no wider than the problem",
-            lambda t: t[columns] <= power_of_two(arithmetic, 32, 2048),
+    rules: Rules = {
+        "a tile is no wider than the problem": lambda t: (
+            t[columns] <= power_of_two(count, 32, 2048)
         ),
-        Rule(
-            "a thread has 1 to 32 numbers",
-            lambda t: 1 <= t[rows] * t[columns] / (32 * t["num_warps"]) <= 32,
+        "a thread has 1 to 32 numbers": lambda t: (
+            1 <= t[rows] * t[columns] / (32 * t["num_warps"]) <= 32
         ),
-    )
+    }
     return Space(parameters, rules)
 
 
 def _rows(columns: int) -> Space:
     """Tiles of BLOCK_M rows that hold all of `columns`."""
     width = power_of_two(columns, 8, MAX_TILE)
-    parameters = {
-        "BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-        "num_warps": (1, 2, 4, 8),
+    parameters = {"BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256), "num_warps": (1, 2, 4, 8)}
+    rules: Rules = {
+        "a thread has 1 to 64 numbers": lambda t: (
+            1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64
+        )
     }
-    arithmetic = Rule(
-        "a thread has 1 to 64 numbers",
-        lambda t: 1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64,
-    )
-    return Space(parameters, (arithmetic,))
+    return Space(parameters, rules)
 
 
 def _k_step(config: Config, channels: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is done to one candidate, in a child process: judged, then proved, then timed.
+"""What is done to one configuration, in a worker process: judged, then proved, then timed.
 
 Judging compiles the step's kernels for an architecture without running them, so it happens in many
 processes at once while another has the GPU to itself. The compiler's options and arguments are
@@ -7,155 +7,141 @@ those of the launch that follows, so that launch finds the binary in Triton's ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from ...engine.plan import KernelConfig
+from ...engine.plan import Step
 from ...kernels.jit import Launch
 from ..inspect.compiled import compile_for, refusal
 from ..measure import timing
-from ..measure.problem import Problem, Ready, Tensors, configured, expected, match, ready, tensors
-from ..measure.timing import Clock, Times
-from .cache import Status
+from ..measure.problem import (
+    Match,
+    Problem,
+    Ready,
+    Tensors,
+    configured,
+    expected,
+    match,
+    ready,
+    tensors,
+)
+from ..measure.timing import Clock
+from .cache import Trial
+from .space import Config
 
-SEED = 0  # every candidate of a problem, also in a new process, sees the same tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the compiler says; `refusal` is empty if nothing speaks against running it."""
-
-    refusal: str = ""
-    registers: int | None = None  # per thread, of the kernel that takes most
-    shared: int | None = None  # bytes per program
-
-
-@dataclass(frozen=True, slots=True)
-class ToJudge:
-    """A configuration of the step of this name, for a compute capability."""
-
-    problem: Problem
-    step: str
-    config: KernelConfig
-    arch: int
+SEED = 0  # every configuration of a problem, also in a new process, sees the same tensors
 
 
-@dataclass(frozen=True, slots=True)
-class ToRun:
-    """Configurations of the step of this name that take turns on the clock."""
+def judge(problem: Problem, step: Step, trial: Trial, arch: int) -> Trial:
+    """The trial with what the compiler says: registers and shared memory, or that it is refused.
 
-    problem: Problem
-    step: str
-    configs: tuple[KernelConfig, ...]
-    clock: Clock
-    rounds: int
-    seconds: float  # of the clock, for all together; at least three rounds are taken
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How one configuration did; no times unless `status` is "ok"."""
-
-    status: Status
-    reason: str = ""
-    max_error: float | None = None
-    times: Times | None = None
-
-
-def judge(task: ToJudge) -> Judgement:
-    """Compile every kernel of the step, on tensors without memory.
-
+    Compiles every kernel of the step for compute capability `arch`, on tensors without memory.
     Raises whatever Triton's compiler raises.
     """
     try:
-        variant = configured(task.problem, task.config, task.step)
-        made = ready(variant, tensors(variant, "meta"))
+        variant = _variant(problem, step, trial.config)
+        bound = ready(variant, tensors(variant, "meta"))
     except ValueError as error:  # the launcher's refusal
-        return Judgement(str(error))
-    binaries = [compile_for(launch, task.arch) for launch in launches(made, task.step)]
-    reasons = [reason for binary in binaries if (reason := refusal(binary))]
-    return Judgement(
-        reasons[0] if reasons else "",
-        max((binary.registers for binary in binaries), default=None),
-        max((binary.shared for binary in binaries), default=None),
+        return replace(trial, status="refused", reason=str(error))
+    binaries = [compile_for(launch, arch) for launch in launches(bound, step)]
+    trial = replace(
+        trial,
+        registers=max((binary.registers for binary in binaries), default=None),
+        shared=max((binary.shared for binary in binaries), default=None),
     )
+    reason = next(filter(None, map(refusal, binaries)), "")
+    return replace(trial, status="refused", reason=reason) if reason else trial
 
 
-def launches(made: Ready, step: str) -> tuple[Launch, ...]:
+def launches(bound: Ready, step: Step) -> tuple[Launch, ...]:
     """The launches of one step."""
-    return dict(made.launches)[step]
+    return dict(bound.launches)[step.name]
 
 
-def judges() -> Callable[[ToJudge], Judgement]:
-    """What a judging process does."""
-    return judge
+class TrialRunner:
+    """Proves and times configurations on one device; the last problem's tensors are kept."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._prepared: tuple[Problem, str] | None = None
+        self._copies: list[Tensors] = []
+        self._expected = torch.empty(0)
 
-class Runner:
-    """Proves and times candidates on one device; the last problem's tensors are kept."""
+    def __call__(
+        self,
+        problem: Problem,
+        step: Step,
+        trials: Sequence[Trial],
+        clock: Clock,
+        rounds: int,
+        seconds: float,
+    ) -> list[Trial]:
+        """The trials with their errors and, of those that are right, times: they take turns.
 
-    def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
-        self._problem: Problem | None = None
-        self._given: list[Tensors] = []
-        self._wanted = torch.empty(0)
-
-    def __call__(self, task: ToRun) -> list[Ran]:
-        """One result a configuration, in their order. Raises whatever running one raises."""
-        self._prepare(task.problem, task.step)
-        found: dict[int, Ran] = {}
+        `seconds` is of the clock, for all together; at least three rounds are taken. Raises
+        whatever running one raises.
+        """
+        self._prepare(problem, step)
+        proved: list[Trial] = []
         contestants: dict[str, list[timing.Run]] = {}
-        for index, config in enumerate(task.configs):
+        for index, trial in enumerate(trials):
             try:
-                variant = configured(task.problem, config, task.step)
-                copies = [ready(variant, given) for given in self._given]
+                variant = _variant(problem, step, trial.config)
+                copies = [ready(variant, given) for given in self._copies]
             except ValueError as error:
-                found[index] = Ran("refused", str(error))
+                proved.append(replace(trial, status="refused", reason=str(error)))
                 continue
             for copy in copies:
                 copy()  # also fills what the step reads, where it is not the first
-            check = match(variant, copies[0].output(), self._wanted)
-            worst = check.max_error if check.max_error < float("inf") else None
-            if check.passed:
-                found[index] = Ran("ok", "", worst)
-                contestants[str(index)] = [_run(copy, task.step) for copy in copies]
-            else:
-                found[index] = Ran("wrong", _wrong(worst, check.rms_error, check.tolerance), worst)
-        taken = timing.measure(
-            contestants, task.clock, self._device, task.rounds, seconds=task.seconds
-        )
-        for name, times in taken.items():
-            found[int(name)] = Ran("ok", "", found[int(name)].max_error, times)
-        return [found[index] for index in range(len(task.configs))]
+            proved.append(_compared(trial, match(variant, copies[0].output(), self._expected)))
+            if proved[-1].status == "ok":
+                contestants[str(index)] = [partial(_run, launches(copy, step)) for copy in copies]
+        times = timing.measure(contestants, clock, self._device, rounds, seconds)
+        for name, taken in times.items():
+            proved[int(name)] = replace(
+                proved[int(name)],
+                median_us=round(taken.median, 3),
+                p20_us=round(taken.p20, 3),
+                p80_us=round(taken.p80, 3),
+            )
+        return proved
 
-    def _prepare(self, problem: Problem, step: str) -> None:
-        if problem == self._problem:
+    def _prepare(self, problem: Problem, step: Step) -> None:
+        if (problem, step.name) == self._prepared:
             return
-        self._given, self._problem = [], None  # what is let go makes room
+        self._copies, self._prepared = [], None  # what is let go makes room
         generator = torch.Generator(self._device).manual_seed(SEED)
         count = 1
         if self._device.type == "cuda":
-            (moved,) = (s.work.bytes for s in problem.plan.steps if s.name == step)
             cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-            count = timing.copies_to_overflow(moved, cache)
-        self._given = [tensors(problem, self._device, generator) for _ in range(count)]
-        self._wanted = expected(problem, self._given[0])
-        self._problem = problem
+            count = timing.copies_to_overflow(step.work.bytes, cache)
+        self._copies = [tensors(problem, self._device, generator) for _ in range(count)]
+        self._expected = expected(problem, self._copies[0])
+        self._prepared = problem, step.name
 
 
-def _run(made: Ready, step: str) -> timing.Run:
-    calls = launches(made, step)
-
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
+def _variant(problem: Problem, step: Step, config: Config) -> Problem:
+    assert step.config is not None
+    return configured(problem, replace(step.config, **config), step.name)
 
 
-def _wrong(error: float | None, rms: float, tolerance: float) -> str:
-    if error is None:
-        return "some of the answer is NaN or was never written"
-    return f"errors up to {error:.2g}, RMS {rms:.2g}; {tolerance:.2g} and a quarter are allowed"
+def _run(calls: Sequence[Launch]) -> None:
+    for call in calls:
+        call()
+
+
+def _compared(trial: Trial, found: Match) -> Trial:
+    """The trial, right or wrong."""
+    if found.passed:
+        return replace(trial, status="ok", max_error=found.max_error)
+    if found.max_error == float("inf"):
+        reason = "some of the answer is NaN or was never written"
+        return replace(trial, status="wrong", reason=reason, max_error=None)
+    reason = (
+        f"errors up to {found.max_error:.2g}, RMS {found.rms_error:.2g}; "
+        f"{found.tolerance:.2g} and a quarter are allowed"
+    )
+    return replace(trial, status="wrong", reason=reason, max_error=found.max_error)

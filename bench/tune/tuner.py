@@ -1,6 +1,6 @@
-"""A search on one device: candidates judged in many processes, run in one, and the best of them.
+"""A search on one device: configurations are judged in many processes and run in one.
 
-A candidate goes through judging (compiled for the device, never run if it cannot win), proving
+A configuration goes through judging (compiled for the device, never run if it cannot win), proving
 (against float64, outputs poisoned) and timing, and ends as one line in the cache. Compiling runs
 ahead of the GPU in processes of its own. In the end the best few and the default take turns on the
 clock: what was measured minutes apart, and was the luckiest of hundreds, is not yet a winner.
@@ -13,32 +13,29 @@ import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
 import triton
 
 from ...engine import EngineError
-from ...engine.plan import KernelConfig, Step
+from ...engine.plan import Step
 from ...kernels.conv import Conv2dConfig, Conv2dShape
 from ...kernels.jit import architecture
 from ...kernels.stem import StemShape
 from ..env import environment
 from ..measure.problem import Problem, configured, ready, tensors
 from ..measure.timing import CLOCKS, Clock
-from . import trial as attempt
+from ..worker import Lost, Worker
 from .cache import Cache, Subject, Trial, source_hash
-from .child import Child, Lost
 from .outcome import Outcome
 from .search import STRATEGIES, follow
-from .space import Config, Space, built, key, space, within
-from .trial import Judgement, Ran, Runner, ToJudge, ToRun
+from .space import Config, Space, key, space, within
+from .trial import TrialRunner, judge, launches
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
 LOOK = 0.5
@@ -46,13 +43,16 @@ FINALISTS = 3  # and the default
 FINAL_ROUNDS = 15  # at most FINAL seconds of them
 FINAL = 2.0
 
+Judge = Worker[[Problem, Step, Trial, int], Trial]
 
-class Lab:
+
+class Tuner:
     """The processes that search on one device. Close it, or use it as a context.
 
     `jobs` processes judge (default: one a core, but for one), none on a CPU, where nothing is
-    compiled. A candidate that has not answered after `timeout` seconds is given up. `clock` is one
-    of the device's, by default "graph" on a GPU: what a kernel costs in a steady stream of them.
+    compiled; all of them start at once. A trial that has not answered after `timeout` seconds is
+    given up. `clock` is one of the device's, by default "graph" on a GPU: what a kernel costs in a
+    steady stream of them.
     """
 
     def __init__(
@@ -70,45 +70,42 @@ class Lab:
             legal = " or ".join(CLOCKS[device.type])
             raise EngineError(f"clock: wanted {legal} on {device}, got {self.clock!r}")
         self.timeout = timeout
-        self._runner: Child[ToRun, list[Ran]] = Child(partial(Runner, str(device)))
         self._jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
-        self._judges = [Child[ToJudge, Judgement](attempt.judges) for _ in range(self._jobs)]
-        self._idle: queue.SimpleQueue[Child[ToJudge, Judgement]] = queue.SimpleQueue()
-        for judge in self._judges:
-            self._idle.put(judge)
+        self._runner = Worker(TrialRunner(device), quiet=True)
+        self._judges = [Worker(judge, quiet=True) for _ in range(self._jobs)]
+        self._workers: list[Worker[..., Any]] = [self._runner, *self._judges]
+        # To import torch and Triton takes each of them seconds: not one after the other.
+        for worker in self._workers if self.arch else [self._runner]:
+            worker.start()
+        self._idle: queue.SimpleQueue[Judge] = queue.SimpleQueue()
+        for each in self._judges:
+            self._idle.put(each)
         self._threads = ThreadPoolExecutor(self._jobs)
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Tuner:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """End all processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._runner.close()
-        for judge in self._judges:
-            judge.close()
+        for worker in self._workers:
+            worker.close()
         self._threads.shutdown()
 
     def judge(
-        self, problem: Problem, step: str, configs: Iterable[KernelConfig]
-    ) -> Generator[Judgement | Lost, None, None]:
-        """What the compiler says of each, in their order, some of them compiled ahead."""
-        ahead: deque[Future[Judgement | Lost]] = deque()
+        self, problem: Problem, step: Step, trials: Iterable[Trial]
+    ) -> Generator[Trial, None, None]:
+        """Each with what the compiler says, in their order, some of them compiled ahead."""
+        ahead: deque[Future[Trial]] = deque()
         try:
-            for config in configs:
+            for trial in trials:
                 if self.arch is None:
-                    yield Judgement()
+                    yield trial
                     continue
-                task = ToJudge(problem, step, config, self.arch)
-                ahead.append(self._threads.submit(self._judge, task))
+                ahead.append(self._threads.submit(self._judge, problem, step, trial, self.arch))
                 if len(ahead) > 2 * self._jobs:
                     yield ahead.popleft().result()
             while ahead:
@@ -117,31 +114,31 @@ class Lab:
             for future in ahead:
                 future.cancel()
 
-    def _judge(self, task: ToJudge) -> Judgement | Lost:
-        judge = self._idle.get()
+    def _judge(self, problem: Problem, step: Step, trial: Trial, arch: int) -> Trial:
+        worker = self._idle.get()
         try:
-            return judge.ask(task, self.timeout)
+            return worker.ask(self.timeout, problem, step, trial, arch)
         except Lost as lost:
-            return lost
+            return replace(trial, status=lost.status, reason=f"compiling: {lost.reason}")
         finally:
-            self._idle.put(judge)
+            self._idle.put(worker)
 
     def run(
         self,
         problem: Problem,
-        step: str,
-        configs: Sequence[KernelConfig],
+        step: Step,
+        trials: Sequence[Trial],
         rounds: int = ROUNDS,
         seconds: float = LOOK,
-    ) -> list[Ran]:
+    ) -> list[Trial]:
         """Prove and time configurations that take turns. Raises Lost."""
-        task = ToRun(problem, step, tuple(configs), self.clock, rounds, seconds)
-        return self._runner.ask(task, self.timeout * len(configs))
+        limit = self.timeout * len(trials)
+        return self._runner.ask(limit, problem, step, trials, self.clock, rounds, seconds)
 
 
 def tune(
     problem: Problem,
-    lab: Lab,
+    tuner: Tuner,
     cache: Cache,
     *,
     step: str | None = None,
@@ -159,61 +156,63 @@ def tune(
     The search starts from the default or, if one is faster, from one of `hints`: winners of
     problems like this one, of which those outside this space are passed over.
 
-    Ends when the strategy does, after about `seconds` (the final and a candidate under way may
+    Ends when the strategy does, after about `seconds` (the final and a trial under way may
     take a little longer), or after `limit` trials that were not in the cache. With `resume` the
     cache's trials by the same clock count as this search's own; without, all are made anew.
     `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
     Raises SpaceError.
     """
     chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
-    search = _Search(problem, chosen, lab, cache, limit, resume, told)
+    known_as = subject(problem, chosen, tuner.name)
+    search = _Search(problem, chosen, tuner, cache, known_as, limit, resume, told)
     first = _folded(problem, chosen)
-    tried = within(space(chosen, problem.plan.arithmetic, lab.arch, first), values or {})
+    searched = within(space(chosen, problem.plan.arithmetic, tuner.arch, first), values or {})
     if seconds is not None:
         search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     assert chosen.config is not None  # space() has refused it
     default = asdict(chosen.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
-    starts = [start for start in starts if start == default or tried.has(start)]
+    starts = [start for start in starts if start == default or searched.has(start)]
     if (times := search.evaluate(starts)) is not None:
-        _, best = min(zip(times, starts, strict=True), key=lambda one: one[0])
-        follow(STRATEGIES[strategy](tried, best, seed), search.evaluate)
-    return search.outcome(tried, default)
+        _, best = min(zip(times, starts, strict=True), key=lambda pair: pair[0])
+        follow(STRATEGIES[strategy](searched, best, seed), search.evaluate)
+    return search.outcome(searched, default)
 
 
+@dataclass(slots=True)
 class _Search:
     """The trials of one search as they come in."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        step: Step,
-        lab: Lab,
-        cache: Cache,
-        limit: int | None,
-        resume: bool,
-        told: Callable[[Trial], None],
-    ) -> None:
-        self.problem, self.step, self.lab, self.cache = problem, step, lab, cache
-        self.limit, self.resume, self.told = limit, resume, told
-        self.end: float | None = None
-        self.trials: list[Trial] = []
-        self.fresh = 0
-        self.subject = subject(problem, step, lab.name)
+    problem: Problem
+    step: Step
+    tuner: Tuner
+    cache: Cache
+    subject: Subject
+    limit: int | None
+    resume: bool
+    told: Callable[[Trial], None]
+    end: float | None = None  # on time.perf_counter's clock
+    trials: list[Trial] = field(default_factory=list)
+    fresh: int = 0
 
     def evaluate(self, configs: Sequence[Config]) -> list[float] | None:
         """Their times, from the cache or measured; None once time or trials are up."""
         seen = {key(trial.config): trial for trial in self.trials}
         known = [seen.get(key(config)) or self._known(config) for config in configs]
-        unknown = (c for c, trial in zip(configs, known, strict=True) if trial is None)
-        judgements = self.lab.judge(self.problem, self.step.name, map(self._built, unknown))
+        # Nothing bad is known of these yet.
+        blanks = (
+            Trial(self.subject, config, "ok", clock=self.tuner.clock)
+            for config, trial in zip(configs, known, strict=True)
+            if trial is None
+        )
+        judged = self.tuner.judge(self.problem, self.step, blanks)
         times = []
         try:
             for config, trial in zip(configs, known, strict=True):
                 if trial is None:
                     if self._over():
                         return None
-                    trial = self._try(config, judgements)
+                    trial = self._try(judged)
                     self.cache.append(trial)
                     self.fresh += 1
                 if key(config) not in seen:
@@ -221,10 +220,10 @@ class _Search:
                     self.told(trial)
                 times.append(trial.time)
         finally:
-            judgements.close()
+            judged.close()
         return times
 
-    def outcome(self, tried: Space, start: Config) -> Outcome:
+    def outcome(self, searched: Space, start: Config) -> Outcome:
         """The final: the best few and the default take turns."""
         trials = {key(trial.config): trial for trial in self.trials}
         default = trials[key(start)]
@@ -242,41 +241,30 @@ class _Search:
             table_shape(self.problem, self.step),
             tuple(self.trials),
             self.fresh,
-            len(tried.configs()),
+            len(searched.configs()),
             trials[key(start)],
             min(standing, key=lambda trial: trial.time, default=None),
         )
 
     def _known(self, config: Config) -> Trial | None:
-        found = self.cache.find(self.subject, config) if self.resume else None
-        return None if found is None or found.clock != self.lab.clock else found
-
-    def _built(self, config: Config) -> KernelConfig:
-        assert self.step.config is not None
-        return built(self.step.config, config)
+        trial = self.cache.find(self.subject, config) if self.resume else None
+        return None if trial is None or trial.clock != self.tuner.clock else trial
 
     def _over(self) -> bool:
         late = self.end is not None and time.perf_counter() > self.end
         enough = self.limit is not None and self.fresh >= self.limit
         return bool(self.trials) and (late or enough)  # the default is always tried
 
-    def _try(self, config: Config, judgements: Generator[Judgement | Lost, None, None]) -> Trial:
+    def _try(self, judged: Iterator[Trial]) -> Trial:
         started = time.perf_counter()
-        judged = next(judgements)
-        trial = Trial(self.subject, config, "failed", date=_now(), clock=self.lab.clock)
-        if isinstance(judged, Lost):
-            trial = replace(trial, status=judged.status, reason=f"compiling: {judged.reason}")
-        elif judged.refusal:
-            trial = replace(trial, status="refused", reason=judged.refusal)
-        else:
+        trial = next(judged)
+        if trial.status == "ok":
             try:
-                (ran,) = self.lab.run(self.problem, self.step.name, [self._built(config)])
-                trial = _timed(trial, ran)
+                (trial,) = self.tuner.run(self.problem, self.step, [trial])
             except Lost as lost:
                 trial = replace(trial, status=lost.status, reason=lost.reason)
-        if isinstance(judged, Judgement):
-            trial = replace(trial, registers=judged.registers, shared=judged.shared)
-        return replace(trial, seconds=round(time.perf_counter() - started, 4))
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(trial, date=date, seconds=round(time.perf_counter() - started, 4))
 
     def _final(self, finalists: list[Trial]) -> list[Trial]:
         """The same with their times from the final.
@@ -285,16 +273,15 @@ class _Search:
         final itself is lost, say because the finalists do not fit in memory together, the times of
         the search stand.
         """
-        configs = [self._built(trial.config) for trial in finalists]
+        untimed = [replace(one, median_us=None, p20_us=None, p80_us=None) for one in finalists]
         try:
-            ran = self.lab.run(self.problem, self.step.name, configs, FINAL_ROUNDS, FINAL)
+            final = self.tuner.run(self.problem, self.step, untimed, FINAL_ROUNDS, FINAL)
         except Lost:
             return finalists
-        found = [_timed(trial, one) for trial, one in zip(finalists, ran, strict=True)]
-        for trial in found:
+        for trial in final:
             if trial.status != "ok":
                 self.cache.append(replace(trial, reason=f"right at first, then {trial.reason}"))
-        return found
+        return final
 
 
 def _folded(problem: Problem, step: Step) -> Conv2dShape | None:
@@ -323,7 +310,7 @@ def subject(problem: Problem, step: Step, device: str) -> Subject:
     return Subject(
         device=device,
         triton=triton.__version__,
-        source=source_hash(attempt.launches(bound, step.name)),
+        source=source_hash(launches(bound, step)),
         network=problem.network.name,
         layer=step.name,
         batch=problem.batch,
@@ -336,20 +323,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{environment(device)['cpu']}, Triton's interpreter"
-
-
-def _timed(trial: Trial, ran: Ran) -> Trial:
-    times = ran.times
-    return replace(
-        trial,
-        status=ran.status,
-        reason=ran.reason,
-        max_error=ran.max_error,
-        median_us=None if times is None else round(times.median, 3),
-        p20_us=None if times is None else round(times.p20, 3),
-        p80_us=None if times is None else round(times.p80, 3),
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,126 @@
+"""Work in a process of its own: whatever happens there, the parent is told and goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alexnet_triton.bench.worker import Lost, Worker
+
+LONG = 600.0  # seconds, for what will answer
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker[..., Any]]:
+    """A process that evaluates Python."""
+    made: Worker[..., Any] = Worker(eval, quiet=True)
+    yield made
+    made.close()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, given a moment; a zombie that nobody waits for has."""
+    for _ in range(1000):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def lost(ask: Callable[[], object]) -> Lost:
+    with pytest.raises(Lost) as raised:
+        ask()
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("task", "seconds", "status", "reason"),
+    [
+        ("1 / 0", LONG, "failed", "ZeroDivisionError: division by zero"),
+        ("exit(2)", LONG, "failed", "SystemExit: 2"),
+        (
+            "print('last words', flush=True) or __import__('os').abort()",
+            *(LONG, "failed", "the process died with SIGABRT: last words"),
+        ),
+        ("__import__('os')._exit(3)", LONG, "failed", "the process died with status 3"),
+        ("__import__('time').sleep(60)", 0.2, "timeout", "no answer within 0.2 s"),
+    ],
+)
+def test_a_loss_is_told_and_a_new_process_answers(
+    worker: Worker[..., Any], task: str, seconds: float, status: str, reason: str
+) -> None:
+    before = worker.ask(LONG, "__import__('os').getpid()")
+    loss = lost(lambda: worker.ask(seconds, task))
+    assert (loss.status, loss.reason) == (status, reason)
+    assert gone(before)
+    assert worker.ask(LONG, "1 + 1") == 2
+
+
+def test_its_children_end_with_it(worker: Worker[..., Any]) -> None:
+    started = "__import__('subprocess').Popen(['sleep', '600']).pid"
+    assert worker.ask(LONG, started) != (other := worker.ask(LONG, started))
+    worker.close()
+    assert gone(other)
+
+
+def test_it_ends_with_its_parent(worker: Worker[..., Any]) -> None:
+    """Nobody has closed it: the pipe is, as at the end of a process."""
+    pid = worker.ask(LONG, "__import__('os').getpid()")
+    assert worker._pipe is not None
+    worker._pipe.close()
+    assert worker._process is not None
+    assert worker._process.wait(60) == 0
+    assert gone(pid)
+
+
+def test_an_interrupted_question_leaves_no_answer_behind(
+    worker: Worker[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next question must not get the answer to the last."""
+
+    def interrupt(self: object, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            worker.ask(LONG, "'old'")
+    assert worker.ask(LONG, "'new'") == "new"
+
+
+def test_what_it_prints_is_no_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    told: Worker[..., Any] = Worker(eval, env={**os.environ, "OWN": "mine"})
+    try:
+        told.ask(LONG, "print(__import__('os').environ['OWN'], flush=True)")
+    finally:
+        told.close()
+    printed = capfd.readouterr()
+    assert not printed.out
+    assert printed.err == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds", "reason"),
+    [
+        ("1 / 0", LONG, "ZeroDivisionError: division by zero at work.py:1"),
+        ("__import__('ctypes').string_at(0)", LONG, "the process died with SIGSEGV at work.py:1"),
+        ("__import__('time').sleep(60)", 0.2, "no answer within 0.2 s at work.py:1"),
+    ],
+)
+def test_the_place_in_its_file_is_told(
+    tmp_path: Path, body: str, seconds: float, reason: str
+) -> None:
+    file = tmp_path / "work.py"
+    worker: Worker[..., Any] = Worker(eval, file=str(file), quiet=True)
+    try:
+        loss = lost(lambda: worker.ask(seconds, f"eval(compile({body!r}, {str(file)!r}, 'eval'))"))
+    finally:
+        worker.close()
+    assert loss.reason == reason
