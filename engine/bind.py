@@ -132,7 +132,7 @@ class Head:
     launches: Launches  # of the steps after the stem that run slice by slice
 
     def stem(self, images: torch.Tensor) -> Launch:
-        """The way in, from all images of the batch [N, C, H, W]."""
+        """Bind it to all images of the batch [N, C, H, W]."""
         shape, config = self.step.shape, self.step.config
         assert isinstance(shape, stem.StemShape)
         assert isinstance(config, stem.StemConfig)

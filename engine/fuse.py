@@ -3,7 +3,8 @@
 A convolution or linear layer takes with it what follows it element by element: a BatchNorm before
 its activation (folded into the weights, exactly), the activation, and a BatchNorm after it (a scale
 and a shift in the epilogue; it stays before a max-pool, which a negative scale does not commute
-with). Dropout is the identity and flatten is a way of reading, so both vanish.
+with). Dropout is the identity, flatten a way of reading, and an adaptive pool to the size that
+comes averages single pixels, so these vanish.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def fuse(network: Network, image_shape: Shape | None = None) -> list[Block]:
     for name, layer, shape, output in network.walk(image_shape):
         match layer:
             case Dropout() | Flatten():
+                continue
+            case AdaptiveAvgPool2d() if shape == output:
                 continue
             case Nonlinearity() | BatchNorm2d():
                 fused = _with(blocks[-1], name, layer) if blocks else None

@@ -65,16 +65,17 @@ class Source:
     named: bool
 
 
+Listed = Source | ImageError  # what a word stands for, or why it stands for nothing
 Encoded = str | os.PathLike[str] | bytes | Image.Image
 Array = Tensor | np.ndarray[Any, Any]
-Item = Encoded | Array | Source | ImageError
+Item = Encoded | Array | Listed
 Images = Item | Iterable[Any]  # of items, or of batches with or without labels
 
 
 # From the command line's words to files and URLs
 
 
-def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
+def expand(sources: Iterable[str]) -> Iterator[Listed]:
     """Files, folders, globs and URLs to one `Source` an image, lazily and in sorted order.
 
     A folder gives every image file (by suffix) in it and below, following links, each folder once,
@@ -92,7 +93,7 @@ def expand(sources: Iterable[str]) -> Iterator[Source | ImageError]:
             yield ImageError(source, f"this {kind} no image ({' '.join(SUFFIXES)})")
 
 
-def _expand(source: str) -> Iterator[Source | ImageError]:
+def _expand(source: str) -> Iterator[Listed]:
     if is_url(source):
         yield Source(source, named=True)
     elif os.path.isdir(source):
@@ -105,7 +106,7 @@ def _expand(source: str) -> Iterator[Source | ImageError]:
         yield Source(source, named=True)
 
 
-def _walk(folder: str) -> Iterator[Source | ImageError]:
+def _walk(folder: str) -> Iterator[Listed]:
     pending = [folder]
     entered = set()  # links may lead in circles
     while pending:

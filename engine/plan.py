@@ -1,10 +1,9 @@
 """From a network to the map of a run: which kernel, which shapes, which tiles, which buffer.
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
-shows it. Layers are fused (`fuse.py`), the first convolution becomes a stem and a stride-1
-convolution, and an adaptive pool that would change nothing is left out. Configurations are those
-measured on the device where there is a table of them (`kernels/tuning.py`), else each kernel's
-default.
+shows it. Layers are fused (`fuse.py`), and the first convolution becomes a stem and a stride-1
+convolution. Configurations are those measured on the device where there is a table of them
+(`kernels/tuning.py`), else each kernel's default.
 
 With many images the first layers may run slice by slice, each slice through all of them, so that
 what passes between them stays in the GPU's cache; only the last of these layers writes all images.
@@ -12,9 +11,9 @@ what passes between them stays in the GPU's cache; only the last of these layers
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import torch
 
@@ -37,6 +36,7 @@ from .spec import (
     Shape,
     Softmax,
 )
+from .table import Columns, columns
 
 KernelShape = (
     stem.StemShape
@@ -92,6 +92,13 @@ class Options:
 
 PLAIN = Options()
 
+_KERNELS: dict[type, str] = {
+    stem.StemShape: "stem",
+    lrn.LRNShape: "lrn",
+    softmax.SoftmaxShape: "softmax",
+    GatherShape: "exchange",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -101,7 +108,6 @@ class Step:
     """
 
     name: str
-    kernel: str
     block: Block | None
     shape: KernelShape | GatherShape
     config: KernelConfig | None  # None for an exchange, which no kernel does
@@ -110,9 +116,31 @@ class Step:
     work: Work
     tuned: bool = False  # whether the configuration was measured best
     row: int = 0  # columns stored in a row where memory is [H, N, W, C]; 0: it is [H, W, N, C]
-    scratch: int = 0  # float32 numbers that the parts of a split sum take
     offset: int = 0  # bytes from the start of the plan's memory to the output
     scratch_offset: int = 0
+
+    @property
+    def kernel(self) -> str:
+        """Which kernel it is, and which form of it: "conv2d pixels", "linear /4"."""
+        match self.shape, self.config:
+            case conv.Conv2dShape(), conv.Conv2dConfig(tiling=tiling):
+                return f"conv2d {tiling}"
+            case gemm.LinearShape(), gemm.LinearConfig(SPLIT_K=parts):
+                return f"linear /{parts}" if parts > 1 else "linear"
+            case pool.PoolShape(), _:
+                largest = self.block is not None and isinstance(self.block.layer, MaxPool2d)
+                return "max_pool2d" if largest else "avg_pool2d"
+        return _KERNELS[type(self.shape)]
+
+    @property
+    def scratch(self) -> int:
+        """float32 numbers that the parts of a split sum take."""
+        match self.shape, self.config:
+            case conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
+                return conv.scratch_numbers(shape, config)
+            case gemm.LinearShape() as shape, gemm.LinearConfig() as config:
+                return gemm.scratch_numbers(shape, config)
+        return 0
 
     @property
     def size(self) -> int:
@@ -193,29 +221,36 @@ class Plan:
         return f"{dtype} on " + (f"sm_{self.arch}" if self.arch else "Triton's interpreter")
 
     def __str__(self) -> str:
-        size = "x".join(map(str, self.image_shape))
+        size, total = "x".join(map(str, self.image_shape)), self.work
         lines = [
             f"{self.network.name}: {self.batch} images {size}, {self.where}, "
-            f"workspace {self.workspace / 1e6:.1f} MB",
-            f"{'step':<8} {'kernel':<15} {'tile':<15} {'output HWNC':<18} {'at MB':>7} "
-            f"{'MFLOP':>10} {'MB':>9}  fused",
+            f"workspace {self.workspace / 1e6:.1f} MB"
         ]
+        if self.options.pdl:
+            lines.append("each kernel starts before the one before it ends")
         if self.sliced:
             names = f"{self.steps[0].name} to {self.steps[self.sliced - 1].name}"
-            lines.insert(1, f"{names}: {self.options.slice_images} images at a time")
-        if self.options.pdl:
-            lines.insert(1, "each kernel starts before the one before it ends")
-        lines += [
-            f"{step.name:<8} {step.kernel:<15} {step.tile:<15} "
-            f"{'x'.join(map(str, step.output)):<18} {step.offset / 1e6:>7.2f} "
-            f"{step.work.flops / 1e6:>10.1f} {step.work.bytes / 1e6:>9.2f}  "
-            f"{' + '.join(step.layers or ('normalise', 'space-to-depth'))}"
-            f"{'  (tuned)' if step.tuned else ''}"
-            for step in self.steps
-        ]
-        total = self.work
+            lines.append(f"{names}: {self.options.slice_images} images at a time")
+        lines += columns(self.steps, _COLUMNS)
         lines.append(f"{'total':<65} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
         return "\n".join(lines)
+
+
+def _fused(step: Step) -> str:
+    words = " + ".join(step.layers or ("normalise", "space-to-depth"))
+    return f" {words}  (tuned)" if step.tuned else f" {words}"
+
+
+_COLUMNS: Columns[Step] = [
+    ("step", -8, lambda step: step.name),
+    ("kernel", -15, lambda step: step.kernel),
+    ("tile", -15, lambda step: step.tile),
+    ("output HWNC", -18, lambda step: "x".join(map(str, step.output))),
+    ("at MB", 7, lambda step: f"{step.offset / 1e6:.2f}"),
+    ("MFLOP", 10, lambda step: f"{step.work.flops / 1e6:.1f}"),
+    ("MB", 9, lambda step: f"{step.work.bytes / 1e6:.2f}"),
+    (" fused", 0, _fused),
+]
 
 
 def plan(
@@ -248,13 +283,13 @@ def plan(
         raise NetworkError(f"options: pdl wants compute capability 9.0 or newer, got sm_{arch}")
     image_shape = tuple(image_shape or network.input_shape)
     configured_for = batch if configured_for is None else configured_for
-    order = _Order(
-        *(batch, configured_for, arithmetic, arch, batch_invariant),
+    choice = _Choice(
+        *(configured_for, arithmetic, arch, batch_invariant),
         tuned=None if batch_invariant else tuned,
         pointers=options.pointers,
     )
     slicing = 0 < options.slice_images < configured_for
-    early = replace(order, configured_for=options.slice_images) if slicing else order
+    early = replace(choice, configured_for=options.slice_images) if slicing else choice
     blocks = fuse(network, image_shape)
     first = blocks[0]
     if not isinstance(first.layer, Conv2d):
@@ -263,18 +298,18 @@ def plan(
             f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    steps = list(_stem(first, first.layer, early, image_dtype))
+    steps = list(_stem(first, first.layer, batch, early, image_dtype))
     for block in blocks[1:]:
         if steps[-1].name == options.slice_until:
-            early = order
+            early = choice
         if isinstance(block.layer, Linear):
-            (wanted, features) = expected[f"{block.name}.weight"], block.came[0]
-            if wanted[1] != features:
+            (_, wanted), features = expected[f"{block.name}.weight"], block.came[0]
+            if wanted != features:
                 raise NetworkError(
-                    f"{network.name}, layer {block.name}: wanted {wanted[1]} features, got "
+                    f"{network.name}, layer {block.name}: wanted {wanted} features, got "
                     f"{features} from an image {image_shape}; use {network.input_shape}"
                 )
-        steps += _steps(block, steps[-1].output, early)
+        steps.append(_step(block, steps[-1].output, early))
     # The last sums are float32; rounding them would help nobody.
     if isinstance(steps[-1].shape, conv.Conv2dShape | gemm.LinearShape | softmax.SoftmaxShape):
         steps[-1] = replace(steps[-1], dtype=torch.float32)
@@ -312,27 +347,20 @@ def reconfigured(whole: Plan, name: str, config: KernelConfig) -> Plan:
     """
     steps = list(whole.steps)
     where = [step.name for step in steps].index(name)
-    step = steps[where]
-    match step.shape, config:
-        case conv.Conv2dShape() as shape, conv.Conv2dConfig() if _is_first(steps[:where]):
-            way_in, block = steps[0], step.block
-            assert block is not None
-            assert isinstance(block.layer, Conv2d)
-            original = _conv2d_shape(block.layer, block.came, shape.N)
-            fold, folded = stem.fold(original)
-            dtype = way_in.dtype
-            made = first_steps(block, original, fold, folded, config, whole.arch, dtype, dtype)
-            steps[0] = replace(made[0], config=way_in.config, work=way_in.work)
-            steps[where] = replace(made[1], dtype=step.dtype)
-        case conv.Conv2dShape() as shape, conv.Conv2dConfig():
-            kernel, scratch = f"conv2d {config.tiling}", conv.scratch_numbers(shape, config)
-            steps[where] = replace(step, kernel=kernel, config=config, scratch=scratch)
-        case gemm.LinearShape() as product, gemm.LinearConfig():
-            kernel = "linear" if config.SPLIT_K == 1 else f"linear /{config.SPLIT_K}"
-            scratch = gemm.scratch_numbers(product, config)
-            steps[where] = replace(step, kernel=kernel, config=config, scratch=scratch)
-        case _:
-            steps[where] = replace(step, config=config)
+    first, step = steps[0], steps[where]
+    if isinstance(config, conv.Conv2dConfig) and _is_first(steps[:where]):
+        block = step.block
+        assert block is not None
+        assert isinstance(block.layer, Conv2d)
+        original = _conv2d_shape(block.layer, block.came, whole.batch)
+        fold, folded = stem.fold(original)
+        rebuilt = first_steps(
+            block, original, fold, folded, config, whole.arch, first.dtype, first.dtype
+        )
+        steps[0] = replace(rebuilt[0], config=first.config, work=first.work)
+        steps[where] = replace(rebuilt[1], dtype=step.dtype)
+    else:
+        steps[where] = replace(step, config=config)
     return placed(replace(whole, steps=tuple(steps)), ())
 
 
@@ -354,19 +382,18 @@ def placed(whole: Plan, keep: Collection[str]) -> Plan:
         outputs.append(Buffer(size, first, end if step.name in keep else last))
     parts = [Buffer(4 * step.scratch, i, i) for i, step in enumerate(steps)]
     offsets, workspace = arrange([*outputs, *parts])
-    found = zip(steps, offsets[:end], offsets[end:], strict=True)
-    made = (replace(step, offset=at, scratch_offset=scratch) for step, at, scratch in found)
-    return replace(whole, steps=tuple(made), workspace=workspace)
+    places = zip(steps, offsets[:end], offsets[end:], strict=True)
+    there = (replace(step, offset=at, scratch_offset=scratch) for step, at, scratch in places)
+    return replace(whole, steps=tuple(there), workspace=workspace)
 
 
 Config = TypeVar("Config", bound=KernelConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What is wanted of every step alike."""
+class _Choice:
+    """How every step alike is configured."""
 
-    batch: int
     configured_for: int
     arithmetic: Arithmetic
     arch: int | None
@@ -374,28 +401,31 @@ class _Order:
     tuned: Table | None
     pointers: bool
 
-    def conv2d_config(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
-        sample = replace(shape, N=self.configured_for)
-        dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
-        default = conv.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+    def conv2d(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
+        """As `measured`; through pointers where a descriptor steps from group to group."""
+        default = conv.default_config(replace(shape, N=self.configured_for), *self._arguments)
         config, tuned = self.measured("conv2d", shape, default)
         if self.pointers and shape.groups > 1:
             config = replace(config, descriptors=False)
         return config, tuned
 
-    def linear_config(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
-        sample = replace(shape, N=self.configured_for)
-        dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
-        default = gemm.default_config(sample, dtype, precision, self.arch, self.batch_invariant)
+    def linear(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
+        """As `measured`."""
+        default = gemm.default_config(replace(shape, N=self.configured_for), *self._arguments)
         return self.measured("linear", shape, default)
+
+    @property
+    def _arguments(self) -> tuple[torch.dtype, str, int | None, bool]:
+        dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
+        return dtype, precision, self.arch, self.batch_invariant
 
     def measured(self, op: str, shape: KernelShape, default: Config) -> tuple[Config, bool]:
         """The configuration in the device's table and True, or else the default and False."""
         if self.tuned is None:
             return default, False
         dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
-        found = self.tuned.find(op, shape, dtype, self.configured_for)
-        return (default, False) if found is None else (type(default)(**found), True)
+        config = self.tuned.find(op, shape, dtype, self.configured_for)
+        return (default, False) if config is None else (type(default)(**config), True)
 
 
 def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
@@ -408,26 +438,26 @@ def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
 
 
 def _stem(
-    block: Block, layer: Conv2d, order: _Order, image_dtype: torch.dtype
+    block: Block, layer: Conv2d, batch: int, choice: _Choice, image_dtype: torch.dtype
 ) -> tuple[Step, Step]:
     """The first convolution: pixels normalised and folded, then convolved at stride 1."""
-    dtype, n = order.arithmetic.dtype, order.batch
-    whole = _conv2d_shape(layer, block.came, n)
+    dtype, arch = choice.arithmetic.dtype, choice.arch
+    whole = _conv2d_shape(layer, block.came, batch)
     fold, shape = stem.fold(whole)
-    tiles, measured = order.conv2d_config(shape)
-    if not measured and order.arch is not None and tiles.tiling == "images" and tiles.descriptors:
+    tiles, tuned = choice.conv2d(shape)
+    if not tuned and arch is not None and tiles.tiling == "images" and tiles.descriptors:
         columns = stem.columns(shape, dtype.itemsize)
-        tiles, _ = order.conv2d_config(stem.wide(shape, columns))
+        tiles, _ = choice.conv2d(stem.wide(shape, columns))
         tiles = replace(tiles, columns=columns)
-    if order.pointers and tiles.columns > 1:
+    if choice.pointers and tiles.columns > 1:
         tiles = replace(tiles, descriptors=False)
-    way_in, convolution = first_steps(
-        block, whole, fold, shape, tiles, order.arch, image_dtype, dtype, measured
+    first, convolution = first_steps(
+        block, whole, fold, shape, tiles, arch, image_dtype, dtype, tuned
     )
-    assert isinstance(way_in.shape, stem.StemShape)
-    assert isinstance(way_in.config, stem.StemConfig)
-    size, measured = order.measured("stem", way_in.shape, way_in.config)
-    return replace(way_in, config=size, tuned=measured), convolution
+    assert isinstance(first.shape, stem.StemShape)
+    assert isinstance(first.config, stem.StemConfig)
+    size, tuned = choice.measured("stem", first.shape, first.config)
+    return replace(first, config=size, tuned=tuned), convolution
 
 
 def first_steps(
@@ -454,9 +484,8 @@ def first_steps(
         row_out = shape.OW * tiles.columns
         row_in = row_out + reach
         fold = replace(fold, OW=row_in)
-    way_in = Step(
+    first = Step(
         name="input",
-        kernel="stem",
         block=None,
         shape=fold,
         config=stem.default_config(fold, arch),
@@ -465,68 +494,45 @@ def first_steps(
         work=stem.work(fold, image_dtype, dtype),
         row=row_in,
     )
-    return way_in, Step(
-        name=block.name,
-        kernel=f"conv2d {tiles.tiling}",
-        block=block,
-        shape=shape,
-        config=tiles,
-        output=output,
-        dtype=dtype,
-        work=conv.work(whole, dtype),  # folding adds zero taps, not work
-        tuned=tuned,
-        row=row_out,
-        scratch=conv.scratch_numbers(shape, tiles),
-    )
+    work = conv.work(whole, dtype)  # folding adds zero taps, not work
+    return first, Step(block.name, block, shape, tiles, output, dtype, work, tuned, row_out)
 
 
-def _steps(block: Block, came: tuple[int, int, int, int], order: _Order) -> Iterator[Step]:
+def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:
     """What a later block becomes on the activation [H, W, N, C] that the step before it made."""
     height, width, n, channels = came
-    dtype, arch = order.arithmetic.dtype, order.arch
+    dtype, arch = choice.arithmetic.dtype, choice.arch
+    shape: KernelShape | GatherShape
+    config: KernelConfig | None
+    output, tuned = came, False
     match block.layer:
         case Conv2d() as layer:
             shape = _conv2d_shape(layer, block.came, n)
-            tiles, tuned = order.conv2d_config(shape)
-            output = (shape.OH, shape.OW, n, shape.OC)
-            work = conv.work(shape, dtype)
-            kernel = f"conv2d {tiles.tiling}"
-            scratch = conv.scratch_numbers(shape, tiles)
-            made = Step(block.name, kernel, block, shape, tiles, output, dtype, work, tuned)
-            yield replace(made, scratch=scratch)
+            config, tuned = choice.conv2d(shape)
+            output, work = (shape.OH, shape.OW, n, shape.OC), conv.work(shape, dtype)
         case Linear(features):
-            product = gemm.LinearShape(n, height * width, channels, features)
-            cut, tuned = order.linear_config(product)
-            kernel = "linear" if cut.SPLIT_K == 1 else f"linear /{cut.SPLIT_K}"
-            work = gemm.work(product, dtype)
-            output = (1, 1, n, features)
-            scratch = gemm.scratch_numbers(product, cut)
-            made = Step(block.name, kernel, block, product, cut, output, dtype, work, tuned)
-            yield replace(made, scratch=scratch)
+            shape = gemm.LinearShape(n, height * width, channels, features)
+            config, tuned = choice.linear(shape)
+            output, work = (1, 1, n, features), gemm.work(shape, dtype)
         case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
-            if block.came == block.output and isinstance(layer, AdaptiveAvgPool2d):
-                return  # every window is one pixel
             _, oh, ow = block.output
-            window = pool.PoolShape(n, channels, height, width, oh, ow)
+            shape = pool.PoolShape(n, channels, height, width, oh, ow)
             if not isinstance(layer, AdaptiveAvgPool2d):
                 k, s, p = layer.kernel_size, layer.stride, layer.padding
-                window = replace(window, kernel=(k, k), stride=(s, s), padding=(p, p))
-            kernel = "max_pool2d" if isinstance(layer, MaxPool2d) else "avg_pool2d"
-            size, tuned = order.measured(kernel, window, pool.default_config(window, arch))
-            work = pool.work(window, dtype)
-            output = (oh, ow, n, channels)
-            yield Step(block.name, kernel, block, window, size, output, dtype, work, tuned)
+                shape = replace(shape, kernel=(k, k), stride=(s, s), padding=(p, p))
+            op = "max_pool2d" if isinstance(layer, MaxPool2d) else "avg_pool2d"
+            config, tuned = choice.measured(op, shape, pool.default_config(shape, arch))
+            output, work = (oh, ow, n, channels), pool.work(shape, dtype)
         case LocalResponseNorm() as layer:
-            norm = lrn.LRNShape(height * width * n, channels, layer.size, layer.groups)
-            rows = lrn.default_config(norm, arch)
-            yield Step(block.name, "lrn", block, norm, rows, came, dtype, lrn.work(norm, dtype))
+            shape = lrn.LRNShape(height * width * n, channels, layer.size, layer.groups)
+            config, work = lrn.default_config(shape, arch), lrn.work(shape, dtype)
         case Gather(towers):
-            moved = GatherShape(height * width * n, channels * towers)
-            work = Work(0, 2 * moved.M * moved.C * dtype.itemsize)
-            output = (height, width, n, moved.C)
-            yield Step(block.name, "exchange", block, moved, None, output, dtype, work)
+            shape, config = GatherShape(height * width * n, channels * towers), None
+            output = (height, width, n, shape.C)
+            work = Work(0, 2 * shape.M * shape.C * dtype.itemsize)
         case Softmax():
-            scores = softmax.SoftmaxShape(height * width * n, channels)
-            whole = softmax.default_config(scores, arch)
-            work = softmax.work(scores, dtype)
-            yield Step(block.name, "softmax", block, scores, whole, came, dtype, work)
+            shape = softmax.SoftmaxShape(height * width * n, channels)
+            config, work = softmax.default_config(shape, arch), softmax.work(shape, dtype)
+        case _:
+            assert_never(block.layer)
+    return Step(block.name, block, shape, config, output, dtype, work, tuned)

@@ -303,10 +303,10 @@ class Engine:
                 "engine(images) gives it, and .sigmoid() makes a probability of a logit"
             )
         if len(self._output) != 1:
-            made = ", ".join(map(str, self._output))
+            sides = ", ".join(map(str, self._output))
             raise EngineError(
                 f"{self.network.name}: classify wants a network that ends in [N, classes], got "
-                f"[N, {made}]; engine(images) gives them"
+                f"[N, {sides}]; engine(images) gives them"
             )
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
@@ -334,10 +334,10 @@ class Engine:
         """What `max_batch` images of the network's own size take on one device, uint8 pixels."""
         planned = self.plan
         shapes = self.network.parameter_shapes().values()
-        arithmetic = sum(torch.Size(shape).numel() for shape in shapes)
+        parameters = sum(torch.Size(shape).numel() for shape in shapes)
         pixels = waiting(planned, planned.batch * torch.Size(planned.image_shape).numel())
         return Memory(
-            weights=arithmetic * planned.arithmetic.dtype.itemsize,
+            weights=parameters * planned.arithmetic.dtype.itemsize,
             workspace=planned.workspace,
             images=0 if planned.arch is None else pixels,
         )
@@ -378,7 +378,7 @@ class Engine:
             )
         planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         if not len(batch):
-            shapes = {name: made for name, _, _, made in self.network.walk(planned.image_shape)}
+            shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
             yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
         configured_for = min(len(batch), self.max_batch)
         self._foretell(batch, keep, configured_for)
@@ -420,8 +420,8 @@ class Engine:
         scores, classes = self._scores(pixels).topk(min(top, len(self.class_names)))
         if self.device.type == "cpu":
             return scores, classes, None
-        found = scores.to("cpu", non_blocking=True), classes.to("cpu", non_blocking=True)
-        return *found, torch.cuda.current_stream(self.device).record_event()
+        host = scores.to("cpu", non_blocking=True), classes.to("cpu", non_blocking=True)
+        return *host, torch.cuda.current_stream(self.device).record_event()
 
     def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Probabilities [N, classes] of [N, 3, H, W], or of [N, views, 3, H, W] their mean."""
@@ -458,19 +458,19 @@ class Engine:
     def _predictions(
         self, errors: list[ImageError | None], best: Best | None
     ) -> Iterator[list[Prediction] | ImageError]:
-        found: Iterator[tuple[list[int], list[float]]] = iter(())
+        answers: Iterator[tuple[list[int], list[float]]] = iter(())
         if best is not None:
             scores, classes, arrived = best
             if arrived is not None:
                 arrived.synchronize()
-            found = zip(classes.tolist(), scores.tolist(), strict=True)
+            answers = zip(classes.tolist(), scores.tolist(), strict=True)
         for error in errors:
             if error is not None:
                 yield error
             else:
                 yield [
                     Prediction(index, self.class_names[index], score)
-                    for index, score in zip(*next(found), strict=True)
+                    for index, score in zip(*next(answers), strict=True)
                 ]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from .plan import Plan
 from .spec import Conv2d, Dropout, Linear, Network, Owner, Pool, Shape
+from .table import Columns, columns
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayerRow:
     """One layer for one image; kernel, stride and padding are None where a layer has none."""
 
     name: str
@@ -35,7 +36,7 @@ class Summary:
 
     network: str
     input_shape: Shape
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     plan: str | None = None
 
     @property
@@ -60,25 +61,34 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        def cell(value: int | None) -> str:
-            return "" if value is None else str(value)
-
         size = "x".join(map(str, self.input_shape))
         planned = f", steps in {self.plan}" if self.plan else ""
         lines = [
             f"{self.network}, one image {size}{planned}",
-            f"{'layer':<9} {'kind':<18} {'kernel':>6} {'stride':>6} {'pad':>4} "
-            f"{'output':>12} {'parameters':>12} {'MACs':>13}" + ("  step" if self.plan else ""),
+            *columns(self.rows, [*_COLUMNS, (" step" if self.plan else "", 0, _words)]),
+            f"{'total':<60}{self.parameters:>12,} {self.macs:>13,}",
         ]
-        for row in self.rows:
-            output = "x".join(map(str, row.output_shape))
-            lines.append(
-                f"{row.name:<9} {row.kind:<18} {cell(row.kernel_size):>6} {cell(row.stride):>6} "
-                f"{cell(row.padding):>4} {output:>12} {row.parameters:>12,} {row.macs:>13,}"
-                + "".join(f"  {word}" for word in (row.step, row.note) if word)
-            )
-        lines.append(f"{'total':<60}{self.parameters:>12,} {self.macs:>13,}")
         return "\n".join(lines)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _words(row: LayerRow) -> str:
+    return " " + "  ".join(word for word in (row.step, row.note) if word)
+
+
+_COLUMNS: Columns[LayerRow] = [
+    ("layer", -9, lambda row: row.name),
+    ("kind", -18, lambda row: row.kind),
+    ("kernel", 6, lambda row: _number(row.kernel_size)),
+    ("stride", 6, lambda row: _number(row.stride)),
+    ("pad", 4, lambda row: _number(row.padding)),
+    ("output", 12, lambda row: "x".join(map(str, row.output_shape))),
+    ("parameters", 12, lambda row: f"{row.parameters:,}"),
+    ("MACs", 13, lambda row: f"{row.macs:,}"),
+]
 
 
 def summarise(network: Network, planned: Plan | None = None) -> Summary:
@@ -95,7 +105,7 @@ def summarise(network: Network, planned: Plan | None = None) -> Summary:
         owned = layer.parameter_shapes(shape) if isinstance(layer, Owner) else {}
         window = layer if isinstance(layer, Conv2d | Pool) else None
         rows.append(
-            Row(
+            LayerRow(
                 name=name,
                 kind=type(layer).__name__,
                 kernel_size=window.kernel_size if window else None,

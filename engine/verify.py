@@ -21,6 +21,7 @@ from .devices.planner import Planner
 from .load import aim
 from .plan import ARITHMETIC, Arithmetic, Step
 from .spec import Network
+from .table import Columns, columns
 
 
 def errors(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
@@ -91,19 +92,23 @@ class Verification:
 
     def __str__(self) -> str:
         where = f", the plan of {self.target} interpreted" if self.target else ""
+        failure = self.first_failure
         lines = [
             f"{self.network}, {self.images} images, {self.dtype}{where}, against float64",
-            f"{'step':<8} {'kernel':<15} {'max error':>10} {'RMS error':>10} {'tolerance':>10}",
+            *columns(self.checks, _COLUMNS),
+            "all within tolerance" if failure is None else f"first failure: {failure}",
         ]
-        for c in self.checks:
-            mark = "ok" if c.passed else "OUT OF TOLERANCE"
-            lines.append(
-                f"{c.name:<8} {c.kernel:<15} {c.max_error:>10.1e} {c.rms_error:>10.1e} "
-                f"{c.tolerance:>10.1e}  {mark}"
-            )
-        failure = self.first_failure
-        lines.append("all within tolerance" if failure is None else f"first failure: {failure}")
         return "\n".join(lines)
+
+
+_COLUMNS: Columns[Check] = [
+    ("step", -8, lambda check: check.name),
+    ("kernel", -15, lambda check: check.kernel),
+    ("max error", 10, lambda check: f"{check.max_error:.1e}"),
+    ("RMS error", 10, lambda check: f"{check.rms_error:.1e}"),
+    ("tolerance", 10, lambda check: f"{check.tolerance:.1e}"),
+    ("", 0, lambda check: " ok" if check.passed else " OUT OF TOLERANCE"),
+]
 
 
 def tolerance(arithmetic: Arithmetic, reduction: int) -> float:
@@ -144,7 +149,7 @@ def verify(
     for out in bound.outputs.values():
         out.fill_(float("nan"))  # what a kernel leaves unwritten must show
     bound.stem(images)()
-    way_in = layout.unpack(bound.outputs["input"])  # no later step may keep it
+    of_stem = layout.unpack(bound.outputs["input"])  # no later step may keep it
     bound.run(images)
 
     rounded = {name: tensor.to(arithmetic.dtype).double() for name, tensor in state.items()}
@@ -153,7 +158,7 @@ def verify(
     checks = []
     x = pixels.to(arithmetic.dtype).double()
     for step in planned.steps:
-        output = way_in if step.block is None else layout.unpack(bound.outputs[step.name])
+        output = of_stem if step.block is None else layout.unpack(bound.outputs[step.name])
         made = output.double().cpu()
         if isinstance(step.shape, stem.StemShape):
             mean, std = bound.packed.mean.cpu(), bound.packed.std.cpu()

@@ -102,19 +102,19 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(_Reader(sock, deadline, most))
 
 
-def _connected(deadline: float, address: tuple[str, int], *_: Any) -> socket.socket:
+def _connected(deadline: float, address: tuple[str, int], *more: Any) -> socket.socket:
     """A connection to the first of a host's addresses that takes one, each in its share of time."""
     cause = OSError("its host has no address")
     addresses = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    for tried, found in enumerate(addresses):
-        where = (str(found[4][0]), int(found[4][1]))
+    for tried, (_, _, _, _, place) in enumerate(addresses):
+        share = _left(deadline) / (len(addresses) - tried)
         try:
-            made = socket.create_connection(where, _left(deadline) / (len(addresses) - tried))
+            connection = socket.create_connection((str(place[0]), int(place[1])), share)
         except OSError as error:
             cause = error
         else:
-            made.settimeout(_left(deadline))  # for the handshake of TLS, and the question
-            return made
+            connection.settimeout(_left(deadline))  # for the handshake of TLS, and the question
+            return connection
     raise cause
 
 
@@ -135,7 +135,8 @@ class _Handler(HTTPHandler, HTTPSHandler, FTPHandler):
         raise URLError("its server sends us to FTP")
 
     def _connection(self, kind: type[HTTPConnection], *where: Any, **how: Any) -> HTTPConnection:
-        made = kind(*where, **how)
-        made.response_class = partial(_Response, self._deadline, self._most)  # type: ignore[assignment]
-        made._create_connection = partial(_connected, self._deadline)  # type: ignore[attr-defined]
-        return made
+        connection = kind(*where, **how)
+        response = partial(_Response, self._deadline, self._most)
+        connection.response_class = response  # type: ignore[assignment]
+        connection._create_connection = partial(_connected, self._deadline)  # type: ignore[attr-defined]
+        return connection

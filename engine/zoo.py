@@ -52,24 +52,28 @@ def _head(units: int, classes: int, *, drop: bool = True) -> Layers:
     return tuple(pair for pair in layers if drop or not isinstance(pair[1], Dropout))
 
 
+_FOLLOWERS = {LocalResponseNorm: "norm", BatchNorm2d: "bn", MaxPool2d: "pool"}
+
+
+def _stage(number: int | str, convolution: Conv2d, *followers: Layer) -> Layers:
+    """A convolution with its ReLU and what follows, named by its number: conv1, relu1, pool1."""
+    named = ((f"{_FOLLOWERS[type(layer)]}{number}", layer) for layer in followers)
+    return ((f"conv{number}", convolution), (f"relu{number}", ReLU()), *named)
+
+
+POOL = MaxPool2d(3, stride=2)
+
+
 def _one_weird_trick(width: float, classes: int) -> Layers:
     def scaled(channels: int) -> int:
         return int(channels * width)
 
     return (
-        ("conv1", Conv2d(scaled(64), 11, stride=4, padding=2)),
-        ("relu1", ReLU()),
-        ("pool1", MaxPool2d(3, stride=2)),
-        ("conv2", Conv2d(scaled(192), 5, padding=2)),
-        ("relu2", ReLU()),
-        ("pool2", MaxPool2d(3, stride=2)),
-        ("conv3", Conv2d(scaled(384), 3, padding=1)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(scaled(256), 3, padding=1)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(scaled(256), 3, padding=1)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
+        *_stage(1, Conv2d(scaled(64), 11, stride=4, padding=2), POOL),
+        *_stage(2, Conv2d(scaled(192), 5, padding=2), POOL),
+        *_stage(3, Conv2d(scaled(384), 3, padding=1)),
+        *_stage(4, Conv2d(scaled(256), 3, padding=1)),
+        *_stage(5, Conv2d(scaled(256), 3, padding=1), POOL),
         ("avgpool", AdaptiveAvgPool2d(6)),
         *_head(scaled(4096), classes),
     )
@@ -90,40 +94,22 @@ def alexnet2012(
         return int(channels * width)
 
     return (
-        ("conv1", Conv2d(scaled(96), 11, stride=4, padding=padding)),
-        ("relu1", ReLU()),
-        ("norm1", norm),
-        ("pool1", MaxPool2d(3, stride=2)),
-        ("conv2", Conv2d(scaled(256), 5, padding=2, groups=2)),
-        ("relu2", ReLU()),
-        ("norm2", norm),
-        ("pool2", MaxPool2d(3, stride=2)),
-        ("conv3", Conv2d(scaled(384), 3, padding=1)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(scaled(384), 3, padding=1, groups=2)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(scaled(256), 3, padding=1, groups=2)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
+        *_stage(1, Conv2d(scaled(96), 11, stride=4, padding=padding), norm, POOL),
+        *_stage(2, Conv2d(scaled(256), 5, padding=2, groups=2), norm, POOL),
+        *_stage(3, Conv2d(scaled(384), 3, padding=1)),
+        *_stage(4, Conv2d(scaled(384), 3, padding=1, groups=2)),
+        *_stage(5, Conv2d(scaled(256), 3, padding=1, groups=2), POOL),
         *_head(scaled(4096), 1000),
     )
 
 
 def _single_tower() -> Layers:
     return (
-        ("conv1", Conv2d(96, 11, stride=4)),
-        ("relu1", ReLU()),
-        ("pool1", MaxPool2d(3, stride=2)),
-        ("conv2", Conv2d(256, 5, padding=2)),
-        ("relu2", ReLU()),
-        ("pool2", MaxPool2d(3, stride=2)),
-        ("conv3", Conv2d(384, 3, padding=1)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(384, 3, padding=1)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(256, 3, padding=1)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
+        *_stage(1, Conv2d(96, 11, stride=4), POOL),
+        *_stage(2, Conv2d(256, 5, padding=2), POOL),
+        *_stage(3, Conv2d(384, 3, padding=1)),
+        *_stage(4, Conv2d(384, 3, padding=1)),
+        *_stage(5, Conv2d(256, 3, padding=1), POOL),
         *_head(4096, 1000),
         ("softmax", Softmax()),
     )
@@ -131,41 +117,24 @@ def _single_tower() -> Layers:
 
 def _keras_bn() -> Layers:
     return (
-        ("conv1", Conv2d(96, 11, stride=4)),
-        ("relu1", ReLU()),
-        ("bn1", BatchNorm2d(eps=1e-3)),
-        ("pool1", MaxPool2d(3, stride=2)),
-        ("conv2", Conv2d(256, 5)),
-        ("relu2", ReLU()),
-        ("bn2", BatchNorm2d(eps=1e-3)),
-        ("pool2", MaxPool2d(3, stride=2)),
-        ("conv3", Conv2d(384, 3)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(384, 3)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(256, 3)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
+        *_stage(1, Conv2d(96, 11, stride=4), BatchNorm2d(eps=1e-3), POOL),
+        *_stage(2, Conv2d(256, 5), BatchNorm2d(eps=1e-3), POOL),
+        *_stage(3, Conv2d(384, 3)),
+        *_stage(4, Conv2d(384, 3)),
+        *_stage(5, Conv2d(256, 3), POOL),
         *_head(4096, 1, drop=False),
         ("sigmoid", Sigmoid()),
     )
 
 
 def _zfnet() -> Layers:
+    last_kept = MaxPool2d(3, stride=2, ceil_mode=True)
     return (
-        ("conv1", Conv2d(96, 7, stride=2, padding=1)),
-        ("relu1", ReLU()),
-        ("pool1", MaxPool2d(3, stride=2, ceil_mode=True)),
-        ("conv2", Conv2d(256, 5, stride=2)),
-        ("relu2", ReLU()),
-        ("pool2", MaxPool2d(3, stride=2, ceil_mode=True)),
-        ("conv3", Conv2d(384, 3, padding=1)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(384, 3, padding=1)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(256, 3, padding=1)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
+        *_stage(1, Conv2d(96, 7, stride=2, padding=1), last_kept),
+        *_stage(2, Conv2d(256, 5, stride=2), last_kept),
+        *_stage(3, Conv2d(384, 3, padding=1)),
+        *_stage(4, Conv2d(384, 3, padding=1)),
+        *_stage(5, Conv2d(256, 3, padding=1), POOL),
         *_head(4096, 1000),
     )
 
@@ -176,8 +145,7 @@ def vgg(stages: tuple[int, ...], *, width: float = 1) -> Layers:
     for stage, count in enumerate(stages, start=1):
         channels = int(min(64 * 2 ** (stage - 1), 512) * width)
         for i in range(1, count + 1):
-            layers.append((f"conv{stage}_{i}", Conv2d(channels, 3, padding=1)))
-            layers.append((f"relu{stage}_{i}", ReLU()))
+            layers += _stage(f"{stage}_{i}", Conv2d(channels, 3, padding=1))
         layers.append((f"pool{stage}", MaxPool2d(2, stride=2)))
     return (*layers, ("avgpool", AdaptiveAvgPool2d(7)), *_head(int(4096 * width), 1000))
 

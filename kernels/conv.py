@@ -36,7 +36,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
 from .epilogue import Activated, activated, check_activation, finish
-from .jit import MAX_TILE, Launch, Work, jit, power_of_two
+from .jit import MAX_TILE, Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, begin, first_steps, prefetch, wait
 from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
 
@@ -464,9 +464,7 @@ def conv2d(
     parts = filled(config.SPLIT_K, shape.KH * shape.KW * -(-c // config.BLOCK_K))
     split = parts > 1
     scale, shift = affine or (None, None)
-    x_h, x_w, x_n = layout.strides(x)
     target = parts_of(scratch, parts, rows, shape.OC, x.device) if split else out
-    y_h, y_w, y_n = layout.strides(target)
     arguments = {
         "x": x,
         "w": weight,
@@ -474,31 +472,19 @@ def conv2d(
         "scale": None if split else scale,
         "shift": None if split else shift,
         "y": target,
-        "N": shape.N,
-        "H": shape.H,
-        "W": shape.W,
-        "OH": shape.OH,
-        "OW": shape.OW,
-        "KH": shape.KH,
-        "KW": shape.KW,
+        **fields_of(shape, "N", "H", "W", "OH", "OW", "KH", "KW"),
         "stride_h": shape.stride[0],
         "stride_w": shape.stride[1],
         "pad_h": shape.padding[0],
         "pad_w": shape.padding[2],
         "dilation_h": shape.dilation[0],
         "dilation_w": shape.dilation[1],
-        "x_h": x_h,
-        "x_w": x_w,
-        "y_h": y_h,
-        "y_w": y_w,
-        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
-        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        **layout.addressed("x", x),
+        **layout.addressed("y", target),
         "GROUPS": groups,
         "C": c,
         "OC": oc,
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_N": config.BLOCK_N,
-        "BLOCK_K": config.BLOCK_K,
+        **fields_of(config, "BLOCK_M", "BLOCK_N", "BLOCK_K"),
         "DESCRIPTORS": config.descriptors,
         "ACTIVATION": None if split else activation,
         "PRECISION": precision,
@@ -520,6 +506,7 @@ def conv2d(
     else:
         kernel = _conv2d_pixels_kernel
         programs *= -(-rows // config.BLOCK_M)
+        y_h, y_w, y_n = layout.strides(target)
         dense = split or (y_w == shape.N * y_n and y_h == shape.OW * y_w)
         arguments |= {"w_memory": weight, "DENSE": dense, "SPLIT_K": parts}
     grid = (programs, parts)

@@ -53,7 +53,7 @@ def check_activation(function: str, activation: Activated) -> None:
     form = (name, *parameters) if parameters else name
     fits = isinstance(activation, tuple) == bool(parameters) and len(values) == len(parameters)
     if not fits or not all(isinstance(value, int | float) for value in values):
-        raise ValueError(f"{function}: activation must be written as {form}, got {activation!r}")
+        raise ValueError(f"{function}: activation must be written as {form!r}, got {activation!r}")
 
 
 def row_of(activation: str | tuple[str | float, ...]) -> tuple[Activation, dict[str, float]]:

@@ -14,12 +14,14 @@ check, short-cut what is empty, pack, launch, unpack.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from . import arguments, conv, gemm, layout, lrn, pool
 from .epilogue import Activated, check_activation
-from .jit import architecture
+from .jit import Launch, architecture
 
 Pair = int | tuple[int, int]
 
@@ -90,16 +92,9 @@ def max_pool2d(
     NotImplementedError where torch does, and for integers and float64.
     """
     arguments.check_tensors("max_pool2d", input=input)
-    images = arguments.as_images("max_pool2d", input)
-    shape = arguments.pool2d_shape(
-        "max_pool2d", images, kernel_size, stride, padding, dilation, ceil_mode
-    )
-    out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
-    if shape.N:
-        config = pool.default_config(shape, architecture(input.device))
-        pool.max_pool2d(layout.pack(images), out, shape, config)()
-    result = layout.unpack(out)
-    return result if input.dim() == 4 else result.squeeze(0)
+    options = (kernel_size, stride, padding, dilation, ceil_mode)
+    shape = arguments.pool2d_shape("max_pool2d", arguments.as_images("max_pool2d", input), *options)
+    return _pooled(pool.max_pool2d, input, shape)
 
 
 def avg_pool2d(
@@ -118,13 +113,9 @@ def avg_pool2d(
     arguments.check_tensors("avg_pool2d", input=input)
     images = arguments.as_images("avg_pool2d", input)
     count = arguments.flag("avg_pool2d", "count_include_pad", count_include_pad)
-    shape = arguments.pool2d_shape("avg_pool2d", images, kernel_size, stride, padding, 1, ceil_mode)
-    out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
-    if shape.N:
-        config = pool.default_config(shape, architecture(input.device))
-        pool.avg_pool2d(layout.pack(images), out, shape, config, count)()
-    result = layout.unpack(out)
-    return result if input.dim() == 4 else result.squeeze(0)
+    options = (kernel_size, stride, padding, 1, ceil_mode)
+    shape = arguments.pool2d_shape("avg_pool2d", images, *options)
+    return _pooled(partial(pool.avg_pool2d, count_include_pad=count), input, shape)
 
 
 def adaptive_avg_pool2d(
@@ -145,11 +136,20 @@ def adaptive_avg_pool2d(
     if not shape.N * shape.C * shape.H * shape.W * shape.OH * shape.OW:
         # The mean of no pixels is NaN; torch gives it for an output of 1x1 and refuses others.
         result = input.new_full((shape.N, shape.C, shape.OH, shape.OW), math.nan)
-    else:
-        out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
+        return result if input.dim() == 4 else result.squeeze(0)
+    return _pooled(pool.avg_pool2d, input, shape)
+
+
+def _pooled(
+    function: Callable[..., Launch], input: torch.Tensor, shape: pool.PoolShape
+) -> torch.Tensor:
+    """The pooling of that shape on images [N, C, H, W] or [C, H, W]."""
+    out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
+    if shape.N:
+        images = input if input.dim() == 4 else input.unsqueeze(0)
         config = pool.default_config(shape, architecture(input.device))
-        pool.avg_pool2d(layout.pack(images), out, shape, config)()
-        result = layout.unpack(out)
+        function(layout.pack(images), out, shape, config)()
+    result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
 
 

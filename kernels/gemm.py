@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
 from .epilogue import Activated, activated, check_activation, finish
-from .jit import Launch, Work, jit, power_of_two
+from .jit import Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, first_steps, prefetch, wait
 from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
 
@@ -232,9 +232,7 @@ def linear(
         "P": height * width,
         "C": c,
         "OC": oc,
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_N": config.BLOCK_N,
-        "BLOCK_K": config.BLOCK_K,
+        **fields_of(config, "BLOCK_M", "BLOCK_N", "BLOCK_K"),
         "SPLIT_K": count,
         "TRANSPOSED": config.transposed,
         "DESCRIPTORS": config.descriptors,

@@ -194,6 +194,11 @@ class Launch:
             self.kernel[self.grid](**self.arguments, **self.options)
 
 
+def fields_of(declared: Any, *names: str) -> dict[str, Any]:
+    """Some fields of a shape or a configuration, as arguments of the same names."""
+    return {name: getattr(declared, name) for name in names}
+
+
 def power_of_two(size: int, low: int, high: int) -> int:
     """The smallest power of two that covers `size`, within [low, high]."""
     return min(max(1 << max(size - 1, 0).bit_length(), low), high)

@@ -70,6 +70,13 @@ def strides(activation: torch.Tensor) -> tuple[int, int, int]:
     return rows, columns, pictures
 
 
+def addressed(name: str, activation: torch.Tensor) -> dict[str, int]:
+    """What a kernel is told of a view `x`: x_h, x_w in units of the alignment, X_N in elements."""
+    rows, columns, images = strides(activation)
+    image = images * CHANNEL_ALIGNMENT
+    return {f"{name}_h": rows, f"{name}_w": columns, f"{name.upper()}_N": image}
+
+
 def check_rows(function: str, rows: int, block: int) -> None:
     """Raises ValueError, naming the function, for rows that kernels cannot number in 32 bits.
 
@@ -79,19 +86,6 @@ def check_rows(function: str, rows: int, block: int) -> None:
         raise ValueError(
             f"{function}: {rows} rows are more than a 32-bit index counts; use a smaller batch"
         )
-
-
-def empty_rows(
-    height: int,
-    width: int,
-    images: int,
-    channels: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> torch.Tensor:
-    """An uninitialised view [height, width, images, channels] of memory [H, N, W, C], aligned."""
-    shape = (height, images, width, aligned(channels))
-    return torch.empty(shape, dtype=dtype, device=device).transpose(1, 2)[..., :channels]
 
 
 def pack(images: torch.Tensor) -> torch.Tensor:

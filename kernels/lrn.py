@@ -15,7 +15,7 @@ import torch
 import triton.language as tl
 
 from . import layout
-from .jit import Launch, Work, jit, power_of_two
+from .jit import Launch, Work, fields_of, jit, power_of_two
 from .pdl import begin
 
 
@@ -115,7 +115,6 @@ def local_response_norm(
 
     Both may be views that `layout.strides` takes.
     """
-    (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
     layout.check_rows("local_response_norm", shape.M, config.BLOCK_M)
     arguments = {
         "x": x,
@@ -123,20 +122,15 @@ def local_response_norm(
         "M": shape.M,
         "W": x.shape[1],
         "N": x.shape[2],
-        "x_h": x_h,
-        "x_w": x_w,
-        "y_h": y_h,
-        "y_w": y_w,
-        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
-        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        **layout.addressed("x", x),
+        **layout.addressed("y", out),
         "alpha": alpha / shape.size,
         "beta": float(beta),  # an integer would be one in the kernel too
         "k": float(k),
         "C": shape.C,
         "SIZE": shape.size,
         "GROUP": shape.C // shape.groups,
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_C": config.BLOCK_C,
+        **fields_of(config, "BLOCK_M", "BLOCK_C"),
         "PDL": False,
     }
     grid = (-(-shape.M // config.BLOCK_M), -(-shape.C // config.BLOCK_C))

@@ -19,7 +19,7 @@ import torch
 import triton.language as tl
 
 from . import layout
-from .jit import Kernel, Launch, Work, jit, power_of_two
+from .jit import Kernel, Launch, Work, fields_of, jit, power_of_two
 from .pdl import begin
 
 
@@ -194,11 +194,11 @@ class PoolConfig:
 
 def default_config(shape: PoolShape, arch: int | None) -> PoolConfig:
     """A configuration that runs without a measurement; `arch` None is the interpreter."""
-    arithmetic = shape.N * layout.aligned(shape.C)
+    numbers = shape.N * layout.aligned(shape.C)
     if arch is None:
-        block_r = power_of_two(arithmetic, 1, 65536)
+        block_r = power_of_two(numbers, 1, 65536)
         return PoolConfig(power_of_two(shape.OH * shape.OW, 1, max(1, 262144 // block_r)), block_r)
-    block_r = power_of_two(arithmetic, 64, 1024)
+    block_r = power_of_two(numbers, 64, 1024)
     return PoolConfig(1024 // block_r, block_r)
 
 
@@ -254,34 +254,25 @@ def _bind(
     config: PoolConfig,
     extra: dict[str, int | bool],
 ) -> Launch:
-    arithmetic = shape.N * layout.aligned(shape.C)
-    (x_h, x_w, x_n), (y_h, y_w, y_n) = layout.strides(x), layout.strides(out)
-    layout.check_rows("pooling", max(arithmetic, shape.OH * shape.OW), config.BLOCK_R)
+    numbers = shape.N * layout.aligned(shape.C)
+    layout.check_rows("pooling", max(numbers, shape.OH * shape.OW), config.BLOCK_R)
     arguments = {
         "x": x,
         "y": out,
-        "R": arithmetic,
-        "H": shape.H,
-        "W": shape.W,
-        "OH": shape.OH,
-        "OW": shape.OW,
-        "x_h": x_h,
-        "x_w": x_w,
-        "y_h": y_h,
-        "y_w": y_w,
-        "X_N": x_n * layout.CHANNEL_ALIGNMENT,
-        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        "R": numbers,
+        **fields_of(shape, "H", "W", "OH", "OW"),
+        **layout.addressed("x", x),
+        **layout.addressed("y", out),
         "PITCH": layout.aligned(shape.C),
         "STRIDE_H": shape.stride[0],
         "STRIDE_W": shape.stride[1],
         "PAD_H": shape.padding[0],
         "PAD_W": shape.padding[1],
-        "BLOCK_P": config.BLOCK_P,
-        "BLOCK_R": config.BLOCK_R,
+        **fields_of(config, "BLOCK_P", "BLOCK_R"),
         "PDL": False,
         **extra,
     }
-    programs = -(-shape.OH * shape.OW // config.BLOCK_P) * -(-arithmetic // config.BLOCK_R)
+    programs = -(-shape.OH * shape.OW // config.BLOCK_P) * -(-numbers // config.BLOCK_R)
     return Launch(kernel, (programs,), arguments, config.num_warps, num_stages=1)
 
 

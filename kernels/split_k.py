@@ -101,7 +101,6 @@ def sum_parts(
     `out` may be a view that `layout.strides` takes.
     """
     _, split, rows, channels = parts.shape
-    y_h, y_w, y_n = layout.strides(out)
     scale, shift = affine or (None, None)
     block_m, block_n = min(16, 1 << (rows - 1).bit_length()), 64
     arguments = {
@@ -113,9 +112,7 @@ def sum_parts(
         "M": rows,
         "W": out.shape[1],
         "N": out.shape[2],
-        "y_h": y_h,
-        "y_w": y_w,
-        "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
+        **layout.addressed("y", out),
         "OC": channels,
         "SPLIT_K": split,
         "BLOCK_M": block_m,

@@ -1,4 +1,4 @@
-"""The way in: pixels become the first activation, normalised and in space-to-depth form.
+"""The stem: pixels become the first activation, normalised and in space-to-depth form.
 
     y[i, j, n, (a*S + b)*C + c] = (image[n, c, i*S+a-pad, j*S+b-pad] / 255 - mean[c]) / std[c]
 
@@ -31,7 +31,7 @@ import triton.language as tl
 
 from . import layout
 from .conv import Conv2dShape
-from .jit import Launch, Work, jit, power_of_two
+from .jit import Launch, Work, fields_of, jit, power_of_two
 from .pdl import begin
 
 
@@ -96,18 +96,8 @@ def columns(shape: Conv2dShape, itemsize: int) -> int:
 
 @jit(
     do_not_specialize=(
-        "N",
-        "H",
-        "W",
-        "OH",
-        "OW",
-        "stride_n",
-        "stride_c",
-        "stride_h",
-        "stride_w",
-        "y_h",
-        "y_w",
-        "y_n",
+        *("N", "H", "W", "OH", "OW", "stride_n", "stride_c", "stride_h", "stride_w"),
+        *("y_h", "y_w", "y_n"),
     )
 )
 def _stem_kernel(
@@ -237,7 +227,7 @@ def stem(
     shape: StemShape,
     config: StemConfig,
 ) -> Launch:
-    """Bind the way in; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
+    """Bind the stem; calling the result fills `out` [OH, OW, N, S*S*C] from images [N, C, H, W].
 
     `out` may be any view that `layout.strides` takes, and all channels up to its pitch are written.
 
@@ -252,20 +242,12 @@ def stem(
         "mean": mean,
         "std": std,
         "y": out,
-        "N": shape.N,
-        "H": shape.H,
-        "W": shape.W,
-        "OH": shape.OH,
-        "OW": shape.OW,
-        "stride_n": images.stride(0),
-        "stride_c": images.stride(1),
-        "stride_h": images.stride(2),
-        "stride_w": images.stride(3),
+        **fields_of(shape, "N", "H", "W", "OH", "OW"),
+        **dict(zip(("stride_n", "stride_c", "stride_h", "stride_w"), images.stride(), strict=True)),
         "y_h": y_h,
         "y_w": y_w,
         "y_n": y_n,
-        "C": shape.C,
-        "S": shape.S,
+        **fields_of(shape, "C", "S"),
         "PAD_H": shape.padding[0],
         "PAD_W": shape.padding[1],
         "BLOCK_M": config.BLOCK_M,

@@ -12,13 +12,14 @@ import struct
 import warnings
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 import torch
+from alexnet_triton.errors import LONGEST
 from alexnet_triton.weights import WeightsError, checkpoint, load, pickled
 from safetensors.torch import save_file
 
@@ -39,9 +40,12 @@ def refused(source: object) -> str:
         loaded(source)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert len(message) < 25_000
+    assert len(message) <= LONGEST
     assert "cure: " in message
     return message
+
+
+both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
 
 
 def assert_wanted(state: Mapping[str, torch.Tensor]) -> None:
@@ -179,7 +183,7 @@ def assert_equal(actual: Any, wanted: Any) -> None:
         assert actual == wanted
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+@both_formats
 @pytest.mark.parametrize("content", [training, views, dict])
 def test_what_torch_saves_loads_as_torch_loads_it(
     content: Any, zipped: bool, tmp_path: Path
@@ -187,12 +191,6 @@ def test_what_torch_saves_loads_as_torch_loads_it(
     torch.save(content(), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     wanted = torch.load(tmp_path / "a.pth", weights_only=True)
     assert_equal(checkpoint.read(tmp_path / "a.pth"), wanted)
-
-
-def test_values_that_are_no_weights_are_no_reason_to_refuse(tmp_path: Path) -> None:
-    others = [torch.Size([1]), torch.device("cuda:0"), torch.half, {1}, Counter([30]), b"\xff", 1j]
-    torch.save({"state_dict": WANTED, "others": others}, tmp_path / "a.pth")
-    assert_wanted(loaded(tmp_path / "a.pth"))
 
 
 @pytest.mark.filterwarnings("ignore")  # a kind of tensor is deprecated, another a prototype
@@ -213,13 +211,12 @@ def test_tensors_that_are_no_weights_stand_where_nobody_looks(tmp_path: Path) ->
     }
     for name, tensor in others.items():
         torch.save({"state_dict": WANTED, "other": tensor}, tmp_path / "a.pth")
-        torch.load(tmp_path / "a.pth", weights_only=True)
         assert_wanted(loaded(tmp_path / "a.pth"))
         torch.save(WANTED | {"w": tensor}, tmp_path / "a.pth")
         assert "'w'" in refused(tmp_path / "a.pth"), name
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+@both_formats
 def test_attributes_are_left_out(zipped: bool, tmp_path: Path) -> None:
     parameter, tensor = torch.nn.Parameter(WANTED["w"].clone()), WANTED["b"].clone()
     parameter.tag = tensor.tag = 1  # type: ignore[attr-defined]
@@ -227,7 +224,6 @@ def test_attributes_are_left_out(zipped: bool, tmp_path: Path) -> None:
     state.extra = {"x": 1}  # type: ignore[attr-defined]
     for content in (state, {"w": parameter, "b": torch.nn.Buffer(WANTED["b"])}):
         torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-        torch.load(tmp_path / "a.pth", weights_only=True)
         read = checkpoint.read(tmp_path / "a.pth")
         assert_wanted(read)
         assert not any(vars(each) for each in read.values())
@@ -236,24 +232,19 @@ def test_attributes_are_left_out(zipped: bool, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol 3")
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_plain_data_of_every_kind(protocol: int, tmp_path: Path) -> None:
+    """What is no weight is no reason to refuse what is."""
     odd = {1.5: 0, -0.1: 1, 2**70: 2, (1, "a", None): 3, (): 4, True: 5}
-    others = [odd, {1}, 1j, torch.strided, torch.per_tensor_affine]
+    others = [odd, {1}, 1j, torch.strided, torch.per_tensor_affine, torch.half, Counter([30])]
+    others += [torch.Size([1]), torch.device("cuda:0"), *[b"\xff"][: protocol == 2]]
     content = {"state_dict": WANTED, "args": others}
     torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol)
-    torch.load(tmp_path / "a.pth", weights_only=True)
     assert_wanted(loaded(tmp_path / "a.pth"))
     keys = list(checkpoint.read(tmp_path / "a.pth")["args"][0])
     assert [key.kind for key in keys[:5]] == ["float", "float", "int", "tuple", "tuple"]
     assert keys[5:] == [True]
 
 
-def test_a_long_log(tmp_path: Path) -> None:
-    """Every loss of a training is an opcode."""
-    path = archive(tmp_path / "a.pth", b"](" + b"N" * 1_100_000 + b"e")
-    assert len(checkpoint.read(path)) == 1_100_000
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+@both_formats
 def test_a_later_protocol_has_another_cure(zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save(WANTED, path, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
@@ -306,6 +297,9 @@ def test_a_dtype_without_a_storage_of_its_own(tmp_path: Path) -> None:
 OLD = tensor(stored(), 0, (2, 2), (2, 1), function="torch._utils._rebuild_tensor")
 OLD = OLD.replace(b"\x89" + name("collections.OrderedDict") + b")R", b"")
 PARAMETER = name("torch.nn.parameter.Parameter")
+SET = group(stored(), number(0), group(number(2), number(2)), group(number(2), number(1)))
+PAIRS = b"](" + text("w") + tensor(stored()) + b"ea"
+PAIRS += b"](" + text("b") + tensor(stored(), 4, [2], [1]) + b"ea"
 
 
 @pytest.mark.parametrize(
@@ -315,27 +309,14 @@ PARAMETER = name("torch.nn.parameter.Parameter")
         state_of(stored(), w=OLD),
         state_of(stored(), w=PARAMETER + group(OLD) + b"\x81" + group(b"\x88\x89N") + b"b"),
         state_of(stored(), w=PARAMETER + b")\x81" + group(OLD, b"NN\x88N") + b"b"),
-        state_of(
-            stored(),
-            w=name("torch.FloatTensor")
-            + b")R"
-            + group(stored(), number(0), group(*[number(2)] * 2), group(number(2), number(1)))
-            + b"b",
-        ),
+        state_of(stored(), w=name("torch.FloatTensor") + b")R" + SET + b"b"),
         dictionary(
             text("w"),
             tensor(stored(cut=group(text("9"), number(0), number(4)))),
             text("b"),
             tensor(stored(cut=group(text("8"), number(4), number(2))), 0, [2], [1]),
         ),
-        name("collections.OrderedDict")
-        + b"]]("
-        + text("w")
-        + tensor(stored())
-        + b"ea]("
-        + text("b")
-        + tensor(stored(), 4, [2], [1])
-        + b"ea\x85R",
+        name("collections.OrderedDict") + b"]" + PAIRS + b"\x85R",
     ],
     ids=["tensor_v2", "tensor", "parameter", "empty parameter", "set_", "cut", "python 2"],
 )
@@ -450,7 +431,9 @@ def test_a_list_becomes_a_dictionary_once(tmp_path: Path) -> None:
 
 
 def test_opcodes_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though every loss of a training is one, and there may be a million."""
     path = archive(tmp_path / "a.pth", state_of(record()))
+    assert pickled.MAX_OPCODES > 1_100_000
     monkeypatch.setattr(pickled, "MAX_OPCODES", 20)
     assert "opcodes" in refused(path)
 
@@ -465,41 +448,13 @@ def test_an_archive_by_hand_loads(tmp_path: Path) -> None:
     assert_wanted(loaded(path))
 
 
-def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
-    zeros = {"data/0": bytes(50_000_000)}
-    path = archive(tmp_path / "a.pth", state_of(record()), ZIP_DEFLATED, **zeros)
-    assert path.stat().st_size < 100_000
-    refused(path)
-    refused(archive(tmp_path / "b.pth", state_of(record()), ZIP_DEFLATED))
-
-
-@pytest.mark.parametrize("twin", ["a/data/0", "other/data/0", "a/data/0\0.txt"])
-def test_two_records_of_one_name(twin: str, tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.pth", state_of(record()))
+def with_twin(path: Path, twin: str) -> None:
     with warnings.catch_warnings(action="ignore"), ZipFile(path, "a") as file:
         file.writestr(twin, VALUES[::-1])
-    refused(path)
 
 
-def test_a_record_that_others_hold(tmp_path: Path) -> None:
-    """Each record is as small as the file, all of them together are not."""
-    names = [b"a/data.pkl", *(b"a/data/%d" % i for i in range(50))]
-    pairs = [(each, bytes(100_000)) for each in names]
-    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 10, 0) + names[0]
-    entries = b"".join(
-        struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, *[0] * 4, zlib.crc32(data), len(data),
-                    len(data), len(each), *[0] * 6) + each
-        for each, data in pairs
-    )  # fmt: skip
-    start = local + bytes(100_000)
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 51, 51, len(entries), len(start), 0)
-    (tmp_path / "a.pth").write_bytes(start + entries + end)
-    refused(tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize("wide", [False, True])
-def test_a_directory_that_promises_more_than_there_is(wide: bool, tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.pth", state_of(record()))
+def promising(path: Path, wide: bool) -> None:
+    """A directory of more bytes than there are, by the 32 or the 64 bits for it."""
     whole, end = path.read_bytes()[:-22], path.read_bytes()[-22:]
     if wide:
         whole += struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 2, 2, 2**62, 0)
@@ -507,20 +462,47 @@ def test_a_directory_that_promises_more_than_there_is(wide: bool, tmp_path: Path
     else:
         end = end[:12] + b"\xff" * 4 + end[16:]
     path.write_bytes(whole + end)
-    refused(path)
 
 
-def test_bytes_after_the_end(tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.pth", state_of(record()))
-    whole = path.read_bytes()
-    for more in (whole + b"x", whole[:-2] + b"\5\0hello"):
-        path.write_bytes(more)
-        refused(path)
+def overlapping(path: Path) -> None:
+    """Each record is as small as the file, all of them together are not."""
+    names = [b"a/data.pkl", *(b"a/data/%d" % i for i in range(50))]
+    data = bytes(100_000)
+    sizes = (zlib.crc32(data), len(data), len(data))
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 10, 0) + names[0]
+    entries = b"".join(
+        struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, *[0] * 4, *sizes, len(each), *[0] * 6) + each
+        for each in names
+    )
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 51, 51, len(entries), len(local + data), 0)
+    path.write_bytes(local + data + entries + end)
 
 
-def test_numbers_of_another_machine(tmp_path: Path) -> None:
-    refused(archive(tmp_path / "a.pth", state_of(record()), byteorder=b"big"))
-    refused(row(tmp_path / "a.pth", state_of(stored()), little=b"\x89"))
+def bomb(path: Path, size: int) -> None:
+    content = {"data/0": bytes(size)} if size else {}
+    archive(path, state_of(record()), ZIP_DEFLATED, **content)
+    assert path.stat().st_size < 100_000
+
+
+ARCHIVES: dict[str, Callable[[Path], object]] = {
+    "a bomb": lambda path: bomb(path, 50_000_000),
+    "compressed": lambda path: bomb(path, 0),
+    "twin": lambda path: with_twin(path, "a/data/0"),
+    "twin elsewhere": lambda path: with_twin(path, "other/data/0"),
+    "twin by a zero": lambda path: with_twin(path, "a/data/0\0.txt"),
+    "overlapping": overlapping,
+    "promising": lambda path: promising(path, wide=False),
+    "promising, wide": lambda path: promising(path, wide=True),
+    "bytes after its end": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "a comment": lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\5\0hello"),
+    "of another machine": lambda path: archive(path, state_of(record()), byteorder=b"big"),
+}
+
+
+@pytest.mark.parametrize("damage", ARCHIVES.values(), ids=ARCHIVES)
+def test_a_hostile_archive(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    damage(archive(tmp_path / "a.pth", state_of(record())))
+    refused(tmp_path / "a.pth")
 
 
 def test_a_program_is_named(tmp_path: Path) -> None:
@@ -545,6 +527,7 @@ def test_a_program_is_named(tmp_path: Path) -> None:
         {"keys": number(0)},
         {"body": state_of(stored(numel=2**40))},
         {"body": state_of(stored(cut=group(text("9"), number(-6), number(2**40))))},
+        {"little": b"\x89"},
     ],
 )
 def test_storages_in_a_row_must_fit(damage: dict[str, bytes], tmp_path: Path) -> None:
@@ -597,41 +580,6 @@ def test_a_flipped_bit_in_a_header_of_safetensors_loads_no_other_values(tmp_path
     assert outcomes(path, flipped(whole, bits)) == {"refused", "same"}
 
 
-ENTRY = '"b": {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]}'
-MATRIX = '"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}'
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "{" + '"a": [' * 100_000,
-        '{"__metadata__": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        f"{{{ENTRY}}}",
-        f"{{{MATRIX}, {ENTRY}, {MATRIX.replace('0, 16', '8, 24')}}}",
-        f"{{{MATRIX}, {ENTRY.replace('16, 24', '0, 8')}}}",
-        f"{{{MATRIX}, {ENTRY.replace('[2]', '[4611686018427387904, 4]')}}}",
-        f"{{{MATRIX}, {ENTRY.replace('[2]', '[-2]')}}}",
-        f"{{{MATRIX}, {ENTRY.replace('F32', 'F33')}}}",
-    ],
-    ids=["deep", "deep text", "hole", "twice", "overlap", "overflow", "negative", "dtype"],
-)
-def test_a_hostile_header_of_safetensors(header: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    for written in (f"{{{MATRIX}, {ENTRY}}}", header):
-        path.write_bytes(struct.pack("<Q", len(written)) + written.encode() + VALUES)
-        if written is not header:
-            assert_wanted(loaded(path))
-    refused(path)
-
-
-@pytest.mark.parametrize("length", [0, 1, 100_000_001, 2**31, 2**63, 2**64 - 1])
-def test_an_absurd_length_of_a_header(length: int, tmp_path: Path) -> None:
-    save_file(WANTED, tmp_path / "a.safetensors")
-    whole = (tmp_path / "a.safetensors").read_bytes()
-    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", length) + whole[8:])
-    refused(tmp_path / "a.safetensors")
-
-
 # Hostile state dicts
 
 
@@ -645,17 +593,12 @@ def test_attributes_do_not_reach_the_door() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
-def test_a_nested_tensor() -> None:
+def test_tensors_without_values() -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(2)])
     assert "nested" in refused(WANTED | {"w": nested})
-
-
-def test_tensors_without_values() -> None:
-    empty = torch.nn.UninitializedParameter()
-    for each in (empty, torch.ones(2, 2, device="meta")):
-        refused(WANTED | {"w": each})
     bits = torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    refused(WANTED | {"w": bits})
+    for each in (torch.nn.UninitializedParameter(), torch.ones(2, 2, device="meta"), bits):
+        refused(WANTED | {"w": each})
 
 
 def test_a_key_that_cannot_be_shown() -> None:

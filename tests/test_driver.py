@@ -151,7 +151,7 @@ class Layer:
 
     def steps(self, chosen: tuple[Any, ...], arch: int) -> tuple[Step, Step]:
         """Both steps with these configurations."""
-        before, scratch = self.before, 0
+        before = self.before
         if self.source:
             _, before = self.source.steps(chosen[1:], arch)
         match self.step.shape, chosen[0]:
@@ -163,11 +163,7 @@ class Layer:
                 unfolded = conv.Conv2dShape(1, 1, 1, 1, 1, 1, 1)
                 dtypes = torch.uint8, before.dtype
                 return first_steps(block, unfolded, fold, shape, config, arch, *dtypes)
-            case conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
-                scratch = conv.scratch_numbers(shape, config)
-            case gemm.LinearShape() as shape, gemm.LinearConfig() as config:
-                scratch = gemm.scratch_numbers(shape, config)
-        return before, replace(self.step, config=chosen[0], scratch=scratch)
+        return before, replace(self.step, config=chosen[0])
 
     def launches(
         self, chosen: tuple[Any, ...], arch: int, pixels: torch.dtype = torch.uint8

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -21,13 +22,10 @@ from hypothesis import strategies as st
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 Close = Callable[..., None]
+Run = Callable[..., torch.Tensor]
+Check = Callable[..., None]
 Affine = tuple[torch.Tensor, torch.Tensor]
 
-HALVES = [
-    torch.float16,
-    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter cannot multiply it
-]
-each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
 each_form = pytest.mark.parametrize(
     ("transposed", "descriptors"), list(itertools.product((False, True), (False, True)))
 )
@@ -42,7 +40,7 @@ PROBLEMS = {
 }
 
 
-def run(
+def answer(
     fenced: Fenced,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -70,6 +68,12 @@ def run(
     return out[0, 0].cpu()
 
 
+@pytest.fixture
+def run(fenced: Fenced) -> Run:
+    """`answer` to operands between fences."""
+    return partial(answer, fenced)
+
+
 def random_operands(
     shape: LinearShape, dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,135 +83,77 @@ def random_operands(
     return x, weight, bias
 
 
-def check(
-    shape: LinearShape,
-    dtype: torch.dtype,
-    config: LinearConfig,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-    activation: str | None = None,
-    precision: str = "ieee",
-) -> None:
-    """One random problem with a bias against float64, the input flattened as torch flattens it."""
-    x, weight, bias = random_operands(shape, dtype, generator)
-    y = run(fenced, x, weight, bias, config, activation, precision)
-    wanted = gemm.reference(x.flatten(1), weight, bias, activation)
-    scale = gemm.reference(x.flatten(1).abs(), weight.abs(), bias.abs())
-    assert_close(y, wanted, dtype, shape.P * shape.C, precision, scale)
+@pytest.fixture
+def check(run: Run, generator: torch.Generator, assert_close: Close) -> Check:
+    """`check(shape, dtype, config, precision)`: one random problem with a bias against float64.
+
+    The input is flattened as torch flattens it.
+    """
+
+    def check(
+        shape: LinearShape, dtype: torch.dtype, config: LinearConfig, precision: str = "ieee"
+    ) -> None:
+        x, weight, bias = random_operands(shape, dtype, generator)
+        y = run(x, weight, bias, config, precision=precision)
+        scale = gemm.reference(x.flatten(1).abs(), weight.abs(), bias.abs())
+        wanted = gemm.reference(x.flatten(1), weight, bias)
+        assert_close(y, wanted, dtype, shape.P * shape.C, precision, scale)
+
+    return check
 
 
 # Numbers
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+NUMBERS = [
+    *((problem, torch.float32, "ieee") for problem in PROBLEMS),
+    ("multiples of nothing", torch.float16, "ieee"),
+    pytest.param("multiples of nothing", torch.bfloat16, "ieee", marks=pytest.mark.gpu),
+    pytest.param("multiples of nothing", torch.float32, "tf32", marks=pytest.mark.gpu),
+]
+
+
+@pytest.mark.parametrize(("problem", "dtype", "precision"), NUMBERS)
 @pytest.mark.parametrize("split", [1, 3])
 @each_form
 def test_equals_float64(
     problem: str,
-    split: int,
-    transposed: bool,
-    descriptors: bool,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    config = LinearConfig(*TILE, split, transposed, descriptors=descriptors)
-    check(PROBLEMS[problem], torch.float32, config, fenced, generator, assert_close)
-
-
-@pytest.mark.parametrize("split", [1, 3])
-@each_form
-@each_half
-def test_half_precision_equals_float64(
-    split: int,
-    transposed: bool,
-    descriptors: bool,
     dtype: torch.dtype,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    config = LinearConfig(*TILE, split, transposed, descriptors=descriptors)
-    shape = PROBLEMS["multiples of nothing"]
-    check(shape, dtype, config, fenced, generator, assert_close)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("split", [1, 3])
-@each_form
-def test_tf32_equals_float64(
+    precision: str,
     split: int,
     transposed: bool,
     descriptors: bool,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
+    check: Check,
 ) -> None:
-    config = LinearConfig(64, 64, 32, split, transposed, descriptors=descriptors)
-    shape = PROBLEMS["multiples of nothing"]
-    check(shape, torch.float32, config, fenced, generator, assert_close, precision="tf32")
-
-
-@pytest.mark.parametrize("split", [1, 2])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
-def test_bias_and_activation(
-    split: int,
-    with_bias: bool,
-    activation: str | None,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    """Applied once, to the whole sum."""
-    x, weight, bias = random_operands(LinearShape(5, 2, 12, 9), torch.float32, generator)
-    offsets = bias if with_bias else None
-    y = run(fenced, x, weight, offsets, LinearConfig(16, 16, 16, split), activation)
-    wanted = gemm.reference(x.flatten(1), weight, offsets, activation)
-    # The sigmoid's slope is 1/4 at most.
-    slope = 0.25 if activation == "sigmoid" else 1.0
-    scale = slope * gemm.reference(x.flatten(1).abs(), weight.abs(), bias.abs())
-    assert_close(y, wanted, torch.float32, 24, scale=scale)
+    tile = (64, 64, 32) if precision == "tf32" else TILE
+    config = LinearConfig(*tile, split, transposed, descriptors=descriptors)
+    check(PROBLEMS[problem], dtype, config, precision)
 
 
 @pytest.mark.parametrize("split", [1, 2])
 def test_scale_and_shift_follow_the_activation(
-    split: int, fenced: Fenced, generator: torch.Generator, assert_close: Close
+    split: int, run: Run, generator: torch.Generator, assert_close: Close
 ) -> None:
     """Each output its own, once, in float32 whatever the rest."""
     x, weight, bias = random_operands(LinearShape(5, 2, 12, 9), torch.float16, generator)
     scale, shift = torch.randn(2, 9, generator=generator)
     config = LinearConfig(16, 16, 16, split)
-    y = run(fenced, x, weight, bias, config, "relu", affine=(scale, shift))
+    y = run(x, weight, bias, config, "relu", affine=(scale, shift))
     wanted = gemm.reference(x.flatten(1), weight, bias, "relu") * scale + shift
     size = gemm.reference(x.flatten(1).abs(), weight.abs(), bias.abs())
     assert_close(y, wanted, torch.float16, 26, scale=size * scale.abs() + shift.abs())
 
 
 def test_split_sums_are_kept_in_single_precision(
-    fenced: Fenced, generator: torch.Generator, assert_close: Close
+    run: Run, generator: torch.Generator, assert_close: Close
 ) -> None:
     """Parts that half precision could not hold still make a sum that it can."""
     x = torch.full((2, 32, 1, 1), 100.0, dtype=torch.float16)
     weight = torch.full((8, 32), 100.0, dtype=torch.float16)
     weight[:, 16:] = -100.0
     bias = torch.arange(8, dtype=torch.float16)
-    y = run(fenced, x, weight, bias, LinearConfig(16, 16, 16, SPLIT_K=2))
+    y = run(x, weight, bias, LinearConfig(16, 16, 16, SPLIT_K=2))
     assert_close(y, bias.double().expand(2, 8), torch.float16, 32)
-
-
-@pytest.mark.parametrize("images", [3, 70, 130])
-def test_default_configuration_equals_float64(
-    images: int,
-    arch: int | None,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    shape = LinearShape(images, 4, 40, 90)
-    config = gemm.default_config(shape, torch.float16, "ieee", arch)
-    check(shape, torch.float16, config, fenced, generator, assert_close, "relu")
 
 
 # Bits
@@ -217,32 +163,27 @@ def test_default_configuration_equals_float64(
 @pytest.mark.parametrize("split", [1, 4])
 @each_form
 def test_an_image_does_not_see_its_neighbours(
-    split: int,
-    transposed: bool,
-    descriptors: bool,
-    fenced: Fenced,
-    generator: torch.Generator,
+    split: int, transposed: bool, descriptors: bool, run: Run, generator: torch.Generator
 ) -> None:
     """The same bits wherever in a batch it stands, and from run to run."""
     shape = LinearShape(21, 4, 19, 37)
     x, weight, bias = random_operands(shape, torch.float32, generator)
     config = LinearConfig(*TILE, split, transposed, descriptors=descriptors)
-    y = run(fenced, x, weight, bias, config, "relu")
+    y = run(x, weight, bias, config, "relu")
     order = torch.randperm(shape.N, generator=generator)
-    assert torch.equal(run(fenced, x[order], weight, bias, config, "relu"), y[order])
+    assert torch.equal(run(x[order], weight, bias, config, "relu"), y[order])
 
 
 @pytest.mark.bits
 @pytest.mark.parametrize("images", [1, 2, 70])
 def test_batch_invariant_configuration(
-    images: int, arch: int | None, fenced: Fenced, generator: torch.Generator
+    images: int, arch: int | None, run: Run, generator: torch.Generator
 ) -> None:
     """An image gives the same bits alone and in a batch of any size."""
     batch = LinearShape(300, 4, 40, 90)
     x, weight, bias = random_operands(batch, torch.float32, generator)
     whole, some = (
         run(
-            fenced,
             x[: shape.N],
             weight,
             bias,
@@ -254,17 +195,6 @@ def test_batch_invariant_configuration(
 
 
 # Packing, work, default configurations
-
-
-def test_packed_weight(generator: torch.Generator) -> None:
-    """torch flattens channels first, an activation has its pixels first."""
-    weight = torch.randn(5, 11, 2, 3, generator=generator)
-    packed = gemm.pack_weight(weight.flatten(1), pixels=6)
-    assert packed.shape == (6, 5, 11)
-    assert packed.stride() == (5 * 16, 16, 1)
-    for h, w in itertools.product(range(2), range(3)):
-        assert torch.equal(packed[h * 3 + w], weight[:, :, h, w])
-    assert packed.as_strided((6, 5, 16), packed.stride())[..., 11:].eq(0).all()
 
 
 @given(st.builds(LinearShape, *[st.integers(0, 4)] + [st.integers(1, 5)] * 3))

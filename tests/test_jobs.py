@@ -10,7 +10,6 @@ import os
 import pty
 import random
 import re
-import resource
 import signal
 import struct
 import subprocess
@@ -31,7 +30,7 @@ from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source, expand
 from alexnet_triton.engine.jobs.classify import Tally, classify, remaining
-from alexnet_triton.engine.jobs.rows import ImageRow, Kept, Output, OutputError, pair, path_of, row
+from alexnet_triton.engine.jobs.rows import Kept, pair, path_of, row
 from alexnet_triton.engine.jobs.workers import CHUNK
 from alexnet_triton.engine.run import Prediction
 from hypothesis import given
@@ -290,13 +289,6 @@ def as_nobody(folder: Path) -> Iterator[None]:
             parent.chmod(mode)
 
 
-def test_a_link_to_itself_costs_itself_alone(tmp_path: Path) -> None:
-    paths = few(tmp_path / "photos", 2)
-    spoil(tmp_path / "photos" / "000loop.png", "loop", b"")
-    found = [path_of(source) for source in expand([str(tmp_path / "photos")])]
-    assert found == [paths[0], str(tmp_path / "photos" / "000loop.png"), paths[1]]
-
-
 def test_scores_that_are_no_numbers_are_an_error() -> None:
     source = Source("a.png", named=False)
     best = Prediction(3, "three", float("nan"))
@@ -322,11 +314,8 @@ def test_a_name_that_is_not_unicode_has_a_row_that_resumes(
     assert "caf\\udce9.png" in out
 
 
-def test_json_on_standard_output_is_an_array(tmp_path: Path, capsys: Capture) -> None:
+def test_json_without_rows_is_an_array(tmp_path: Path, capsys: Capture) -> None:
     paths = few(tmp_path / "photos", 3)
-    status, out, _ = run(capsys, *paths, "--json", "--top", 1)
-    assert status == 0
-    assert [row["path"] for row in json.loads(out)] == paths
     run(capsys, *paths, "--output", tmp_path / "rows.jsonl")
     _, out, _ = run(capsys, *paths, "--json", "--resume", "--output", tmp_path / "rows.jsonl")
     assert json.loads(out) == [], "the rows of this run: there was nothing left to do"
@@ -395,16 +384,9 @@ def test_a_worker_that_is_killed_costs_nothing(engine: Engine, tmp_path: Path) -
     assert not multiprocessing.active_children()
 
 
-def test_a_job_that_is_left_leaves_no_worker(engine: Engine, tmp_path: Path) -> None:
-    few(tmp_path / "photos", 12 * CHUNK)
-    rows = classify(engine, expand([str(tmp_path / "photos")]), workers=2)
-    next(rows)
-    assert multiprocessing.active_children()
-    rows.close()
-    assert not multiprocessing.active_children()
-
-
-def test_workers_read_no_further_ahead_than_they_should(engine: Engine, tmp_path: Path) -> None:
+def test_workers_read_no_further_ahead_than_they_should_and_end_with_their_job(
+    engine: Engine, tmp_path: Path
+) -> None:
     paths = few(tmp_path / "photos", 40 * CHUNK)
     taken = 0
 
@@ -417,7 +399,9 @@ def test_workers_read_no_further_ahead_than_they_should(engine: Engine, tmp_path
     rows = classify(engine, sources(), batch_size=8, workers=2)
     next(rows)
     assert taken <= 2 * 8 + 8 + (2 + 2) * CHUNK  # batches at the engine, ahead, at the workers
+    assert multiprocessing.active_children()
     rows.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -607,137 +591,7 @@ def test_workers_do_not_outlive_a_job_that_is_killed(folder: Path, tmp_path: Pat
     assert gone(process.pid)
 
 
-PREDICTIONS = (Prediction(0, "zéro", 0.75), Prediction(1, "one", 0.25))
-
-
-def some_rows(count: int) -> list[ImageRow]:
-    return [
-        ImageRow(f"{number}.png", (), "is empty", False)
-        if number % 3 == 1
-        else ImageRow(f"{number}.png", PREDICTIONS, None, False)
-        for number in range(count)
-    ]
-
-
-def write(output: Path, rows: Iterable[ImageRow], **options: Any) -> None:
-    with Output(output, **options) as opened:
-        for made in rows:
-            opened.write(made)
-
-
-def test_a_row_torn_anywhere_is_cut_off(tmp_path: Path) -> None:
-    output, rows = tmp_path / "rows.jsonl", some_rows(3)
-    write(output, rows)
-    whole = output.read_bytes()
-    for size in range(len(whole)):
-        output.write_bytes(whole[:size])
-        with Output(output, "resume") as opened:
-            kept = [*opened.kept()]
-            assert len(kept) == whole[:size].count(b"\n")
-            for made in rows[len(kept) :]:
-                opened.write(made)
-        assert output.read_bytes() == whole
-    output.write_bytes(whole[:-10] + bytes(50))  # as after a power failure
-    with Output(output, "resume") as opened:
-        assert [kept.path for kept in opened.kept()] == ["0.png", "1.png"]
-
-
-def test_a_full_disk_is_one_line_and_what_is_there_stays(
-    tmp_path: Path, output: Path, capsys: Capture
-) -> None:
-    photos = tmp_path / "photos"
-    few(photos, 12)
-    lines = lines_of(output)
-    with at_most(3000):
-        status, out, err = run(capsys, photos, "--output", output)
-    assert (status, out) == (1, "")
-    assert err == (
-        f"alexnet-triton: error: {output}: cannot be written: File too large; "
-        f"the rows so far are in {lines}, make room and go on with --resume\n"
-    )
-    rows = read(lines)
-    assert 0 < len(rows) < 12
-    assert lines.read_bytes().endswith(b"\n")
-    assert run(capsys, photos, "--output", output, "--resume")[0] == 0
-    assert len(read(output)) == 12
-    assert sorted(output.parent.iterdir()) == left_by(output)
-
-
-@contextlib.contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: to who writes, a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_up_as_the_parquet_file_is_made_costs_no_row(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    output, rows = tmp_path / "rows.parquet", some_rows(2)
-    with pytest.raises(OutputError, match="cannot be written"), at_most(400):
-        write(output, rows)
-    assert len(read(tmp_path / "rows.parquet.partial.jsonl")) == 2
-    partial = "rows.parquet.partial.jsonl"
-    assert sorted(os.listdir(tmp_path)) == [partial, f"{partial}.job.json"]
-    write(output, [], existing="resume")
-    assert read(output) == [row.to_dict() for row in rows]
-
-
-def test_a_device_that_is_full_is_one_line(tmp_path: Path, capsys: Capture) -> None:
-    few(tmp_path / "photos", 1)
-    status, _, err = run(capsys, tmp_path / "photos", "--output", "/dev/full")
-    assert status == 1
-    assert err == ("alexnet-triton: error: /dev/full: cannot be written: No space left on device\n")
-    for _ in range(2):
-        assert run(capsys, tmp_path / "photos", "--output", "/dev/null", "--overwrite")[0] == 0
-
-
 # What is there already
-
-
-def test_what_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("work was begun"))
-    write(output, some_rows(3))
-    before = output.read_bytes()
-    (tmp_path / "folder" / output.name).mkdir(parents=True)
-    (tmp_path / "alien").mkdir()
-    alien = tmp_path / "alien" / output.name
-    alien.write_bytes(b"not rows")
-
-    def refusal(*arguments: object) -> str:
-        status, out, err = run(capsys, "x.png", *arguments)
-        assert (status, out) == (1, "")
-        assert err.startswith("alexnet-triton: error: ")
-        assert err.count("\n") == 1
-        return err
-
-    assert "holds something already" in refusal("--output", output)
-    assert "No such file" in refusal("--output", tmp_path / "nowhere" / output.name)
-    assert "Is a directory" in refusal("--output", tmp_path / "folder" / output.name)
-    assert "--output" in refusal("--resume")
-    assert "--output" in refusal("--overwrite")
-    assert "was not written by a job" in refusal("--resume", "--output", alien)
-    assert alien.read_bytes() == b"not rows"
-    with Output(output, "resume"):
-        assert "another job" in refusal("--resume", "--output", output)
-    assert output.read_bytes() == before or output.suffix == ".parquet"
-    assert read(output) == [row.to_dict() for row in some_rows(3)]
-
-
-def test_lines_of_something_else_are_left_alone(tmp_path: Path) -> None:
-    output = tmp_path / "other.jsonl"
-    write(output, some_rows(1))  # and then somebody put in its place:
-    for text in ('{"path": "a.png", "error": null}\n{"x": 1}\n', "1\n", '{"path": "a.png"}\n[]\n'):
-        output.write_text(text)
-        with pytest.raises(OutputError, match="was not written by a job"):  # noqa: SIM117
-            with Output(output, "resume") as opened:
-                list(opened.kept())
-        assert output.read_text() == text
 
 
 def test_parquet_without_pyarrow_names_the_cure(
@@ -748,22 +602,6 @@ def test_parquet_without_pyarrow_names_the_cure(
     assert status == 1
     assert err.count("\n") == 1
     assert "pip install -e '.[parquet]'" in err
-
-
-def test_overwriting_replaces_the_rows_with_the_first_new_one(output: Path) -> None:
-    write(output, some_rows(3))
-    with pytest.raises(RuntimeError), Output(output, "overwrite"):
-        raise RuntimeError
-    assert len(read(output)) == 3, "nothing was put in their place"
-    write(output, some_rows(5)[3:], existing="overwrite")
-    assert read(output) == [row.to_dict() for row in some_rows(5)[3:]]
-    assert sorted(output.parent.iterdir()) == left_by(output)
-
-
-def test_a_job_that_fails_before_its_first_row_leaves_no_file(output: Path) -> None:
-    with pytest.raises(RuntimeError), Output(output):
-        raise RuntimeError
-    assert not [*output.parent.iterdir()]
 
 
 def test_a_finished_job_goes_on_where_the_folder_has_changed(

@@ -16,9 +16,9 @@ import alexnet_triton
 import numpy as np
 import pytest
 import torch
-from alexnet_triton.engine import Engine, EngineError, ImageError, Options
+from alexnet_triton.engine import Engine, EngineError, ImageError, NetworkError, Options
 from alexnet_triton.engine.load import Backend, find, load_state
-from alexnet_triton.engine.spec import Conv2d, Flatten, Network, Preprocess, ReLU, Sigmoid
+from alexnet_triton.engine.spec import Conv2d, Flatten, Layer, Network, Preprocess, ReLU, Sigmoid
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.errors import LONGEST, Error
 from alexnet_triton.weights import WeightsError, download, save
@@ -255,6 +255,38 @@ def test_wrong_types_are_refusals(wrong: dict[str, Any]) -> None:
     assert str(refused.value).isprintable()
 
 
+TORCH = {"backend": "torch"}
+TWO = {"devices": ("cpu", "cpu"), "split": "pipeline"}
+OPTIONS = {"pdl": Options(pdl=True), "slices": Options(-1), "until": Options(2, "conv9")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (EngineError, {"dtype": "fp64"}, "dtype: wanted one of fp32, tf32, fp16, bf16, got 'fp64'"),
+        (EngineError, {"backend": "onnx"}, "backend: wanted one of triton, torch, got 'onnx'"),
+        (EngineError, {"max_batch": 0}, "max_batch: wanted 1 or more, got 0"),
+        (EngineError, {"device": "tpu"}, "device: wanted 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        (EngineError, {"device": "cuda:99"}, "device: wanted 'cuda:99', got a machine with"),
+        (EngineError, {"device": "cpu", "dtype": "bf16"}, "bfloat16 wrongly; use fp32 or fp16"),
+        (EngineError, TORCH | {"batch_invariant": True}, "only the triton backend promises it"),
+        (EngineError, TORCH | {"options": OPTIONS["pdl"]}, "only the triton backend has them"),
+        (EngineError, TORCH | {"target": "sm_90"}, "target: only the triton backend plans"),
+        (EngineError, TWO | {"target": "sm_90", "options": OPTIONS["pdl"]}, "for one device"),
+        (EngineError, {"target": "sm_75"}, "target: wanted one of a100, .*, sm_120, got 'sm_75'"),
+        (EngineError, {"target": "sm_90", "dtype": "bf16"}, "computes bfloat16 wrongly"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["pdl"]}, "9.0 or newer, got sm_80"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["slices"]}, "0 or more, got -1"),
+        (NetworkError, {"target": "sm_80", "options": OPTIONS["until"]}, "no step 'conv9'"),
+        (NetworkError, {"network": "lenet"}, "unknown network 'lenet'"),
+        (WeightsError, {"network": "alexnet", "weights": "digits"}, "'digits', got 'alexnet'"),
+    ],
+)
+def test_refusals_at_the_door(kind: type[Error], wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Engine.load(**{"network": "digits"} | wrong)
+
+
 def test_counts_of_numpy_are_counts() -> None:
     assert torch_digits(max_batch=np.int64(4)).max_batch == 4
 
@@ -269,7 +301,10 @@ def test_wrong_types_of_calls_are_refusals(state: State) -> None:
         lambda: engine(torch.zeros(1, 3, 64, 64, device="meta")),
         lambda: engine.classify(PIXELS, top="5"),  # type: ignore[arg-type]
         lambda: engine.classify(PIXELS, top=2.5),  # type: ignore[arg-type]
+        lambda: engine.classify(PIXELS, top=0),
+        lambda: engine.classify([], views="all"),  # type: ignore[arg-type]
         lambda: list(engine.stream([], batch_size=True)),
+        lambda: list(engine.stream([], batch_size=0)),
         lambda: list(engine.stream([], exif="no")),  # type: ignore[arg-type]
         lambda: engine(PIXELS, out=torch.zeros(1, 1).expand(1, 10)),
         lambda: engine(PIXELS, out=torch.zeros(1, 10).to_sparse()),
@@ -304,10 +339,13 @@ def test_an_engine_does_not_run_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> No
 # Networks of other ends
 
 
-def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> None:
+def ending(*layers: tuple[str, Layer]) -> Network:
     preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(4, 3, stride=2)), ("relu1", ReLU()))
-    headless = Network("headless", (3, 28, 28), layers, preset, classes="")
+    return Network("ending", (3, 28, 28), layers, preset, classes="")
+
+
+def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> None:
+    headless = ending(("conv1", Conv2d(4, 3, stride=2)), ("relu1", ReLU()))
     for backend in BACKENDS:
         engine = Engine.load(headless, "random:0", "cpu", backend=backend)
         assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 4, 13, 13)
@@ -318,17 +356,13 @@ def test_a_network_without_classes_gives_maps_of_any_size_and_no_labels() -> Non
 
 
 def test_one_map_of_sigmoids_is_no_class_and_loads() -> None:
-    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(1, 3)), ("sigmoid1", Sigmoid()))
-    mask = Network("mask", (3, 28, 28), layers, preset, classes="")
+    mask = ending(("conv1", Conv2d(1, 3)), ("sigmoid1", Sigmoid()))
     engine = Engine.load(mask, "random:0", "cpu", backend="torch")
     assert engine(torch.zeros(2, 3, 28, 28)).shape == (2, 1, 26, 26)
 
 
 def test_a_flatten_at_the_end_is_no_step_but_shapes_the_answer() -> None:
-    preset = Preprocess(resize=32, crop=28, mean=(0.5,) * 3, std=(0.5,) * 3)
-    layers = (("conv1", Conv2d(4, 14, stride=14)), ("relu1", ReLU()), ("flatten", Flatten()))
-    flat = Network("flat", (3, 28, 28), layers, preset, classes="")
+    flat = ending(("conv1", Conv2d(4, 14, stride=14)), ("relu1", ReLU()), ("flatten", Flatten()))
     for backend in BACKENDS:
         engine = Engine.load(flat, "random:0", "cpu", backend=backend)
         maps = engine.features(torch.ones(2, 3, 28, 28), "conv1")["conv1"]

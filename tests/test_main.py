@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,28 +121,6 @@ def test_classify_rows_and_files(capsys: Capture, tmp_path: Path) -> None:
     assert str(files[0][0]) in out
 
 
-def test_a_bad_file_is_reported_and_the_others_are_not_lost(
-    capsys: Capture, tmp_path: Path
-) -> None:
-    good, label = heldout()[0]
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"not a picture")
-    (tmp_path / "good.png").write_bytes(good.read_bytes())
-    common = ["--model", "digits", "--json"]
-
-    status, out, err = run(capsys, "classify", str(tmp_path), *common)
-    rows = json.loads(out)
-    assert status == 0, "a bad file found in a folder fails nothing"
-    assert "bad.png" in rows[0]["path"]
-    assert rows[0]["error"]
-    assert rows[1]["predictions"][0]["label"] == str(label)
-    assert "1 of 2 images had errors" in err
-
-    status, out, _ = run(capsys, "classify", str(bad), str(tmp_path / "good.png"), *common)
-    assert status == 1, "a bad file that was named does"
-    assert len(json.loads(out)) == 2
-
-
 def test_a_source_that_is_not_there_is_refused_before_weights_are_fetched(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,14 +133,6 @@ def test_a_source_that_is_not_there_is_refused_before_weights_are_fetched(
         status, out, err = run(capsys, "classify", str(good), word)
         assert (status, out) == (1, "")
         assert err.startswith(f"alexnet-triton: error: {word}: ")
-
-
-def hostile(path: Path, marker: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (marker,))  # type: ignore[return-value]
-
-    torch.save({"conv1.weight": Payload()}, path)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +154,6 @@ def test_refusals_are_one_line(capsys: Capture, arguments: list[str], message: s
     assert len(lines) == 1, err
     assert lines[0].startswith("alexnet-triton: error: ")
     assert message in lines[0]
-
-
-def test_hostile_weights_run_nothing(capsys: Capture, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    hostile(tmp_path / "evil.pth", marker)
-    status, _, err = run(capsys, "classify", ".", "--weights", str(tmp_path / "evil.pth"))
-    assert status == 1
-    assert "evil.pth" in err
-    assert not marker.exists()
 
 
 @pytest.mark.parametrize("program", [main, bench])
@@ -243,14 +205,6 @@ def test_unknown_verb_and_model_list_the_legal_ones(capsys: Capture) -> None:
     assert "unknown network 'lenet'; known: alexnet, " in err
 
 
-@pytest.mark.parametrize("verb", ["demo", "classify", "summary", "verify"])
-def test_every_verb_has_help_with_an_example(capsys: Capture, verb: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
-    assert stop.value.code == 0
-    assert f"example: alexnet-triton {verb}" in capsys.readouterr().out
-
-
 HELP = """
 import sys
 
@@ -274,12 +228,15 @@ def names(made: argparse.ArgumentParser) -> list[str]:
 
 
 @pytest.mark.parametrize(("room", "made"), [("engine", parser()), ("bench", bench_parser())])
-def test_help_waits_for_nothing(room: str, made: argparse.ArgumentParser) -> None:
+def test_help_has_an_example_and_waits_for_nothing(
+    room: str, made: argparse.ArgumentParser
+) -> None:
     """It imports the standard library and this package alone: torch alone takes seconds."""
     command = [sys.executable, "-c", HELP, f"alexnet_triton.{room}.__main__", *names(made)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("usage: ") == 1 + len(names(made))
+    assert len(re.findall("^examples?:", run.stdout, re.MULTILINE)) == len(names(made))
 
 
 def test_every_verb_can_run() -> None:

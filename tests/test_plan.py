@@ -140,8 +140,8 @@ def test_another_configuration_of_one_step() -> None:
     assert (conv3.config, conv3.kernel) == (other, "conv2d pixels")
     assert conv3.scratch == 4 * 169 * 64 * 384
     pairs = replace(other, SPLIT_K=1, columns=2)
-    way_in, conv1, *_ = reconfigured(planned, "conv1", pairs).steps
-    assert way_in.row == 58
+    stem_step, conv1, *_ = reconfigured(planned, "conv1", pairs).steps
+    assert stem_step.row == 58
     assert isinstance(conv1.shape, Conv2dShape)
     assert conv1.shape.OC == 128
     before = planned.steps[1].config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 Close = Callable[..., None]
+Run = Callable[..., torch.Tensor]
 
 DTYPES = [
     torch.float32,
@@ -59,7 +61,7 @@ def images(shape: PoolShape, dtype: torch.dtype, generator: torch.Generator) -> 
     return torch.randn(shape.N, shape.C, shape.H, shape.W, generator=generator).to(dtype)
 
 
-def run(
+def answer(
     fenced: Fenced,
     x: torch.Tensor,
     shape: PoolShape,
@@ -77,6 +79,12 @@ def run(
     return layout.unpack(out).cpu()
 
 
+@pytest.fixture
+def run(fenced: Fenced) -> Run:
+    """`answer` to operands between fences."""
+    return partial(answer, fenced)
+
+
 # Maximum
 
 
@@ -84,15 +92,11 @@ def run(
 @each_rounding
 @each_dtype
 def test_max_is_exact(
-    window: str,
-    ceil_mode: bool,
-    dtype: torch.dtype,
-    fenced: Fenced,
-    generator: torch.Generator,
+    window: str, ceil_mode: bool, dtype: torch.dtype, run: Run, generator: torch.Generator
 ) -> None:
     shape = sized((WINDOWS | DILATED)[window], ceil_mode)
     x = images(shape, dtype, generator)
-    y = run(fenced, x, shape, TILE)
+    y = run(x, shape, TILE)
     assert torch.equal(y.double(), pool.max_reference(x, shape, ceil_mode))
 
 
@@ -103,8 +107,8 @@ def test_views_of_larger_activations(
     """From rows [H, N, W, C] into a slice of the images of another activation."""
     shape = sized(WINDOWS["alexnet"], False)
     x = images(shape, torch.float32, generator)
-    rows = layout.empty_rows(shape.H, shape.W + 1, shape.N, shape.C, torch.float32, device)
-    rows.fill_(torch.nan)
+    rows = layout.empty(shape.H, shape.N, shape.W + 1, shape.C, torch.float32, device)
+    rows = rows.fill_(torch.nan).transpose(1, 2)
     image = rows[:, : shape.W].copy_(layout.pack(x))
     many = layout.empty(shape.OH, shape.OW, shape.N + 3, shape.C, torch.float32, device)
     out = many.fill_(torch.nan)[:, :, 1 : 1 + shape.N]
@@ -119,7 +123,7 @@ def test_views_of_larger_activations(
 
 @each_dtype
 def test_max_of_nan_and_infinities(
-    dtype: torch.dtype, fenced: Fenced, generator: torch.Generator
+    dtype: torch.dtype, run: Run, generator: torch.Generator
 ) -> None:
     """NaN wins over infinity, and padding loses even to the least number."""
     shape = sized(WINDOWS["padding"], True)
@@ -127,7 +131,7 @@ def test_max_of_nan_and_infinities(
     x[0, 0] = -torch.inf
     x[1, 1, 2, 3], x[1, 1, 2, 4], x[1, 1, 6, 0] = torch.nan, torch.inf, -torch.inf
     x[2, 2] = torch.nan
-    y = run(fenced, x, shape, TILE)
+    y = run(x, shape, TILE)
     wanted = pool.max_reference(x, shape, True)
     assert torch.equal(y[0, 0], torch.full_like(y[0, 0], -torch.inf))
     assert torch.equal(y.isnan(), wanted.isnan())
@@ -155,13 +159,13 @@ def test_average_equals_float64(
     window: str,
     count_include_pad: bool,
     ceil_mode: bool,
-    fenced: Fenced,
+    run: Run,
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
     shape = sized(WINDOWS[window], ceil_mode)
     x = images(shape, torch.float32, generator)
-    y = run(fenced, x, shape, TILE, True, count_include_pad)
+    y = run(x, shape, TILE, True, count_include_pad)
     wanted = pool.avg_reference(x, shape, ceil_mode, count_include_pad)
     scale = pool.avg_reference(x.abs(), shape, ceil_mode, count_include_pad)
     assert_close(y, wanted, torch.float32, shape.kernel[0] * shape.kernel[1], scale=scale)
@@ -172,58 +176,39 @@ def test_average_equals_float64(
 def test_adaptive_average_equals_float64(
     size: tuple[int, int],
     dtype: torch.dtype,
-    fenced: Fenced,
+    run: Run,
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
     """Fewer pixels, more pixels, both at once, and as many as there are."""
     shape = PoolShape(2, 11, 7, 8, *size)
     x = images(shape, dtype, generator)
-    y = run(fenced, x, shape, TILE, True)
+    y = run(x, shape, TILE, True)
     scale = pool.avg_reference(x.abs(), shape)
     assert_close(y, pool.avg_reference(x, shape), dtype, 56, scale=scale)
 
 
-def test_average_sums_beyond_half_precision(fenced: Fenced, assert_close: Close) -> None:
+def test_average_sums_beyond_half_precision(run: Run, assert_close: Close) -> None:
     """56 numbers of 60000 sum to far more than 65504."""
     x = torch.full((1, 2, 7, 8), 60000.0).half()
     shape = PoolShape(1, 2, 7, 8, 1, 1)
-    y = run(fenced, x, shape, TILE, True)
+    y = run(x, shape, TILE, True)
     assert_close(y, pool.avg_reference(x, shape), torch.float16, 56)
 
 
 @pytest.mark.parametrize("size", [(3, 3), (8, 15)])
 def test_average_of_nan_and_infinities(
-    size: tuple[int, int], fenced: Fenced, generator: torch.Generator, assert_close: Close
+    size: tuple[int, int], run: Run, generator: torch.Generator, assert_close: Close
 ) -> None:
     shape = PoolShape(2, 3, 7, 8, *size)
     x = images(shape, torch.float32, generator)
     x[0, 0] = -torch.inf
     x[1, 1, 2, 3], x[1, 2, 5, 4] = torch.nan, torch.inf
-    y = run(fenced, x, shape, TILE, True)
+    y = run(x, shape, TILE, True)
     assert_close(y, pool.avg_reference(x, shape), torch.float32, 56)
 
 
 # Configurations, work, refusals
-
-
-@pytest.mark.parametrize(("n", "c"), [(3, 5), (1, 200), (70, 24)])
-def test_default_configuration_is_right(
-    n: int,
-    c: int,
-    arch: int | None,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    shape = replace(sized(WINDOWS["alexnet"], False), N=n, C=c)
-    x = images(shape, torch.float32, generator)
-    config = pool.default_config(shape, arch)
-    y = run(fenced, x, shape, config)
-    assert torch.equal(y.double(), pool.max_reference(x, shape))
-    scale = pool.avg_reference(x.abs(), shape)
-    y = run(fenced, x, shape, config, True)
-    assert_close(y, pool.avg_reference(x, shape), torch.float32, 9, scale=scale)
 
 
 numbers = st.integers(1, 3000)

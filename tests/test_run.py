@@ -24,7 +24,7 @@ from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.conv import Conv2dShape
 from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.kernels.tuning import Table, TunedRow, without_batch
-from alexnet_triton.weights import WeightsError, load
+from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
 
 Check = Callable[..., None]
@@ -128,16 +128,6 @@ def test_uint8_nhwc_arrays_and_lists_mean_the_same(
     assert torch.equal(digits(strided), wanted)
     floats = reference.normalise(images, DIGITS.preprocess, torch.float32)
     assert relative(digits(floats), wanted.double().cpu()) < 1e-5
-
-
-def test_fp16_end_to_end(device: torch.device, generator: torch.Generator) -> None:
-    engine = Engine.load("digits", device=device, dtype="fp16")
-    images = pixels(generator, 5, 64, 64)
-    wanted = float64(DIGITS, state_of(DIGITS, "digits"), images)
-    logits = engine(images)
-    assert logits.dtype == torch.float32
-    assert relative(logits, wanted) < 1e-2
-    assert torch.equal(logits.argmax(1).cpu(), wanted.argmax(1))
 
 
 @pytest.mark.gpu
@@ -442,35 +432,6 @@ def test_one_engine_from_many_threads(digits: Engine, generator: torch.Generator
     assert failures == []
 
 
-def test_refusals_at_the_door(tmp_path: Path) -> None:
-    for wrong, message in (
-        ({"dtype": "fp64"}, "dtype: wanted one of fp32, tf32, fp16, bf16, got 'fp64'"),
-        ({"backend": "onnx"}, "backend: wanted one of triton, torch, got 'onnx'"),
-        ({"max_batch": 0}, "max_batch: wanted 1 or more, got 0"),
-        ({"device": "tpu"}, "device: wanted 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
-        ({"device": "cuda:99"}, "device: wanted 'cuda:99', got a machine with"),
-        ({"backend": "torch", "batch_invariant": True}, "only the triton backend promises it"),
-    ):
-        with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)
-    with pytest.raises(EngineError, match="bfloat16 wrongly; use fp32 or fp16"):
-        Engine.load("digits", device="cpu", dtype="bf16")
-    with pytest.raises(NetworkError, match="unknown network 'lenet'"):
-        Engine.load("lenet")
-    with pytest.raises(WeightsError, match="wanted network 'digits', got 'alexnet'"):
-        Engine.load("alexnet", "digits")
-
-
-def test_refusals_of_single_calls(digits: Engine) -> None:
-    for wrong in ({"batch_size": 0}, {"top": 0}):
-        with pytest.raises(EngineError, match="wanted 1 or more, got 0"):
-            list(digits.stream([], **wrong))  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="views: wanted one of center, ten-crop, got 'all'"):
-        digits.classify([], views="all")  # type: ignore[arg-type]
-    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    assert set(digits.features(pixels, "conv1")) == {"conv1"}
-
-
 def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
     with pytest.raises(NetworkError, match=r"digits, layer pool5: input .* 63x63"):
         digits(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
@@ -481,9 +442,3 @@ def test_images_that_do_not_fit_are_refused_by_layer(digits: Engine) -> None:
             digits(least[:, :, :height, :width])
     with pytest.raises(ImageError, match=r"wanted uint8 pixels or normalised floats .* got int64"):
         digits(np.zeros((1, 3, 64, 64), dtype=np.int64))
-
-
-def test_what_it_says_of_itself(digits: Engine) -> None:
-    assert "digits" in repr(digits)
-    assert digits.plan.batch == 16
-    assert digits.summary().parameters == 899_378

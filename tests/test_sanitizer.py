@@ -162,7 +162,7 @@ def probabilities(shape: SoftmaxShape, module: Any = softmax) -> list[Launch]:
 def entry(
     pixels: torch.Tensor, module: Any = stem, shape: StemShape = STEM, out: Any = None
 ) -> list[Launch]:
-    """The way in for pixels [2, 3, 9, 7]."""
+    """The stem for pixels [2, 3, 9, 7]."""
     if out is None:
         out = activation(shape.OH, shape.OW, shape.N, shape.S**2 * shape.C)
     mean, std = torch.zeros(3), torch.ones(3)
@@ -176,11 +176,11 @@ def wide_entry(descriptors: bool) -> list[Launch]:
     assert folded.OW % 2 == 1
     columns = folded.OW + 1 + folded.KW - 1  # the last window has a column more than is wanted
     shape = replace(shape, OW=columns)
-    out = layout.empty_rows(shape.OH, columns, 2, 8, torch.half, "cpu").zero_()
+    out = layout.empty(shape.OH, 2, columns, 8, torch.half, "cpu").zero_().transpose(1, 2)
     wide = stem.wide(folded, 2)
-    (way_in,) = entry(torch.zeros(2, 2, 9, 11).half(), shape=shape, out=out)
+    (first,) = entry(torch.zeros(2, 2, 9, 11).half(), shape=shape, out=out)
     config = replace(IMAGES, descriptors=descriptors)
-    return [way_in, *convolution(wide, config, x=stem.windows(out, wide, 2))]
+    return [first, *convolution(wide, config, x=stem.windows(out, wide, 2))]
 
 
 def products(descriptors: bool) -> dict[str, list[Launch]]:

@@ -20,7 +20,7 @@ from alexnet_triton.engine.spec import (
     Preprocess,
 )
 from alexnet_triton.engine.summary import summarise
-from alexnet_triton.engine.zoo import ALEXNET, DIGITS, NETWORKS, network
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS, network
 from alexnet_triton.kernels.epilogue import ACTIVATIONS, check_activation
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -66,7 +66,7 @@ def test_alexnet_is_torchvisions_row_by_row() -> None:
     assert summary.macs == 714_188_480
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert summarise(network(name)).parameters == PARAMETERS[name]
 

@@ -1,9 +1,10 @@
-"""The way in against float64: pixels in any layout, zeros at the border, and the folded filter."""
+"""The stem against float64: pixels in any layout, zeros at the border, and the folded filter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -14,6 +15,7 @@ from alexnet_triton.kernels.stem import StemConfig, StemShape
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 Close = Callable[..., None]
+Run = Callable[..., torch.Tensor]
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
@@ -29,7 +31,7 @@ SHAPE = StemShape(N=2, C=3, H=9, W=7, OH=6, OW=5, S=2, padding=(1, 2))
 TILE = StemConfig(16)
 
 
-def run(
+def answer(
     fenced: Fenced,
     images: torch.Tensor,
     shape: StemShape,
@@ -43,6 +45,12 @@ def run(
     mean, std = (fenced(c.shape, torch.float32).copy_(c) for c in (mean, std))
     stem.stem(images, mean, std, out, shape, config)()
     return out
+
+
+@pytest.fixture
+def run(fenced: Fenced) -> Run:
+    """`answer` to operands between fences."""
+    return partial(answer, fenced)
 
 
 def pixels(*size: int, generator: torch.Generator) -> torch.Tensor:
@@ -64,14 +72,10 @@ LAYOUTS: dict[str, Callable[[torch.Generator], torch.Tensor]] = {
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_bytes_in_any_layout(
-    kind: str,
-    device: torch.device,
-    fenced: Fenced,
-    generator: torch.Generator,
-    assert_close: Close,
+    kind: str, device: torch.device, run: Run, generator: torch.Generator, assert_close: Close
 ) -> None:
     images = LAYOUTS[kind](generator)
-    y = run(fenced, images.to(device), SHAPE, torch.float32, TILE)
+    y = run(images.to(device), SHAPE, torch.float32, TILE)
     # A byte, a mean and a quotient are rounded: as many steps as a sum of three.
     assert_close(layout.unpack(y), stem.reference(images, MEAN, STD, SHAPE), torch.float32, 3)
 
@@ -80,23 +84,23 @@ def test_bytes_in_any_layout(
 def test_bytes_to_every_precision(
     dtype: torch.dtype,
     device: torch.device,
-    fenced: Fenced,
+    run: Run,
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
     images = pixels(2, 3, 9, 7, generator=generator)
-    y = run(fenced, images.to(device), SHAPE, dtype, TILE)
+    y = run(images.to(device), SHAPE, dtype, TILE)
     assert_close(layout.unpack(y), stem.reference(images, MEAN, STD, SHAPE), dtype, 3)
 
 
 @each_dtype
 def test_floats_are_taken_as_normalised(
-    dtype: torch.dtype, device: torch.device, fenced: Fenced, generator: torch.Generator
+    dtype: torch.dtype, device: torch.device, run: Run, generator: torch.Generator
 ) -> None:
     """And only moved: to the bit, NaN too, through a view."""
     images = torch.randn(2, 9, 9, 3, generator=generator).to(dtype).permute(0, 3, 1, 2)[..., 1:8]
     images[1, 2, 3, 4] = torch.nan
-    y = layout.unpack(run(fenced, images.to(device), SHAPE, dtype, TILE)).cpu()
+    y = layout.unpack(run(images.to(device), SHAPE, dtype, TILE)).cpu()
     wanted = stem.reference(images, MEAN, STD, SHAPE)
     assert int(wanted.isnan().sum()) == 1
     assert torch.equal(y.isnan(), wanted.isnan())
@@ -104,14 +108,14 @@ def test_floats_are_taken_as_normalised(
 
 
 def test_border_is_zero_after_normalisation(
-    device: torch.device, fenced: Fenced, assert_close: Close
+    device: torch.device, fenced: Fenced, run: Run, assert_close: Close
 ) -> None:
     """A mean folded into the bias would make the border -mean/std, and the filter would see it."""
     value, mean, std = 51, torch.tensor([0.7]), torch.tensor([0.5])
     images = torch.full((1, 1, 4, 4), value, dtype=torch.uint8)
     problem = Conv2dShape(1, 1, 4, 4, 1, 3, 3, padding=(1, 1, 1, 1))
     shape, folded = stem.fold(problem)
-    y = run(fenced, images.to(device), shape, torch.float32, TILE, mean, std)
+    y = run(images.to(device), shape, torch.float32, TILE, mean, std)
     inside = torch.zeros(6, 6, dtype=torch.bool)
     inside[1:5, 1:5] = True
     y = y[:, :, 0, 0].cpu()
@@ -149,6 +153,7 @@ def test_folded_convolution_equals_the_original(
     device: torch.device,
     arch: int | None,
     fenced: Fenced,
+    run: Run,
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
@@ -162,7 +167,7 @@ def test_folded_convolution_equals_the_original(
     weight = torch.randn(10, 3, *kernel, generator=generator)
     bias = torch.randn(10, generator=generator)
     config = stem.default_config(shape, arch)
-    y = run(fenced, images.to(device), shape, torch.float32, config)
+    y = run(images.to(device), shape, torch.float32, config)
     out = fenced((folded.OH, folded.OW, 2, 10), torch.float32)
     packed = conv.pack_weight(stem.pack_weight(weight, stride).to(device))
     tiles = conv.default_config(folded, torch.float32, "ieee", arch)
@@ -199,9 +204,11 @@ def test_several_columns_at_once_equal_the_original(
     bias = torch.randn(8, generator=generator)
     mean, std = (t[:2].to(device) for t in (MEAN, STD))
 
-    y = layout.empty_rows(shape.OH, shape.OW, 5, 32, torch.float32, device).fill_(torch.nan)
+    y = layout.empty(shape.OH, 5, shape.OW, 32, torch.float32, device)
+    y = y.fill_(torch.nan).transpose(1, 2)
     stem.stem(images.to(device), mean, std, y, shape, stem.default_config(shape, arch))()
-    out = layout.empty_rows(folded.OH, stored, 5, 8, torch.float32, device).fill_(torch.nan)
+    out = layout.empty(folded.OH, 5, stored, 8, torch.float32, device)
+    out = out.fill_(torch.nan).transpose(1, 2)
     height, column, image, _ = out.stride()
     size = (several.OH, several.OW, several.N, several.OC)
     wide_out = out.as_strided(size, (height, columns * column, image, 1))
@@ -224,23 +231,6 @@ def test_several_columns_at_once_equal_the_original(
     assert_close(made, wanted, torch.float32, 2 * 49, scale=scale)
 
 
-def test_alexnets_columns_in_pairs() -> None:
-    """Two columns are 128 outputs over windows of exactly three tiles of 64 channels."""
-    _, folded = stem.fold(
-        Conv2dShape(8, 3, 224, 224, 64, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2))
-    )
-    assert stem.wide(folded, 2) == Conv2dShape(8, 192, 57, 28, 128, 3, 1)
-
-
-def test_folded_alexnet() -> None:
-    """11x11 filters of stride 4 become 3x3 on 48 channels, no larger than they must be."""
-    shape, folded = stem.fold(
-        Conv2dShape(8, 3, 224, 224, 64, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2))
-    )
-    assert shape == StemShape(8, 3, 224, 224, 57, 57, 4, (2, 2))
-    assert folded == Conv2dShape(8, 48, 57, 57, 64, 3, 3)
-
-
 @pytest.mark.parametrize(
     "problem",
     [
@@ -255,19 +245,6 @@ def test_what_does_not_fold_stays_as_it_is(problem: Conv2dShape) -> None:
     shape, left = stem.fold(problem)
     assert left == problem
     assert shape == StemShape(problem.N, problem.C, problem.H, problem.W, 9, 9, 1, (0, 0))
-
-
-def test_packed_filter(generator: torch.Generator) -> None:
-    """Every tap is somewhere, once, and what the fold adds is zero."""
-    weight = torch.randn(2, 3, 5, 3, generator=generator)
-    packed = stem.pack_weight(weight, 2)
-    assert packed.shape == (2, 12, 3, 2)
-    for kh in range(5):
-        for kw in range(3):
-            first = (kh % 2 * 2 + kw % 2) * 3
-            there = packed[:, first : first + 3, kh // 2, kw // 2]
-            assert torch.equal(there, weight[:, :, kh, kw])
-    assert packed.count_nonzero() == weight.numel()
 
 
 def test_work() -> None:

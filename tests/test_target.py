@@ -8,7 +8,6 @@ the batches, of rows. CONTRIBUTING.md's ledger gives this file three minutes on 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.devices.cards import GPUS
 from alexnet_triton.engine.devices.towers import half
-from alexnet_triton.engine.images import Source
-from alexnet_triton.engine.jobs.classify import classify
 from alexnet_triton.engine.load import aim
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
 from alexnet_triton.engine.spec import (
@@ -51,7 +48,6 @@ from alexnet_triton.kernels.jit import Launch, architecture
 from alexnet_triton.kernels.tuning import TunedRow, without_batch
 from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
-from PIL import Image
 
 pytestmark = pytest.mark.interpreter
 
@@ -256,25 +252,6 @@ def test_classify_and_stream(launched: set[Tiles]) -> None:
     assert launched == set.union(*(wanted_of(WIDE, n) for n in (64, 6, 33, 4)))
 
 
-def test_threads(launched: set[Tiles]) -> None:
-    engine = on_card()
-    batches = [pixels(WIDE, n) for n in (64, 6)]
-    wanted = [engine(batch) for batch in batches]
-    found: dict[int, torch.Tensor] = {}
-
-    def work(i: int) -> None:
-        found[i] = engine(batches[i % 2])
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        assert torch.equal(found[i], wanted[i % 2]), f"thread {i}"
-    assert launched == wanted_of(WIDE, 64) | wanted_of(WIDE, 6)
-
-
 def test_out_max_batch_and_places(launched: set[Tiles]) -> None:
     """`out` is filled, a long batch is cut, and the same image has the same bits everywhere."""
     images = pixels(WIDE, 1).repeat(FULL_AND_RAGGED, 1, 1, 1)
@@ -306,18 +283,6 @@ def test_batch_invariant(launched: set[Tiles]) -> None:
     assert error(together, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
     assert torch.equal(torch.cat([engine(images[:1]), engine(images[1:])]), together)
     assert launched == wanted_of(WIDE, 33, 7, 1, batch_invariant=True)
-
-
-def test_jobs(tmp_path: Path, launched: set[Tiles]) -> None:
-    """Files to rows, one of them broken."""
-    for i, image in enumerate(pixels(WIDE, FULL_AND_RAGGED)):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
-    (tmp_path / "07.png").write_bytes(b"no picture")
-    files = sorted(tmp_path.glob("*.png"))
-    rows = list(classify(on_card(), [Source(str(path), True) for path in files], top=1))
-    assert [Path(row.path).name for row in rows] == [path.name for path in files]
-    assert [i for i, row in enumerate(rows) if row.error] == [7]
-    assert launched == wanted_of(WIDE, 63) | wanted_of(WIDE, 6)
 
 
 def test_demo(launched: set[Tiles]) -> None:
@@ -423,27 +388,9 @@ def test_every_card_is_a_target() -> None:
         assert aim(key, CPU).arch == aim(card.device, CPU).arch == card.arch
 
 
-def test_targets_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong, message in (
-        ({"target": "sm_75"}, "target: wanted one of a100, .*, sm_120, got 'sm_75'"),
-        ({"target": "sm_90", "backend": "torch"}, "target: only the triton backend plans"),
-        ({"target": "sm_90", "dtype": "bf16"}, "interpreter computes bfloat16 wrongly"),
-    ):
-        with pytest.raises(EngineError, match=message):
-            Engine.load("digits", **wrong)  # type: ignore[arg-type]
+def test_a_target_and_a_batch_that_are_none_are_refused() -> None:
     with pytest.raises(EngineError, match="target: wanted device='cpu' to run 'sm_90', got 'cuda'"):
         aim("sm_90", torch.device("cuda"))
-    with pytest.raises(EngineError, match="options: slices and pdl are for one device"):
-        on_card(devices=("cpu", "cpu"), split="pipeline", options=Options(pdl=True))
-    with pytest.raises(EngineError, match="options: only the triton backend has them"):
-        Engine.load("digits", backend="torch", options=Options(pdl=True))
-    for how, message in (
-        (Options(pdl=True), "pdl wants compute capability 9.0 or newer, got sm_80"),
-        (Options(slice_images=-1), "wanted slices of 0 or more, got -1"),
-        (Options(2, "conv9"), "no step 'conv9' to slice until"),
-    ):
-        with pytest.raises(NetworkError, match=message):
-            on_card(target="sm_80", options=how)
     with pytest.raises(NetworkError, match="digits: wanted a batch of 1 or more images, got 0"):
         plan(DIGITS, 0, ARITHMETIC["fp16"], 90)
 

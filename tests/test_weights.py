@@ -13,7 +13,6 @@ import pytest
 import torch
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.weights import WeightsError, checkpoint, download, load
-from alexnet_triton.weights.digits import weights_file
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -128,15 +127,6 @@ def test_random_depends_on_its_seed_alone(state: State) -> None:
     assert not any(torch.equal(other[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", str(2**32), "٣", "9" * 5000])
-def test_random_wants_a_seed(seed: str) -> None:
-    refused(f"random:{seed}", "0 to 4294967295", repr(seed[:99]), "'random:0'")
-
-
-def test_digits() -> None:
-    assert_same(loaded("digits"), loaded(weights_file()))
-
-
 @pytest.mark.parametrize(("source", "owner"), [("imagenet", "alexnet"), ("digits", "digits")])
 def test_pretrained_weights_belong_to_one_network(source: str, owner: str, hub: Path) -> None:
     refused(source, repr(source), repr(owner), "'vgg11'", "random:SEED", network="vgg11")
@@ -144,49 +134,6 @@ def test_pretrained_weights_belong_to_one_network(source: str, owner: str, hub: 
 
 
 # Names
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        torchvision_named,
-        lambda s: {"state_dict": s, "epoch": 90, "optimizer": {"lr": 0.1}},
-        lambda s: {f"module.{name}": t for name, t in s.items()},
-        lambda s: {f"_orig_mod.module.{name}": t for name, t in torchvision_named(s).items()},
-        lambda s: {f"model.{name}": t for name, t in torchvision_named(s).items()},
-        lambda s: {
-            name.replace("features.", "features.module."): t
-            for name, t in reversed(torchvision_named(s).items())
-        },
-    ],
-    ids=["torchvision", "nested", "parallel", "compiled", "lightning", "features-parallel"],
-)
-def test_names(wrap: Callable[[State], dict[str, Any]], state: State, tmp_path: Path) -> None:
-    assert_same(loaded(wrap(state)), state)
-    for name in ("a.pth", "b.pt", "checkpoint.pth.tar", "last.ckpt", "pytorch_model.bin"):
-        torch.save(wrap(state), tmp_path / name)
-        assert_same(loaded(tmp_path / name), state)
-
-
-def test_torchvision_names_of_a_vgg() -> None:
-    """16 numbered modules and more: numbers are ordered as numbers, `features.10` after 2."""
-    numbers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    keys = [f"features.{n}" for n in numbers] + [f"classifier.{n}" for n in (0, 3, 6)]
-    layers = [f"conv{i}" for i in range(13)] + ["fc1", "fc2", "fc3"]
-    expected = {
-        f"{layer}.{key}": shape
-        for layer in layers
-        for key, shape in (("weight", (2, 2, 3, 3) if "conv" in layer else (2, 2)), ("bias", (2,)))
-    }
-    state = load("random:0", expected, network="vgg16")
-    named = {
-        f"{key}.{kind}": state[f"{layer}.{kind}"]
-        for key, layer in sorted(zip(keys, layers, strict=True))
-        for kind in ("bias", "weight")
-    }
-    again = load(named, expected, network="vgg16")
-    assert list(again) == list(expected)
-    assert all(torch.equal(again[name], state[name]) for name in expected)
 
 
 # States that do not fit

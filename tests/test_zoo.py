@@ -148,41 +148,6 @@ def test_narrow_2012_variants(
     check(Network("narrow", (3, 95, 99), layers, PLAIN, "imagenet.txt"), device, generator, 3)
 
 
-def test_towers_are_two_half_networks_joined(
-    device: torch.device, generator: torch.Generator
-) -> None:
-    """What 2012 ran on two GPUs: two towers that meet in conv3 and in the linear layers."""
-    net = Network("towers", (3, 99, 99), alexnet2012(width=1 / 4), PLAIN, "imagenet.txt")
-    state = load("random:2", net.parameter_shapes(), network=net.name)
-    pixels = torch.randn(2, 3, 99, 99, generator=generator)
-    grouped = Engine.load(net, state, device=device, dtype="fp32").features(
-        pixels, ["conv2", "conv5"]
-    )
-    modules = dict(twin(net, state).named_children())
-
-    def tower(name: str, x: torch.Tensor, half: int) -> torch.Tensor:
-        conv = modules[name]
-        assert isinstance(conv, nn.Conv2d)
-        filters = conv.weight.chunk(2)[half]
-        bias = conv.bias
-        assert bias is not None
-        return torch.relu(
-            nn.functional.conv2d(x, filters, bias.chunk(2)[half], conv.stride, conv.padding)
-        )
-
-    with torch.inference_mode():
-        x = pixels.double()
-        x = modules["pool1"](modules["norm1"](torch.relu(modules["conv1"](x))))
-        conv2 = [tower("conv2", part, half) for half, part in enumerate(x.chunk(2, 1))]
-        assert relative(grouped["conv2"], torch.cat(conv2, 1)) < 1e-5
-        x = modules["pool2"](modules["norm2"](torch.cat(conv2, 1)))
-        x = torch.relu(modules["conv3"](x))  # reads both towers
-        halves = list(x.chunk(2, 1))
-        for name in ("conv4", "conv5"):
-            halves = [tower(name, part, half) for half, part in enumerate(halves)]
-        assert relative(grouped["conv5"], torch.cat(halves, 1)) < 1e-5
-
-
 def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(
     device: torch.device, generator: torch.Generator
 ) -> None:
@@ -284,3 +249,11 @@ def test_a_first_convolution_that_does_not_fold(
 ) -> None:
     layers = (("conv1", first), ("relu1", ReLU()), ("flatten", Flatten()), ("fc2", Linear(5)))
     check(Network("unfolded", (3, 13, 12), layers, PLAIN, ""), device, generator, images=2)
+
+
+def test_imagenets_pixels_are_normalised_as_torchvision_publishes_it() -> None:
+    """What black and white become in red, green and blue."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
+    black, white = normalise(ends, network("alexnet").preprocess, torch.float64).flatten(1)
+    torch.testing.assert_close(black.float(), torch.tensor([-2.11790, -2.03571, -1.80444]))
+    torch.testing.assert_close(white.float(), torch.tensor([2.24891, 2.42857, 2.64]))

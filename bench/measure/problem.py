@@ -134,8 +134,8 @@ class Ready:
         """Every launch by step, the stem's included; of a plan that does not slice its images."""
         if self.images is None:
             return self.bound.launches
-        way_in = self.problem.plan.steps[0].name
-        return ((way_in, (self.bound.stem(self.images),)), *self.bound.launches)
+        stem = self.problem.plan.steps[0].name
+        return ((stem, (self.bound.stem(self.images),)), *self.bound.launches)
 
     def __call__(self) -> None:
         self.bound.run(self.images)

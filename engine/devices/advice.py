@@ -93,7 +93,7 @@ class Advice:
 def advise(planner: Planner, dtype: str, batch: int, card: Card, micro_batch: int = 64) -> Advice:
     """Compare one device with two of `card`, used in each of three ways, for `batch` images.
 
-    `dtype` is one of NUMBERS, the planner's.
+    `dtype` is one of ARITHMETIC, the planner's.
     """
     rate = card.flops[dtype]
 

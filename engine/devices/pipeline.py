@@ -132,9 +132,9 @@ class Pipeline:
                 self._collect(built.second[buffer], rows, parts)
                 consumed[buffer] = self._record(1)
         self._leave()
-        found = {name: torch.cat(pieces) for name, pieces in parts.items()}
-        assert all(len(output) == count for output in found.values())
-        return found
+        outputs = {name: torch.cat(pieces) for name, pieces in parts.items()}
+        assert all(len(output) == count for output in outputs.values())
+        return outputs
 
     def _build(self, images: torch.Tensor, keep: tuple[str, ...]) -> _Built:
         shape = tuple(images.shape[1:])

@@ -55,8 +55,8 @@ class Planner:
             return PLAIN
         run = Run(self.network.name, *(image_shape or self.network.input_shape))
         dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
-        found = self.tuned.find("run", run, dtype, batch)
-        return PLAIN if found is None else Options(**found)
+        measured = self.tuned.find("run", run, dtype, batch)
+        return PLAIN if measured is None else Options(**measured)
 
 
 @lru_cache(maxsize=64)  # a plan costs the host more than launching it does

@@ -31,8 +31,8 @@ class Torch:
         x = x.contiguous(memory_format=torch.channels_last)
         with _tf32(arithmetic.precision == "tf32"):
             outputs = reference.forward(network, self._state, x)
-        made = {step.name: step.layers[-1] for step in planned.steps if step.block}
-        return {name: outputs[made[name]].float().contiguous() for name in keep}
+        ends = {step.name: step.layers[-1] for step in planned.steps if step.block}
+        return {name: outputs[ends[name]].float().contiguous() for name in keep}
 
     def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, and channels last where there are four axes: cuDNN need not convert."""

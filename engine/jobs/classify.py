@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..images import ImageError, Item, Source, Views
+from ..images import ImageError, Item, Listed, Views
 from ..load import EngineError
 from ..run import Engine
 from ..spec import Preprocess
 from .rows import ImageRow, Kept, pair, row
 from .workers import Decoded, decode_ahead
 
-Pairs = Iterator[tuple[Source | ImageError, Item]]
+Pairs = Iterator[tuple[Listed, Item]]
 
 
 @dataclass(slots=True)
@@ -48,11 +48,8 @@ class Tally:
 
 
 def remaining(
-    sources: Iterable[Source | ImageError],
-    kept: Iterable[Kept],
-    tally: Tally,
-    retry: bool = False,
-) -> Iterator[Source | ImageError]:
+    sources: Iterable[Listed], kept: Iterable[Kept], tally: Tally, retry: bool = False
+) -> Iterator[Listed]:
     """The sources that have no row, or with `retry` an error; what is done counts in `tally`."""
     for source, done in pair(sources, kept):
         if done is None or (retry and done.error is not None):
@@ -64,7 +61,7 @@ def remaining(
 
 def classify(
     engine: Engine,
-    sources: Iterable[Source | ImageError],
+    sources: Iterable[Listed],
     batch_size: int = 256,
     top: int = 5,
     views: Views = "center",
@@ -94,7 +91,7 @@ def answered(
 ) -> Iterator[ImageRow]:
     """A row for every source, from what the engine is to take for it, in batches that fit."""
     size = min(batch_size, engine.max_batch)
-    unanswered: deque[tuple[Source | ImageError, Item]] = deque()
+    unanswered: deque[tuple[Listed, Item]] = deque()
     while True:
         pairs = chain(list(unanswered), pairs)
         unanswered.clear()
@@ -114,8 +111,7 @@ def answered(
 
 
 def _recorded(
-    pairs: Iterable[tuple[Source | ImageError, Item]],
-    record: deque[tuple[Source | ImageError, Item]],
+    pairs: Iterable[tuple[Listed, Item]], record: deque[tuple[Listed, Item]]
 ) -> Iterator[Item]:
     for source, item in pairs:  # not `yield from`, which would end `pairs` with us
         record.append((source, item))

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from ...errors import printable, shortened
-from ..images import ImageError, Source, is_url
+from ..images import Listed, is_url
 from ..load import EngineError, arithmetic, find, load_state, resolve
 from ..run import Engine
 from . import provenance, ray
@@ -115,7 +115,7 @@ def _job(options: argparse.Namespace, file: Path | None, tally: Tally) -> None:
 
 
 def _rows(
-    options: argparse.Namespace, sources: Iterator[Source | ImageError], output: Output | None
+    options: argparse.Namespace, sources: Iterator[Listed], output: Output | None
 ) -> Generator[ImageRow]:
     """The rows of `sources`, from Ray or from an engine of this process."""
     if options.ray is not None and options.target is not None:

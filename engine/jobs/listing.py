@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..images import ImageError, Source, expand, is_url
+from ..images import ImageError, Listed, Source, expand, is_url
 from ..load import EngineError
 
 
-def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Source | ImageError]:
+def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Listed]:
     """What `expand` yields, and for a word that ends in .parquet the paths and URLs in it.
 
     Such a file, or folder of files as Ray and Spark write them, has them in its column `path`, of
@@ -78,7 +78,7 @@ def _opened(word: str) -> Any:
     return table
 
 
-def _paths(word: str, table: Any) -> Iterator[Source | ImageError]:
+def _paths(word: str, table: Any) -> Iterator[Listed]:
     scan = table.to_batches(columns=["path"], batch_readahead=1, fragment_readahead=1)
     paths = (path for batch in scan for path in batch.column(0).to_pylist())
     for index, path in enumerate(paths):

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ... import weights as weight_sources
-from ..images import ImageError, Pixels, Source, Views, batched, is_url, load
+from ..images import ImageError, Listed, Pixels, Source, Views, batched, is_url, load
 from ..load import (
     Backend,
     Classes,
@@ -135,7 +135,7 @@ def classify(
 
 
 def run(
-    sources: Iterable[Source | ImageError],
+    sources: Iterable[Listed],
     address: str | None = None,
     *,
     model: str | Path | Network = "alexnet",

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ...errors import Error
-from ..images import ImageError, Source
+from ..images import ImageError, Listed
 from ..run import Prediction
 from . import provenance
 
@@ -69,7 +69,7 @@ class Kept(NamedTuple):
     error: str | None
 
 
-def path_of(source: Source | ImageError) -> str:
+def path_of(source: Listed) -> str:
     """The path or URL that stands in a source's row, valid Unicode whatever the file is called.
 
     Bytes of a file name that are not UTF-8 are spelled out (`caf\\udce9.png`): JSON and Parquet
@@ -79,7 +79,7 @@ def path_of(source: Source | ImageError) -> str:
     return _text(path)
 
 
-def row(source: Source | ImageError, result: Sequence[Prediction] | ImageError) -> ImageRow:
+def row(source: Listed, result: Sequence[Prediction] | ImageError) -> ImageRow:
     """The row of one source from what the engine, or its decoding, made of it.
 
     Scores that are not numbers, as after an overflow in fp16, are an error.
@@ -110,11 +110,7 @@ def schema() -> Any:
     pa = _pyarrow()
     prediction = pa.struct([("index", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
     return pa.schema(
-        [
-            ("path", pa.string()),
-            ("error", pa.string()),
-            ("predictions", pa.list_(prediction)),
-        ]
+        [("path", pa.string()), ("error", pa.string()), ("predictions", pa.list_(prediction))]
     )
 
 
@@ -570,9 +566,7 @@ def _stat(path: Path) -> os.stat_result | None:
 # Resuming
 
 
-def pair(
-    sources: Iterable[Source | ImageError], kept: Iterable[Kept]
-) -> Iterator[tuple[Source | ImageError, Kept | None]]:
+def pair(sources: Iterable[Listed], kept: Iterable[Kept]) -> Iterator[tuple[Listed, Kept | None]]:
     """Each source with the row that is kept of it, or with None where it is still to be done.
 
     Expansion has one order, so both are read in step, in constant memory, until they part: because
@@ -589,8 +583,8 @@ def pair(
 
 
 def _pair_in_any_order(
-    sources: Iterable[Source | ImageError], kept: Iterable[Kept]
-) -> Iterator[tuple[Source | ImageError, Kept | None]]:
+    sources: Iterable[Listed], kept: Iterable[Kept]
+) -> Iterator[tuple[Listed, Kept | None]]:
     with contextlib.closing(sqlite3.connect("", check_same_thread=False)) as left:
         left.execute("CREATE TABLE kept (path TEXT, error TEXT)")
         left.executemany("INSERT INTO kept VALUES (?, ?)", kept)

@@ -21,9 +21,9 @@ from PIL import Image
 
 from ..images import (
     ImageError,
+    Listed,
     OrientationWarning,
     Pixels,
-    Source,
     batched,
     load,
     name_of,
@@ -38,12 +38,8 @@ Decoded = Pixels | ImageError
 
 
 def decode_ahead(
-    sources: Iterable[Source | ImageError],
-    preprocess: Preprocess,
-    workers: int,
-    ahead: int,
-    exif: bool = False,
-) -> Generator[tuple[Source | ImageError, Decoded]]:
+    sources: Iterable[Listed], preprocess: Preprocess, workers: int, ahead: int, exif: bool = False
+) -> Generator[tuple[Listed, Decoded]]:
     """Each source with its pixels, uint8 [3, crop, crop], or with the ImageError in their place.
 
     `workers` processes decode up to about `ahead` images that nobody has asked for yet. When one
@@ -54,14 +50,14 @@ def decode_ahead(
     idle = deque(team)
     threads = ThreadPoolExecutor(workers)  # each waits for one worker
 
-    def decode(chunk: list[Source | ImageError]) -> list[Decoded]:
+    def decode(chunk: list[Listed]) -> list[Decoded]:
         worker = idle.popleft()
         try:
             return worker.decode(chunk)
         finally:
             idle.append(worker)
 
-    window: deque[tuple[list[Source | ImageError], Future[list[Decoded]]]] = deque()
+    window: deque[tuple[list[Listed], Future[list[Decoded]]]] = deque()
     try:
         for chunk in batched(sources, CHUNK):
             window.append((chunk, threads.submit(decode, chunk)))
@@ -86,7 +82,7 @@ class _Worker:
         self._stopped = False
         self._start()
 
-    def decode(self, sources: list[Source | ImageError]) -> list[Decoded]:
+    def decode(self, sources: list[Listed]) -> list[Decoded]:
         answers = self._ask(sources)
         if answers is not None:
             return answers
@@ -113,7 +109,7 @@ class _Worker:
         self._process.start()
         theirs.close()  # else the pipe would not end with the process
 
-    def _ask(self, sources: list[Source | ImageError]) -> list[Decoded] | None:
+    def _ask(self, sources: list[Listed]) -> list[Decoded] | None:
         """None if the worker died of it; then there is a new one."""
         try:
             self._pipe.send(sources)
@@ -154,12 +150,12 @@ def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: in
         return
 
 
-def _decode(source: Source | ImageError, preprocess: Preprocess, exif: bool) -> Decoded:
+def _decode(source: Listed, preprocess: Preprocess, exif: bool) -> Decoded:
     try:
         return load(source, preprocess, name_of(source, 0), exif=exif).contiguous().numpy()
     except ImageError as error:
         return error
 
 
-def _killer(source: Source | ImageError) -> ImageError:
+def _killer(source: Listed) -> ImageError:
     return ImageError(name_of(source, 0), "a process that decoded it died, twice")

@@ -1,7 +1,7 @@
 """An ONNX file as plain data: its image input, its stored tensors and its nodes in order.
 
 The file is believed in nothing: the onnx package's checker has passed it, and every tensor in it
-can be read. What the nodes mean is told in `onnx_graph.py`.
+can be read. What the nodes mean is told in `graph.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNKNOWN = int(np.iinfo(np.int64).min)
 """The N of a graph that leaves it open, a number that no shape holds."""
 
 _OLDEST = 7  # before this opset Dropout, Gemm and BatchNormalization meant something else
-_NEWEST = 28  # up to this opset `onnx_layers.py` was held against ONNX's list of changes
+_NEWEST = 28  # up to this opset `operators.py` was held against ONNX's list of changes
 _DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operators
 
 

@@ -1,7 +1,7 @@
 """An ONNX file as a network and its weights: `network, state = read("alexnet.onnx")`.
 
 The graph must be one chain from images `[N, C, H, W]`, with C, H and W fixed, to `[N, classes]`.
-Each node is exactly what `onnx_layers.py` knows a layer for, or the file is refused in one line
+Each node is exactly what `operators.py` knows a layer for, or the file is refused in one line
 that names the node; nothing half-loads.
 
 Names: as in `zoo.py` (conv1, relu1, norm1, pool1, ..., fc6) by a running count of the layers with

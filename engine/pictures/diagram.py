@@ -91,10 +91,9 @@ def volumes(network: Network) -> list[Volume]:
     """
     drawn: list[tuple[Block, list[str]]] = []
     blocks = {block.name: block for block in fuse(network)}
-    for name, layer, came, output in network.walk():
+    for name, layer, _, output in network.walk():
         block = blocks.get(name)
-        kept = isinstance(layer, AdaptiveAvgPool2d) and came == output  # the plan leaves it out
-        if block and isinstance(layer, _MAKERS) and not kept:
+        if block and isinstance(layer, _MAKERS):
             drawn.append((block, _operation(block)))
             continue
         note = _note(layer, output)

@@ -23,7 +23,6 @@ from ..load import Backend
 from ..plan import ARITHMETIC
 from ..run import Engine
 from ..spec import (
-    AdaptiveAvgPool2d,
     BatchNorm2d,
     Conv2d,
     Linear,
@@ -33,6 +32,7 @@ from ..spec import (
     Preprocess,
     Shape,
 )
+from ..table import Columns, line
 from ..verify import tolerance
 
 _PARTS = 8  # at most so many partial sums are shown
@@ -122,24 +122,33 @@ class Explanation:
         ]
         if self.window is not None:
             lines += _window_lines(self.window, self.input_shape)
-        lines.append(f"products  {self.products:,}, summed in float64:")
         kind = "feature" if len(self.input_shape) == 1 else "channel"
-        for part in self.parts:
-            one = part.first == part.last
-            words = f"{kind} {part.first}" if one else f"{kind}s {part.first}-{part.last}"
-            lines.append(f"  {words:<26} {part.value:>+16.8f}")
-        lines.append(f"  {'bias':<26} {self.bias:>+16.8f}")
-        lines.append(f"  {'sum':<26} {self.sum:>+16.8f}")
-        for stage in self.stages:
-            lines.append(f"  {stage.layer:<26} {stage.value:>+16.8f}  {stage.rule}")
-        engine = f"engine ({self.dtype}, {self.device})"
-        lines.append(f"  {engine:<26} {self.engine_value:>+16.8f}")
+        numbers = [
+            *((_span(kind, part.first, part.last), part.value, "") for part in self.parts),
+            ("bias", self.bias, ""),
+            ("sum", self.sum, ""),
+            *((stage.layer, stage.value, stage.rule) for stage in self.stages),
+            (f"engine ({self.dtype}, {self.device})", self.engine_value, ""),
+        ]
         difference = abs(self.engine_value - self.value)
-        lines.append(
+        lines += [
+            f"products  {self.products:,}, summed in float64:",
+            *(line(number, _COLUMNS) for number in numbers),
             f"equal: {'yes' if self.equal else 'no'} (they differ by {difference:.1e}, rounding "
-            f"to {self.dtype} allows {self.bound:.1e})"
-        )
+            f"to {self.dtype} allows {self.bound:.1e})",
+        ]
         return "\n".join(lines)
+
+
+_COLUMNS: Columns[tuple[str, float, str]] = [
+    ("", -28, lambda number: f"  {number[0]}"),
+    ("", 16, lambda number: f"{number[1]:+.8f}"),
+    ("", 0, lambda number: f" {number[2]}"),
+]
+
+
+def _span(kind: str, first: int, last: int) -> str:
+    return f"{kind} {first}" if first == last else f"{kind}s {first}-{last}"
 
 
 def _tower(seen: Explanation) -> str:
@@ -212,9 +221,7 @@ def explain(
         tower = filter // (block.layer.out_channels // block.layer.groups)
         first = tower * len(weight)
         x, size = (_under(t, block.layer, at)[first : first + len(weight)] for t in (x, size))
-    products = (weight.reshape(x.shape) * x).flatten(1) if x.dim() > 1 else None
-    if products is None:
-        products = (weight * x)[:, None]
+    products = (weight.reshape(x.shape) * x).reshape(len(x), -1)
     magnitude = (weight.reshape(size.shape).abs() * size).sum().item() + abs(bias)
     parts = _parts(products.sum(1), first)
     total = math.fsum([*products.flatten().tolist(), bias])
@@ -244,16 +251,12 @@ def explain(
 
 
 def _found(blocks: list[Block], network: Network, layer: str) -> tuple[Block, str | None]:
-    """The block of that name and the step before it, None for the image.
-
-    An adaptive pool that changes nothing is no step: the plan leaves it out.
-    """
+    """The block of that name and the step before it, None for the image."""
     before = None
     for block in blocks:
         if block.name == layer and isinstance(block.layer, Conv2d | Linear):
             return block, before
-        if not (isinstance(block.layer, AdaptiveAvgPool2d) and block.came == block.output):
-            before = block.name
+        before = block.name
     legal = ", ".join(b.name for b in blocks if isinstance(b.layer, Conv2d | Linear))
     raise NetworkError(f"{network.name}, layer: wanted one of {legal}, got {layer!r}")
 
