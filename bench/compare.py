@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..engine import table
+from . import units
 from .records import OURS, Results, Row, load
 
 SAME_MACHINE = (
@@ -177,15 +178,11 @@ COLUMNS: table.Columns[Pair] = (
     ("dtype", -5, lambda pair: pair.new.dtype),
     ("contestant", -22, lambda pair: pair.new.contestant),
     ("clock", -5, lambda pair: pair.new.clock),
-    ("old us", 11, lambda pair: _number(pair.old.median_us, ".2f")),
-    ("new us", 11, lambda pair: _number(pair.new.median_us, ".2f")),
-    ("old/new", 8, lambda pair: _number(pair.ratio, ".3f")),
+    ("old us", 11, lambda pair: units.number(pair.old.median_us, ".2f")),
+    ("new us", 11, lambda pair: units.number(pair.new.median_us, ".2f")),
+    ("old/new", 8, lambda pair: units.number(pair.ratio, ".3f")),
     ("", 0, lambda pair: "*" if pair.apart else "" if pair.ratio else _why(pair)),
 )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _why(pair: Pair) -> str:

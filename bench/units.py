@@ -44,6 +44,11 @@ def si(value: float | None, unit: str) -> str:
     return f"{three(value)} {unit}".rstrip()
 
 
+def number(value: float | None, form: str) -> str:
+    """A number in this format, as `format` takes it."""
+    return "-" if value is None else format(value, form)
+
+
 def whole(value: float | None) -> str:
     """Images per second and the like, without a prefix: 553,000."""
     return "-" if value is None else three(value)

@@ -140,11 +140,6 @@ def test_what_ends_a_verb_is_one_line(
     assert capsys.readouterr().err == said
 
 
-def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pipeline", "lenet"]) == 1
-    assert "error: unknown network 'lenet'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

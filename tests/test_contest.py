@@ -12,6 +12,7 @@ from alexnet_triton.bench.measure.contest import ContextLost, admit, blank_row, 
 from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
+from alexnet_triton.bench.measure.timing import Run
 from alexnet_triton.bench.records import OURS, Row
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -194,6 +195,17 @@ def test_what_takes_long_is_said_before(
     assert rows_of("fc7")["tortoise"].note == contest.NO_MATCH
 
 
+def test_a_problem_that_does_not_fit_is_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(contest, "inputs", full)
+    rows = rows_of("fc7")
+    assert {name: row.note for name, row in rows.items()} == dict.fromkeys(
+        [OURS, "torch linear"], "OutOfMemoryError: tried to allocate 9 GiB"
+    )
+
+
 # --- a broken context ------------------------------------------------------------------------
 
 
@@ -219,7 +231,7 @@ def test_who_may_break_it_goes_last_and_the_others_rows_are_there(
     monkeypatch.setattr(contestants, "peers", lambda *given: [dangerous, *peers(*given)])
     monkeypatch.setattr(contest, "survived", lambda one, error, _: survived(one, error, cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    rows = []
+    rows: list[Row] = []
     with pytest.raises(ContextLost, match="dangerous: AcceleratorError"):
         rows.extend(race(one("fc7"), CPU, effort=QUICK))
     assert [row.contestant for row in rows] == [OURS, "torch linear"]
@@ -245,7 +257,7 @@ def test_what_a_gpu_captures_is_right(name: str, generator: torch.Generator) -> 
 class Replayed:
     """A stand-in for a CUDA graph: it runs again what was captured."""
 
-    def __init__(self, runs: list[contest.Run], device: torch.device) -> None:
+    def __init__(self, runs: list[Run], device: torch.device) -> None:
         self.runs = runs
         self.replay()
 

@@ -1,4 +1,4 @@
-"""`bench model`: the verb's table, files, JSON and refusals."""
+"""`bench model`: the verb's table, files and JSON."""
 
 from __future__ import annotations
 
@@ -34,25 +34,6 @@ def test_json_is_all_that_is_printed(capsys: Capture) -> None:
     assert [row["network"] for row in found["rows"]] == ["digits uint8"]
     assert [each["network"] for each in found["summaries"]] == ["digits uint8"]
     assert set(found["roofs"]) == {"fp32", "copy"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["lenet"], "unknown network 'lenet'"),
-        (["--batch", "0"], "--batch: wanted 1 or more, got 0"),
-        (["--rounds", "0"], "--rounds: wanted 1 or more, got 0"),
-        (["--clock", "graph"], "--clock on a cpu: wanted one of host, got 'graph'"),
-        (["--peers", "tensorrt"], "--peers: wanted one of torch, fused"),
-        (["--dtype", "bf16"], "dtype bf16 on a CPU"),
-        (["--dtype", "fp8"], "dtype: wanted one of fp32"),
-    ],
-)
-def test_refusals_are_one_line(arguments: list[str], said: str, capsys: Capture) -> None:
-    assert main(["model", *arguments, "--device", "cpu"]) == 1
-    err = capsys.readouterr().err
-    assert said in err
-    assert err.count("\n") == 1
 
 
 @pytest.mark.gpu

@@ -71,38 +71,43 @@ def test_other_layers_have_peers_too(name: str, model: str, generator: torch.Gen
         check(peer, problem, given)
 
 
-def names(problem: Problem, device: torch.device, *kinds: str) -> list[str]:
-    return [peer.name for peer in peers(problem, device, kinds or None)]
+CUDA = torch.device("cuda", 0)  # to ask needs no GPU, only to prepare does
 
 
-def test_who_there_is_on_a_cpu() -> None:
-    assert names(one("conv2"), CPU) == ["torch channels_last", "torch NCHW"]
-    assert names(one("fc6"), CPU) == ["torch linear"]
-    assert names(one("fc6", 1), CPU) == ["torch linear", "torch addmv"]
-    straw_men = [peer.name for peer in peers(one("conv2"), CPU) if peer.straw_man]
-    assert straw_men == ["torch NCHW"]
+@pytest.mark.parametrize(
+    ("name", "batch", "device", "kinds", "found"),
+    [
+        ("conv2", 2, CPU, None, ["torch channels_last", "torch NCHW"]),
+        ("fc6", 2, CPU, None, ["torch linear"]),
+        ("fc6", 1, CPU, None, ["torch linear", "torch addmv"]),
+        (
+            *("conv2+pool2", 2, CUDA, None),
+            [
+                *("torch channels_last", "cudnn conv+relu", "torch NCHW", "torch.compile"),
+                "cudnn frontend",
+            ],
+        ),
+        (
+            *("conv1", 2, CUDA, ["fused"]),
+            ["cudnn conv+relu", "cudnn conv+relu C4", "cudnn conv+relu C8"],
+        ),
+        ("fc7", 2, CUDA, ["torch", "fused"], ["torch linear", "torch _addmm_activation"]),
+        ("fc8", 2, CUDA, ["torch", "fused", "nchw", "frontend"], ["torch linear"]),
+        ("pool2", 2, CUDA, ["fused", "frontend"], []),
+    ],
+)
+def test_who_there_is(
+    name: str, batch: int, device: torch.device, kinds: list[str] | None, found: list[str]
+) -> None:
+    assert [peer.name for peer in peers(one(name, batch), device, kinds)] == found
 
 
-def test_who_there_is_on_a_gpu() -> None:
-    """Asking needs no GPU, only preparing does."""
-    cuda = torch.device("cuda", 0)
-    assert names(one("conv2+pool2"), cuda) == [
-        *("torch channels_last", "cudnn conv+relu", "torch NCHW", "torch.compile"),
-        "cudnn frontend",
-    ]
-    assert names(one("conv1"), cuda, "fused") == [
-        *("cudnn conv+relu", "cudnn conv+relu C4", "cudnn conv+relu C8"),
-    ]
-    assert names(one("fc7"), cuda, "torch", "fused") == ["torch linear", "torch _addmm_activation"]
-    assert names(one("fc8"), cuda, "torch", "fused", "nchw", "frontend") == ["torch linear"]
-    assert names(one("pool2"), cuda, "fused", "frontend") == []
-    assert [peer.name for peer in peers(one("conv2"), cuda) if peer.slow] == ["torch.compile"]
-
-
-def test_what_may_break_the_context_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_peer_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cudnn_graph, "missing", lambda: None)
-    found = peers(one("conv2"), torch.device("cuda", 0))
-    assert [peer.name for peer in found if peer.last] == ["cudnn frontend"]
+    found = peers(one("conv2"), CUDA)
+    assert [peer.name for peer in found if peer.straw_man] == ["torch NCHW"]
+    assert [peer.name for peer in found if peer.slow] == ["torch.compile"]
+    assert [peer.name for peer in found if peer.last] == ["cudnn frontend"], "may break the context"
 
 
 def test_what_only_a_gpu_can_says_so_on_a_cpu() -> None:

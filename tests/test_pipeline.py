@@ -8,7 +8,7 @@ from alexnet_triton import Engine, EngineError, NetworkError
 from alexnet_triton.engine.devices.pipeline import balanced_cut, cost, cut, cuts
 from alexnet_triton.engine.plan import ARITHMETIC, plan
 from alexnet_triton.engine.spec import Network
-from alexnet_triton.engine.zoo import ALEXNET, DIGITS, network
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.weights import load
 
 BATCHES = (0, 1, 7, 16, 10)  # the last after a longer one: no row of it may come back
@@ -44,17 +44,6 @@ def test_every_legal_cut_is_the_single_device(
                 assert torch.equal(logits, wanted[:count]), f"cut at {at}, batch {count}"
             elif count:
                 assert relative(logits, wanted[:count]) < 1e-5, f"cut at {at}, batch {count}"
-
-
-def test_a_full_size_network_cut_in_two(device: torch.device, generator: torch.Generator) -> None:
-    net = network("alexnet2012_224")
-    state = load("random:1", net.parameter_shapes(), network=net.name)
-    pixels = torch.randn(1, *net.input_shape, generator=generator)
-    settings = {"dtype": "fp32", "batch_invariant": True}
-    single = Engine.load(net, state, device=device, **settings)  # type: ignore[arg-type]
-    split = {"devices": (device, device), "split": "pipeline", "at": "conv3", "micro_batch": 2}
-    both = Engine.load(net, state, **settings, **split)  # type: ignore[arg-type]
-    assert torch.equal(both(pixels), single(pixels))
 
 
 def test_features_of_both_stages(device: torch.device, generator: torch.Generator) -> None:

@@ -75,9 +75,3 @@ def test_json_alone_and_in_a_file(capsys: Capture, tmp_path: Path) -> None:
     assert (first["card"], first["dtype"], second["dtype"]) == ("A100 80GB", "bf16", "fp32")
     assert first["us"] == pytest.approx(sum(step["us"] for step in first["steps"]))
     assert second["us"] > first["us"]
-
-
-def test_refusals_are_one_line(capsys: Capture) -> None:
-    for wrong in (["--dtype", "fp8"], ["--batch", "0"]):
-        assert main(["model", "--predict", "h200", *wrong]) == 1
-        assert "wanted" in capsys.readouterr().err

@@ -74,42 +74,29 @@ def race(
     """
     everyone = contestants(problem, device, kinds)
     effort = effort or Effort(ROUNDS[device.type])
-    blank = blank_row(problem, roofs)
-    clocks = clocks or CLOCKS[device.type]
+    blank, clocks = blank_row(problem, roofs), clocks or CLOCKS[device.type]
+    heats = ([one for one in everyone if one.last is last] for last in (False, True))
     try:
-        yield from _race(problem, device, everyone, clocks, blank, effort, seed)
+        try:
+            with torch.inference_mode():
+                copies, compare = inputs(problem, device, seed)
+        except torch.cuda.OutOfMemoryError as error:
+            row = replace(blank, note=reason(error))
+            for clock in clocks:
+                yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
+            return
+        for heat in filter(None, heats):
+            for group in _groups(problem, clocks):
+                takers = heat
+                if problem.whole and group == ("host",):
+                    takers = [called(one, problem, device) for one in heat]
+                yield from _heat(problem, device, takers, copies, group, blank, compare, effort)
+                free(device)
+                heat = [replace(one, slow="") for one in heat]  # what compiles has done so
+        del copies, compare
         free(device)
     except torch.AcceleratorError as error:  # of which no contestant was aware
         raise ContextLost("a contestant", error) from error
-
-
-def _race(
-    problem: Problem,
-    device: torch.device,
-    everyone: Sequence[Peer],
-    clocks: Sequence[Clock],
-    blank: Row,
-    effort: Effort,
-    seed: int,
-) -> Iterator[Row]:
-    """All rows; whatever they needed is let go with this."""
-    try:
-        with torch.inference_mode():
-            copies, compare = inputs(problem, device, seed)
-    except torch.cuda.OutOfMemoryError as error:
-        row = replace(blank, note=reason(error))
-        for clock in clocks:
-            yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
-        return
-    heats = ([one for one in everyone if one.last is last] for last in (False, True))
-    for heat in filter(None, heats):
-        for group in _groups(problem, clocks):
-            takers = heat
-            if problem.whole and group == ("host",):
-                takers = [called(one, problem, device) for one in heat]
-            yield from _heat(problem, device, takers, copies, group, blank, compare, effort)
-            free(device)
-            heat = [replace(one, slow="") for one in heat]  # what compiles has done so
 
 
 def _groups(problem: Problem, clocks: Sequence[Clock]) -> list[tuple[Clock, ...]]:

@@ -23,6 +23,7 @@ from ...engine.load import find, load_state
 from ...engine.run import Engine
 from ...engine.spec import NetworkError
 from ...engine.verify import errors, finite
+from .. import units
 from ..env import environment
 
 MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
@@ -79,17 +80,13 @@ class SplitComparison:
 
 COLUMNS: table.Columns[SplitRow] = (
     ("way", -16, lambda row: row.way),
-    ("match", 9, lambda row: _number(row.difference, ".1e")),
-    ("median ms", 10, lambda row: _number(row.median_ms, ".2f")),
-    ("p20", 9, lambda row: _number(row.p20_ms, ".2f")),
-    ("p80", 9, lambda row: _number(row.p80_ms, ".2f")),
-    ("images/s", 10, lambda row: _number(row.images_per_second, ",.0f")),
+    ("match", 9, lambda row: units.number(row.difference, ".1e")),
+    ("median ms", 10, lambda row: units.number(row.median_ms, ".2f")),
+    ("p20", 9, lambda row: units.number(row.p20_ms, ".2f")),
+    ("p80", 9, lambda row: units.number(row.p80_ms, ".2f")),
+    ("images/s", 10, lambda row: units.number(row.images_per_second, ",.0f")),
     ("", 0, lambda row: row.note),
 )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def compare(

@@ -6,13 +6,12 @@ Worked out from rows and roofs alone, so that a stored run tells the same as a f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import units
 from ..records import COPY, OURS, Row, times_best_peer
 
-GPU_CLOCK = "graph"  # the host has no part in it
 ENQUEUE_SHARE = 0.2  # of the GPU's time: beyond it the GPU may wait for the host
 SPREAD = 0.05  # p80 - p20, of the median
 
@@ -74,21 +73,10 @@ def warnings(rows: Sequence[Row]) -> tuple[str, ...]:
     return (*_late_hosts(ours), *_restless(ours))
 
 
-def gpu_us(row: Row, rows: Iterable[Row]) -> float | None:
-    """What the GPU takes for the same run by graph replay."""
-    same = (
-        other.median_us
-        for other in rows
-        if other.clock == GPU_CLOCK
-        and other.contestant == row.contestant
-        and other.race[:-1] == row.race[:-1]
-    )
-    return next(same, None)
-
-
 def enqueue_share(row: Row, rows: Iterable[Row]) -> float | None:
-    """The host's time to enqueue a run, as a share of what the GPU takes for it."""
-    gpu = gpu_us(row, rows)
+    """The host's time to enqueue a run, as a share of what the GPU takes for it by graph replay."""
+    replayed = replace(row, clock="graph").key  # the host has no part in it
+    gpu = next((other.median_us for other in rows if other.key == replayed), None)
     return row.enqueue_us / gpu if row.enqueue_us is not None and gpu else None
 
 

@@ -36,18 +36,20 @@ TOLD = (
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """One contestant on one layer, or on the whole network, at one batch."""
+    """One contestant on one layer or on the whole network; `group` are those to compare."""
 
     problem: Problem
     contestant: Peer
 
     @property
-    def layer(self) -> str:
-        """The problem's name; of the whole network "model"."""
-        return "model" if self.problem.whole else self.problem.name
+    def group(self) -> str:
+        """The layer, or "model", and the batch."""
+        layer = "model" if self.problem.whole else self.problem.name
+        return f"{layer}, batch {self.problem.batch}"
 
     def __str__(self) -> str:
-        return f"{self.layer}-{self.problem.batch}-{self.contestant.name.replace(' ', '_')}"
+        words = f"{self.group.replace(', batch ', '-')}-{self.contestant.name}"
+        return words.replace(" ", "_")
 
 
 def twins(device: torch.device) -> Iterator[Twin]:
@@ -59,8 +61,8 @@ def twins(device: torch.device) -> Iterator[Twin]:
         whole = network_problem(replace(planner, options=None), dtype, batch)
         for problem in (*problems(planner, dtype, batch), whole):
             for one in contestants(problem, device, KINDS[device.type]):
+                as_called = problem.whole and CLOCK[device.type] == "host"
                 if one.prepare is not None:
-                    as_called = problem.whole and CLOCK[device.type] == "host"
                     yield Twin(problem, called(one, problem, device) if as_called else one)
 
 
@@ -69,10 +71,10 @@ def benchmarked(twin: Twin, device: torch.device, benchmark: Any) -> Row:
 
     Returns our row. Raises AssertionError, with the reason, if it does not match.
     """
-    problem, clock, rounds = twin.problem, CLOCK[device.type], ROUNDS[device.type]
-    with libraries(problem.plan.arithmetic), torch.inference_mode():
-        copies, compare = inputs(problem, device)
-        row = replace(blank_row(problem), clock=clock)
+    clock, rounds = CLOCK[device.type], ROUNDS[device.type]
+    with libraries(twin.problem.plan.arithmetic), torch.inference_mode():
+        copies, compare = inputs(twin.problem, device)
+        row = replace(blank_row(twin.problem), clock=clock)
         admitted = admit(twin.contestant, copies, row, compare, device)
         assert admitted.runs, f"{twin}: {admitted.row.note}"
         turn = itertools.cycle(admitted.runs)
@@ -82,7 +84,7 @@ def benchmarked(twin: Twin, device: torch.device, benchmark: Any) -> Row:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-        benchmark.group = f"{twin.layer}, batch {problem.batch}"
+        benchmark.group = twin.group
         benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
         (row,) = timed([admitted], clock, device, rounds)
     benchmark.extra_info.update({name: getattr(row, name) for name in TOLD})

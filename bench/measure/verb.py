@@ -24,10 +24,10 @@ def note(row: Row) -> str:
 
 
 TIMES: table.Columns[Row] = (
-    ("error", 8, lambda row: _number(row.error, ".1e")),
-    ("median us", 11, lambda row: _number(row.median_us, ".2f")),
-    ("p20", 11, lambda row: _number(row.p20_us, ".2f")),
-    ("p80", 11, lambda row: _number(row.p80_us, ".2f")),
+    ("error", 8, lambda row: units.number(row.error, ".1e")),
+    ("median us", 11, lambda row: units.number(row.median_us, ".2f")),
+    ("p20", 11, lambda row: units.number(row.p20_us, ".2f")),
+    ("p80", 11, lambda row: units.number(row.p80_us, ".2f")),
 )
 """A row's match beside its times."""
 
@@ -51,14 +51,10 @@ def columns(
         *([images] if images_per_second else []),
         ("TFLOP/s", 8, lambda row: units.whole(row.tflops)),
         ("GB/s", 7, lambda row: units.whole(row.gbps)),
-        ("% roof", 6, lambda row: _number(row.percent_of_roof, ".1f")),
+        ("% roof", 6, lambda row: units.number(row.percent_of_roof, ".1f")),
         ("x peer", 6, ahead),
         ("", 0, note),
     )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def measured(

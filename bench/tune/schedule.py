@@ -48,9 +48,6 @@ class Order:
     options: Options
     row: Row
 
-    def __str__(self) -> str:
-        return table.line(self.row, COLUMNS)
-
 
 COLUMNS: table.Columns[Row] = (("order", -40, lambda row: row.contestant), *TIMES, ("", 0, note))
 
