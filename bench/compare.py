@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..engine import table
 from .records import OURS, Results, Row, load
 
 SAME_MACHINE = (
@@ -106,7 +107,7 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        lines = [*self.differences, HEAD, *map(_line, self.pairs)]
+        lines = [*self.differences, *table.columns(self.pairs, COLUMNS)]
         if any(pair.apart for pair in self.pairs):
             lines.append("* the middles of the times (p20 to p80) do not meet")
         for file, rows in (("old", self.only_old), ("new", self.only_new)):
@@ -170,22 +171,26 @@ def _differences(old: Results, new: Results) -> list[str]:
     return found
 
 
-HEAD = (
-    f"{'problem':<16} {'batch':>5} {'dtype':<5} {'contestant':<22} {'clock':<5} {'old us':>11} "
-    f"{'new us':>11} {'old/new':>8}"
+COLUMNS: table.Columns[Pair] = (
+    ("problem", -16, lambda pair: pair.new.problem),
+    ("batch", 5, lambda pair: str(pair.new.batch)),
+    ("dtype", -5, lambda pair: pair.new.dtype),
+    ("contestant", -22, lambda pair: pair.new.contestant),
+    ("clock", -5, lambda pair: pair.new.clock),
+    ("old us", 11, lambda pair: _number(pair.old.median_us, ".2f")),
+    ("new us", 11, lambda pair: _number(pair.new.median_us, ".2f")),
+    ("old/new", 8, lambda pair: _number(pair.ratio, ".3f")),
+    ("", 0, lambda pair: "*" if pair.apart else "" if pair.ratio else _why(pair)),
 )
 
 
-def _line(pair: Pair) -> str:
-    row = pair.new
-    who = f"{row.problem:<16} {row.batch:>5} {row.dtype:<5} {row.contestant:<22} {row.clock:<5}"
-    times = " ".join(
-        f"{us:>11.2f}" if us is not None else f"{'-':>11}"
-        for us in (pair.old.median_us, pair.new.median_us)
-    )
-    if pair.ratio is None:
-        return f"{who} {times}  {row.note or pair.old.note}".rstrip()
-    return f"{who} {times} {pair.ratio:>8.3f}{' *' if pair.apart else ''}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _why(pair: Pair) -> str:
+    """Why there is no ratio."""
+    return pair.new.note or pair.old.note
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -193,6 +198,6 @@ def _line(pair: Pair) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Print what changed; 1 if a row of ours became slower or lost its match."""
-    found = compare(load(options.old), load(options.new), options.fail_slower)
-    print(json.dumps(found.to_dict(), indent=1) if options.json else found)
-    return 1 if found.failures else 0
+    comparison = compare(load(options.old), load(options.new), options.fail_slower)
+    print(json.dumps(comparison.to_dict(), indent=1) if options.json else comparison)
+    return 1 if comparison.failures else 0

@@ -9,24 +9,56 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
+
 from ..engine.verify import within
 from ..errors import Error
-from .measure.timing import Times
+from .choices import Clock
 
 OURS = "alexnet-triton"
 """The contestant that every other is a peer of."""
+
+COPY = "copy"
+"""The name of the byte rate among the roofs."""
 
 SCHEMA = 1
 
 
 class RecordError(Error, ValueError):
     """A results file that cannot be read, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of one contestant by one clock, in microseconds a run, in the order they were taken."""
+
+    clock: Clock
+    us: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the runs were faster."""
+        return self._percentile(50)
+
+    @property
+    def p20(self) -> float:
+        """A fifth of the runs were faster."""
+        return self._percentile(20)
+
+    @property
+    def p80(self) -> float:
+        """Four fifths of the runs were faster."""
+        return self._percentile(80)
+
+    def _percentile(self, percent: float) -> float:
+        return float(numpy.percentile(self.us, percent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +80,9 @@ class Row:
     clock: str
     flops: int
     bytes: int
-    max_error: float | None = None  # against float64, relative to the largest number
+    # Against float64, relative to the largest number. None: not compared, or, beside a tolerance,
+    # not finite, for which JSON has no number: see `error`.
+    max_error: float | None = None
     rms_error: float | None = None
     tolerance: float | None = None
     median_us: float | None = None
@@ -60,6 +94,13 @@ class Row:
     note: str = ""
     enqueue_us: float | None = None  # the host's part of a run, until the call returns; clock host
     workspace: int | None = None  # bytes of the engine's activations
+
+    @property
+    def error(self) -> float | None:
+        """The largest error, infinite where no number came; None where nothing was compared."""
+        if self.max_error is None and self.tolerance is not None:
+            return math.inf
+        return self.max_error
 
     @property
     def matched(self) -> bool:
@@ -136,7 +177,7 @@ class Results:
 
 def best_peer(row: Row, rows: Iterable[Row]) -> Row | None:
     """The fastest right contestant of the same race that is neither ours nor a straw man."""
-    rivals = [
+    peers = [
         other
         for other in rows
         if other.race == row.race
@@ -145,7 +186,7 @@ def best_peer(row: Row, rows: Iterable[Row]) -> Row | None:
         and other.matched
         and other.median_us is not None
     ]
-    return min(rivals, key=lambda other: other.median_us or 0.0, default=None)
+    return min(peers, key=lambda other: other.median_us or 0.0, default=None)
 
 
 def times_best_peer(row: Row, rows: Iterable[Row]) -> float | None:
@@ -191,6 +232,13 @@ def load(path: Path) -> Results:
         )
     except (KeyError, TypeError) as error:
         raise RecordError(f"{path}: no results of schema {SCHEMA}: {error}") from None
+
+
+def merge(before: Results, found: Results) -> Results:
+    """`before` with what was measured since: rows over those of the same measurement, and roofs."""
+    rows = {row.key: row for row in (*before.rows, *found.rows)}
+    roofs = {**before.roofs, **found.roofs}
+    return replace(before, rows=tuple(rows.values()), roofs=roofs)
 
 
 DERIVED = ("tflops", "gbps", "percent_of_roof", "images_per_second")

@@ -51,9 +51,7 @@ def whole(value: float | None) -> str:
 
 def trim(words: str) -> str:
     """The same number without zeros after its point: 10 µs for 10.0 µs."""
-    return (
-        re.sub(r"(\.\d*?)0+(?!\d)", r"\1", words).replace(". ", " ").replace(".e", "e").rstrip(".")
-    )
+    return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?!\d)", r"\1", words))
 
 
 def percent(value: float | None) -> str:
@@ -64,8 +62,10 @@ def percent(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A ratio of speeds: 1.52x."""
-    return "-" if value is None else f"{three(value)}x"
+    """A ratio of speeds: 1.52x, and 1/286 where it is below a half."""
+    if value is None:
+        return "-"
+    return f"1/{three(1 / value)}" if 0 < value < 0.5 else f"{three(value)}x"
 
 
 def power(value: float | None) -> str:

@@ -1,10 +1,15 @@
-"""The shell's way in: `alexnet-triton VERB`, the same as `python -m alexnet_triton.engine VERB`."""
+"""The shell's way in: `alexnet-triton VERB`, the same as `python -m alexnet_triton.engine VERB`.
+
+Here stands what a user can say. `run_VERB` does it, in a module that is imported when the verb
+runs: torch and Triton take seconds, which `--help` would wait for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,11 @@ from .devices.cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
 
-_MODEL = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
+Option = Callable[[argparse._ActionsContainer], object]  # adds itself
+Verb = Callable[["argparse._SubParsersAction[Any]"], None]
+
+HOMES = {"classify": ".jobs.job"}
+"""The module of a verb that has one to itself; the others are in `verbs.py`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     def verb() -> int:
-        from . import verbs  # takes seconds, so not before a verb is to run
-
-        status: int = getattr(verbs, f"run_{options.verb}")(options)
+        home = import_module(HOMES.get(options.verb, ".verbs"), __package__)
+        status: int = getattr(home, f"run_{options.verb}")(options)
         return status
 
     return exit_status("alexnet-triton", verb)
@@ -37,179 +45,42 @@ def parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=_AnyOrder
     )
+    for add in COMMANDS:
+        add(verbs)
+    return parser
 
-    def verb(name: str, help: str, example: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(
+
+def command(name: str, help: str, example: str, *options: Option) -> Verb:
+    """A verb with its options, in the order of its `--help`."""
+
+    def add(verbs: argparse._SubParsersAction[Any]) -> None:
+        verb = verbs.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
             epilog=f"example: alexnet-triton {example}",
         )
-        made.add_argument("--json", action="store_true", help="print JSON and nothing else")
-        return made
+        verb.add_argument("--json", action="store_true", help="print JSON and nothing else")
+        for each in options:
+            each(verb)
 
-    made = verb(
-        "demo",
-        "classify the held-out digits with the embedded model and compare with torch",
-        "demo",
-    )
-    made.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    made.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
-    _target(made)
-    made.add_argument("--images", type=_count, help="so many of them (default: all)")
-
-    made = verb(
-        "classify",
-        "print the most likely classes of images",
-        "classify holiday/ cat.jpg --top 3 --output labels.jsonl",
-    )
-    made.add_argument(
-        "source",
-        nargs="+",
-        help="image files, folders, globs or URLs, and .parquet files with a column `path` of them",
-    )
-    _engine_options(made)
-    _target(made)
-    _backend(made)
-    made.add_argument("--batch-size", type=_count, default=256, help="images a batch (default 256)")
-    made.add_argument("--top", type=_count, default=5, help="classes an image (default 5)")
-    made.add_argument(
-        "--views",
-        choices=("center", "ten-crop"),
-        default="center",
-        help="average over ten views, as in 2012 (default center)",
-    )
-    made.add_argument(
-        "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
-    )
-    made.add_argument(
-        "--classes", metavar="FILE", help="names of the classes, one a line (default: the model's)"
-    )
-    made.add_argument(
-        "--workers",
-        type=_natural,
-        default=0,
-        help="processes that decode images (default 0: this one, between batches); "
-        "with --ray, engines at once (default 1)",
-    )
-    made.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="classify on the Ray cluster at HOST:PORT, at auto, or without ADDRESS on one started "
-        "on this machine for the job; rows come in any order",
-    )
-    made.add_argument(
-        "--output",
-        type=Path,
-        help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if in "
-        ".jsonl or .ndjson; - is standard output, as JSON lines",
-    )
-    there = made.add_mutually_exclusive_group()
-    there.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep the rows that are in the output, errors too, and do the images that have none",
-    )
-    there.add_argument("--overwrite", action="store_true", help="replace what is in the output")
-    made.add_argument(
-        "--retry-errors", action="store_true", help="as --resume, and do those with an error again"
-    )
-
-    made = verb("summary", "print a network's layers, parameters and MACs", "summary alexnet")
-    made.add_argument("model", help=_MODEL)
-    made.add_argument("--diagram", type=Path, metavar="OUT", help="draw it: .svg, .png or .pdf")
-    made.add_argument("--target", help=f"name the steps of the plan of {TARGETS} beside it")
-    made.add_argument("--batch", type=_count, default=256, help="of that plan (default 256)")
-    made.add_argument("--dtype", choices=DTYPES, default="fp16", help="of that plan (fp16)")
-
-    made = verb(
-        "explain",
-        "show how one output number of a layer comes about, and that the engine agrees",
-        "explain digits --layer conv3 --filter 0 --at 1,2",
-    )
-    made.add_argument("model", help=_MODEL)
-    made.add_argument("image", nargs="?", help="default: a held-out digit, or seeded noise")
-    made.add_argument("--layer", required=True, help="a convolution or a linear layer")
-    made.add_argument("--filter", type=int, default=0, help="counted from 0 (default 0)")
-    made.add_argument("--at", type=_place, metavar="ROW,COLUMN", help="where in the output")
-    _engine_options(made, model=False)
-    _backend(made)
-
-    made = verb(
-        "features",
-        "draw a layer's feature maps of an image",
-        "features cat.jpg --layer conv1 --output maps.png",
-    )
-    made.add_argument("image", help="an image file or URL")
-    made.add_argument("--layer", default="conv1", help="default conv1")
-    made.add_argument("--output", type=Path, required=True, help="a .png, .svg or .pdf file")
-    made.add_argument(
-        "--filters",
-        action="store_true",
-        help="draw the first layer's filters too, in OUTPUT with `.filters` before its suffix",
-    )
-    _engine_options(made)
-    _backend(made)
-
-    made = verb(
-        "plan",
-        "print what would run, and for two devices which way to use them",
-        "plan alexnet2012 --devices 2 --batch 1024",
-    )
-    made.add_argument("model", help=_MODEL)
-    made.add_argument("--batch", type=_count, default=256, help="images (default 256)")
-    made.add_argument("--devices", type=int, choices=(1, 2), default=1)
-    made.add_argument("--target", "--card", default="h200", help=f"{TARGETS} (default h200)")
-    made.add_argument("--dtype", choices=DTYPES, default="fp16", help="default fp16")
-    made.add_argument("--micro-batch", type=_count, default=64, help="default 64")
-
-    made = verb(
-        "convert",
-        "write weights from any source as one canonical .safetensors file",
-        "convert model.keras alexnet.safetensors --model alexnet_single_tower",
-    )
-    made.add_argument("source", help="imagenet, random:SEED, or a weights or .onnx file")
-    made.add_argument("output", type=Path, help="the .safetensors file to write")
-    made.add_argument("--model", default="alexnet", help=f"whose weights these are: {_MODEL}")
-
-    made = verb(
-        "verify",
-        "hold every kernel of a network against float64 on the same weights",
-        "verify alexnet --weights random:0",
-    )
-    made.add_argument("model", nargs="?", default="digits", help=_MODEL)
-    _engine_options(made, model=False)
-    made.add_argument("--images", type=_count, default=2, help="random images (default 2)")
-    made.add_argument("--seed", type=int, default=0, help="of the random images (default 0)")
-    _target(made)
-    return parser
+    return add
 
 
-def _target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", help=f"run the plan of {TARGETS} in Triton's interpreter")
+def option(*names: str, **how: Any) -> Option:
+    """One argument, as `add_argument` takes it."""
+    return lambda parser: parser.add_argument(*names, **how)
 
 
-def _backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend",
-        choices=("triton", "torch"),
-        default="triton",
-        help="our kernels, or the same by torch, fast on a CPU (default triton)",
-    )
+def at_most_one(*options: Option) -> Option:
+    """Options of which a user may say one."""
 
+    def add(parser: argparse._ActionsContainer) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for each in options:
+            each(group)
 
-def _engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None:
-    if model:
-        parser.add_argument("--model", default="alexnet", help=f"{_MODEL} (default alexnet)")
-    parser.add_argument(
-        "--weights",
-        help="imagenet, digits, random:SEED, or a .pth, .safetensors, .keras or .weights.h5 file "
-        "(default: the network's published state)",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
+    return add
 
 
 class _AnyOrder(Parser):
@@ -234,22 +105,186 @@ def _place(text: str) -> tuple[int, int]:
     return row, column
 
 
-def _count(text: str) -> int:
-    return _at_least(1, text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"wanted {least} or more, got {text}")
+        return value
+
+    return count
 
 
-def _natural(text: str) -> int:
-    return _at_least(0, text)
+_count, _natural = _at_least(1), _at_least(0)
 
+# What several verbs can be told
 
-def _at_least(least: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"wanted {least} or more, got {text}")
-    return value
+_KINDS = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
+_NETWORK = option("model", help=_KINDS)
+_MODEL = option("--model", default="alexnet", help=f"{_KINDS} (default alexnet)")
+_WEIGHTS = option(
+    "--weights",
+    help="imagenet, digits, random:SEED, or a .pth, .safetensors, .keras or .weights.h5 file "
+    "(default: the network's published state)",
+)
+_DEVICE = option("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+_DTYPE = option("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
+_ENGINE = (_WEIGHTS, _DEVICE, _DTYPE)
+_TARGET = option("--target", help=f"run the plan of {TARGETS} in Triton's interpreter")
+_BACKEND = option(
+    "--backend",
+    choices=("triton", "torch"),
+    default="triton",
+    help="our kernels, or the same by torch, fast on a CPU (default triton)",
+)
+
+COMMANDS = (
+    command(
+        "demo",
+        "classify the held-out digits with the embedded model and compare with torch",
+        "demo",
+        _DEVICE,
+        _DTYPE,
+        _TARGET,
+        option("--images", type=_count, help="so many of them (default: all)"),
+    ),
+    command(
+        "classify",
+        "print the most likely classes of images",
+        "classify holiday/ cat.jpg --top 3 --output labels.jsonl",
+        option(
+            "source",
+            nargs="+",
+            help="image files, folders, globs or URLs, and .parquet files with a column `path` of "
+            "them",
+        ),
+        _MODEL,
+        *_ENGINE,
+        _TARGET,
+        _BACKEND,
+        option("--batch-size", type=_count, default=256, help="images a batch (default 256)"),
+        option("--top", type=_count, default=5, help="classes an image (default 5)"),
+        option(
+            "--views",
+            choices=("center", "ten-crop"),
+            default="center",
+            help="average over ten views, as in 2012 (default center)",
+        ),
+        option(
+            "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
+        ),
+        option(
+            "--classes",
+            metavar="FILE",
+            help="names of the classes, one a line (default: the model's)",
+        ),
+        option(
+            "--workers",
+            type=_natural,
+            default=0,
+            help="processes that decode images (default 0: this one, between batches); "
+            "with --ray, engines at once (default 1)",
+        ),
+        option(
+            "--ray",
+            nargs="?",
+            const="",
+            metavar="ADDRESS",
+            help="classify on the Ray cluster at HOST:PORT, at auto, or without ADDRESS on one "
+            "started on this machine for the job; rows come in any order",
+        ),
+        option(
+            "--output",
+            type=Path,
+            help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if "
+            "in .jsonl or .ndjson; - is standard output, as JSON lines",
+        ),
+        at_most_one(
+            option(
+                "--resume",
+                action="store_true",
+                help="keep the rows that are in the output, errors too, and do the images that "
+                "have none",
+            ),
+            option("--overwrite", action="store_true", help="replace what is in the output"),
+        ),
+        option(
+            "--retry-errors",
+            action="store_true",
+            help="as --resume, and do those with an error again",
+        ),
+    ),
+    command(
+        "summary",
+        "print a network's layers, parameters and MACs",
+        "summary alexnet",
+        _NETWORK,
+        option("--diagram", type=Path, metavar="OUT", help="draw it: .svg, .png or .pdf"),
+        option("--target", help=f"name the steps of the plan of {TARGETS} beside it"),
+        option("--batch", type=_count, default=256, help="of that plan (default 256)"),
+        option("--dtype", choices=DTYPES, default="fp16", help="of that plan (fp16)"),
+    ),
+    command(
+        "explain",
+        "show how one output number of a layer comes about, and that the engine agrees",
+        "explain digits --layer conv3 --filter 0 --at 1,2",
+        _NETWORK,
+        option("image", nargs="?", help="default: a held-out digit, or seeded noise"),
+        option("--layer", required=True, help="a convolution or a linear layer"),
+        option("--filter", type=int, default=0, help="counted from 0 (default 0)"),
+        option("--at", type=_place, metavar="ROW,COLUMN", help="where in the output"),
+        *_ENGINE,
+        _BACKEND,
+    ),
+    command(
+        "features",
+        "draw a layer's feature maps of an image",
+        "features cat.jpg --layer conv1 --output maps.png",
+        option("image", help="an image file or URL"),
+        option("--layer", default="conv1", help="default conv1"),
+        option("--output", type=Path, required=True, help="a .png, .svg or .pdf file"),
+        option(
+            "--filters",
+            action="store_true",
+            help="draw the first layer's filters too, in OUTPUT with `.filters` before its suffix",
+        ),
+        _MODEL,
+        *_ENGINE,
+        _BACKEND,
+    ),
+    command(
+        "plan",
+        "print what would run, and for two devices which way to use them",
+        "plan alexnet2012 --devices 2 --batch 1024",
+        _NETWORK,
+        option("--batch", type=_count, default=256, help="images (default 256)"),
+        option("--devices", type=int, choices=(1, 2), default=1),
+        option("--target", "--card", default="h200", help=f"{TARGETS} (default h200)"),
+        option("--dtype", choices=DTYPES, default="fp16", help="default fp16"),
+        option("--micro-batch", type=_count, default=64, help="default 64"),
+    ),
+    command(
+        "convert",
+        "write weights from any source as one canonical .safetensors file",
+        "convert model.keras alexnet.safetensors --model alexnet_single_tower",
+        option("source", help="imagenet, random:SEED, or a weights or .onnx file"),
+        option("output", type=Path, help="the .safetensors file to write"),
+        option("--model", default="alexnet", help=f"whose weights these are: {_KINDS}"),
+    ),
+    command(
+        "verify",
+        "hold every kernel of a network against float64 on the same weights",
+        "verify alexnet --weights random:0",
+        option("model", nargs="?", default="digits", help=_KINDS),
+        *_ENGINE,
+        option("--images", type=_count, default=2, help="random images (default 2)"),
+        option("--seed", type=int, default=0, help="of the random images (default 0)"),
+        _TARGET,
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,30 @@ with). Dropout is the identity and flatten is a way of reading, so both vanish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import assert_never
 
+from ..kernels.epilogue import Activated
 from .spec import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
     BatchNorm2d,
     Conv2d,
     Dropout,
     Flatten,
-    Layer,
+    Gather,
     Linear,
+    LocalResponseNorm,
+    MaxPool2d,
     Network,
     NetworkError,
-    ReLU,
+    Nonlinearity,
+    Pool,
     Shape,
-    Sigmoid,
+    Softmax,
 )
 
-Walked = tuple[str, Layer, Shape, Shape]  # as Network.walk gives it
+BlockLayer = Conv2d | Linear | Pool | AdaptiveAvgPool2d | LocalResponseNorm | Softmax | Gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,13 @@ class Block:
     """A layer with what is fused into it: names of layers, None where there is none."""
 
     name: str
-    layer: Layer
+    layer: BlockLayer
     came: Shape
     output: Shape
+    layers: tuple[str, ...]  # all of them, in order
     batch_norm: str | None = None  # before the activation
-    activation: str | None = None  # "relu" or "sigmoid"
+    activation: Activated = None
     affine: str | None = None  # a BatchNorm after the activation
-    layers: tuple[str, ...] = ()  # all of them, in order
 
 
 def fuse(network: Network, image_shape: Shape | None = None) -> list[Block]:
@@ -48,37 +54,45 @@ def fuse(network: Network, image_shape: Shape | None = None) -> list[Block]:
     Raises NetworkError, naming the layer, for an image that does not fit and for an activation or a
     normalisation that follows nothing it could be fused into.
     """
-    walk = [w for w in network.walk(image_shape) if not isinstance(w[1], Dropout | Flatten)]
-    blocks = []
-    while walk:
-        name, layer, came, output = walk[0]
-        if isinstance(layer, Conv2d | Linear):
-            blocks.append(_with_tail(walk))
-        elif isinstance(layer, ReLU | Sigmoid | BatchNorm2d):
-            raise NetworkError(
-                f"{network.name}, layer {name}: a {type(layer).__name__} must follow a convolution "
-                "or a linear layer, to be fused into it"
-            )
-        else:
-            blocks.append(Block(name, layer, came, output, layers=(name,)))
-        del walk[: len(blocks[-1].layers)]
+    blocks: list[Block] = []
+    for name, layer, shape, output in network.walk(image_shape):
+        match layer:
+            case Dropout() | Flatten():
+                continue
+            case Nonlinearity() | BatchNorm2d():
+                fused = _with(blocks[-1], name, layer) if blocks else None
+                if fused is None:
+                    raise NetworkError(
+                        f"{network.name}, layer {name}: a {type(layer).__name__} must follow a "
+                        "convolution or a linear layer, to be fused into it"
+                    )
+                blocks[-1] = fused
+            case (
+                Conv2d()
+                | Linear()
+                | MaxPool2d()
+                | AvgPool2d()
+                | AdaptiveAvgPool2d()
+                | LocalResponseNorm()
+                | Softmax()
+                | Gather()
+            ):
+                blocks.append(Block(name, layer, shape, output, (name,)))
+            case _:
+                assert_never(layer)
     return blocks
 
 
-def _with_tail(walk: Sequence[Walked]) -> Block:
-    """The block that starts with the convolution or linear layer at the head of `walk`."""
-    name, layer, came, output = walk[0]
-    before = activation = after = None
-    layers = [name]
-    for follower, kind, _, _ in walk[1:]:
-        match kind:
-            case ReLU() | Sigmoid() if activation is None:
-                activation = "relu" if isinstance(kind, ReLU) else "sigmoid"
-            case BatchNorm2d() if activation is None and before is None:
-                before = follower
-            case BatchNorm2d() if activation is not None and after is None:
-                after = follower
-            case _:
-                break
-        layers.append(follower)
-    return Block(name, layer, came, output, before, activation, after, tuple(layers))
+def _with(block: Block, name: str, follower: Nonlinearity | BatchNorm2d) -> Block | None:
+    """The block with the layer after it, None if its kernel has no place for that."""
+    if not isinstance(block.layer, Conv2d | Linear):
+        return None
+    block = replace(block, layers=(*block.layers, name))
+    match follower:
+        case Nonlinearity() if block.activation is None:
+            return replace(block, activation=follower.activation)
+        case BatchNorm2d() if block.activation is None and block.batch_norm is None:
+            return replace(block, batch_norm=name)
+        case BatchNorm2d() if block.activation is not None and block.affine is None:
+            return replace(block, affine=name)
+    return None

@@ -19,7 +19,8 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from itertools import islice
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ SUFFIXES = (
 )
 """What counts as an image in a folder or a glob; a file that is named may have any suffix."""
 
+T = TypeVar("T")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Views = Literal["center", "ten-crop"]
 
@@ -403,6 +405,13 @@ def load(
     raise ImageError(
         name, f"wanted a path, URL, bytes, PIL image, array or tensor, got {type(item).__name__}"
     )
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`items` in lists of `size` and what is left, each read when it is asked for."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def name_of(item: Item, index: int) -> str:

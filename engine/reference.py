@@ -7,10 +7,12 @@ and the tests hold the kernels against.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch.nn import functional as F
 
+from ..kernels.epilogue import activated
 from .spec import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -25,9 +27,8 @@ from .spec import (
     MaxPool2d,
     Network,
     NetworkError,
+    Nonlinearity,
     Preprocess,
-    ReLU,
-    Sigmoid,
     Softmax,
 )
 
@@ -71,20 +72,20 @@ def apply(
         case LocalResponseNorm(size, alpha, beta, k, groups):
             parts = x.chunk(groups, 1)
             return torch.cat([F.local_response_norm(p, size, alpha, beta, k) for p in parts], 1)
-        case Sigmoid():
-            return x.sigmoid()
         case Softmax():
             return x.softmax(1)
         case Linear():
             return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
-        case ReLU():
-            return x.relu()
+        case Nonlinearity():
+            return activated(x, layer.activation)
         case Flatten():
             return x.flatten(1)
         case Dropout():
             return x
         case Gather():
             raise NetworkError(f"layer {name}: one tower's half means nothing by itself")
+        case _:
+            assert_never(layer)
 
 
 def forward(

@@ -24,9 +24,12 @@ from ..weights import Source
 from . import foretell
 from .devices.graph import waiting
 from .devices.pipeline import Pipeline
-from .devices.single import Planner, Runner, Single, Torch
+from .devices.planner import Planner
+from .devices.runner import Runner
+from .devices.single import Single
+from .devices.torch import Torch
 from .devices.towers import Towers
-from .images import ImageError, Views, load_each, to_batch
+from .images import ImageError, Views, batched, load_each, to_batch
 from .load import (
     Backend,
     Classes,
@@ -106,8 +109,8 @@ class Engine:
         self._process = os.getpid()
         # Kept, since walking the network at every call would cost more than launching it.
         self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
-        entrance = runner.devices[0]
-        self._copies = torch.cuda.Stream(entrance) if entrance.type == "cuda" else None
+        first = runner.devices[0]
+        self._copies = torch.cuda.Stream(first) if first.type == "cuda" else None
         self._turn = threading.Lock()
         self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
         self._foretold: set[object] = set()  # shapes of batches whose time was told
@@ -308,7 +311,7 @@ class Engine:
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
         waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views, exif)
-        for group in _groups(loaded, min(batch_size, self.max_batch)):
+        for group in batched(loaded, min(batch_size, self.max_batch)):
             errors = [item if isinstance(item, ImageError) else None for item in group]
             pixels = [item for item in group if isinstance(item, torch.Tensor)]
             best = self._best(torch.stack(pixels), top) if pixels else None
@@ -444,10 +447,10 @@ class Engine:
         """`batch` where images go in; from a CPU to a GPU on a stream of its own."""
         if self._copies is None or batch.is_cuda:
             return batch
-        entrance = self._runner.devices[0]
+        first = self._runner.devices[0]
         with torch.cuda.stream(self._copies):
-            sent = batch.pin_memory().to(entrance, non_blocking=True)
-        compute = torch.cuda.current_stream(entrance)
+            sent = batch.pin_memory().to(first, non_blocking=True)
+        compute = torch.cuda.current_stream(first)
         compute.wait_stream(self._copies)
         sent.record_stream(compute)
         return sent
@@ -475,20 +478,6 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether several numbers of an expanded tensor have one place in memory."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return any(step == 0 and side > 1 for side, step in sides)
-
-
-def _groups(
-    loaded: Iterable[torch.Tensor | ImageError], size: int
-) -> Iterator[list[torch.Tensor | ImageError]]:
-    """Loaded images and errors, `size` at a time."""
-    group: list[torch.Tensor | ImageError] = []
-    for item in loaded:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _tell_of_defaults(planner: Planner, device: torch.device, dtype: str, batch: int) -> None:

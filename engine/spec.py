@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from typing import ClassVar
 
 from ..errors import Error
 
@@ -164,24 +165,42 @@ class LocalResponseNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class Sigmoid:
-    """1 / (1 + exp(-x)); the plan fuses it into the layer before."""
+class Nonlinearity:
+    """An activation, element by element; the plan fuses it into the layer before.
+
+    A subclass names its row in `kernels.epilogue.ACTIVATIONS`; its fields are that row's
+    parameters, in that order.
+    """
+
+    row: ClassVar[str]
+
+    @property
+    def activation(self) -> str | tuple[str | float, ...]:
+        """As the kernels take it."""
+        values = astuple(self)
+        return (self.row, *values) if values else self.row
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
+
+
+@dataclass(frozen=True, slots=True)
+class ReLU(Nonlinearity):
+    """max(x, 0)"""
+
+    row = "relu"
+
+
+@dataclass(frozen=True, slots=True)
+class Sigmoid(Nonlinearity):
+    """1 / (1 + exp(-x))"""
+
+    row = "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
     """exp(x) / sum of exp(x), over the classes of one image."""
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
-
-
-@dataclass(frozen=True, slots=True)
-class ReLU:
-    """max(x, 0); the plan fuses it into the layer before."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -222,8 +241,7 @@ Layer = (
     | Pool
     | AdaptiveAvgPool2d
     | LocalResponseNorm
-    | ReLU
-    | Sigmoid
+    | Nonlinearity
     | Softmax
     | Dropout
     | Flatten

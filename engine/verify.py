@@ -17,7 +17,7 @@ import torch
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from . import foretell, reference
 from .bind import bind, pack
-from .devices.single import Planner
+from .devices.planner import Planner
 from .load import aim
 from .plan import ARITHMETIC, Arithmetic, Step
 from .spec import Network

@@ -35,7 +35,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import activated, check_activation, finish
+from .epilogue import Activated, activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, jit, power_of_two
 from .pdl import announce, begin, first_steps, prefetch, wait
 from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
@@ -122,7 +122,6 @@ def _conv2d_images_kernel(
     x,  # [H, W, N, GROUPS*C], as a descriptor (with groups [H, W, GROUPS, N, C]) or a pointer
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     w2,  # the same in blocks of BLOCK_N2
-    w_memory,  # w as a pointer; unused with many images, where weights are few
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
@@ -146,7 +145,6 @@ def _conv2d_images_kernel(
     y_w,
     X_N: tl.constexpr,  # strides from image to image, in elements
     Y_N: tl.constexpr,
-    DENSE: tl.constexpr,  # whether y's pixels lie one after the other
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
@@ -154,7 +152,6 @@ def _conv2d_images_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,  # 1: a tile of images is never split
     MEETS: tl.constexpr,  # whether every window meets the image
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -240,7 +237,6 @@ def _conv2d_images_kernel(
 def _conv2d_pixels_kernel(
     x,  # [H, W, N, GROUPS*C]
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
-    w2,  # None: this tiling has one accumulator
     w_memory,  # w as a pointer
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
@@ -271,10 +267,8 @@ def _conv2d_pixels_kernel(
     OC: tl.constexpr,  # filters per group
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    MEETS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -440,7 +434,7 @@ def conv2d(
     out: torch.Tensor,
     shape: Conv2dShape,
     config: Conv2dConfig,
-    activation: str | None = None,
+    activation: Activated = None,
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
     scratch: torch.Tensor | None = None,
@@ -476,8 +470,6 @@ def conv2d(
     arguments = {
         "x": x,
         "w": weight,
-        "w2": weight if config.BLOCK_N2 else None,
-        "w_memory": weight,
         "bias": None if split else bias,
         "scale": None if split else scale,
         "shift": None if split else shift,
@@ -501,16 +493,12 @@ def conv2d(
         "y_w": y_w,
         "X_N": x_n * layout.CHANNEL_ALIGNMENT,
         "Y_N": y_n * layout.CHANNEL_ALIGNMENT,
-        "DENSE": split or (y_w == shape.N * y_n and y_h == shape.OW * y_w),
         "GROUPS": groups,
         "C": c,
         "OC": oc,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
-        "BLOCK_N2": config.BLOCK_N2,
         "BLOCK_K": config.BLOCK_K,
-        "SPLIT_K": parts,
-        "MEETS": _meets(shape),
         "DESCRIPTORS": config.descriptors,
         "ACTIVATION": None if split else activation,
         "PRECISION": precision,
@@ -518,16 +506,22 @@ def conv2d(
     }
     if config.descriptors:
         arguments["w"] = _filter_descriptor(weight, shape, config.BLOCK_N, config.BLOCK_K)
-        if config.BLOCK_N2:
-            arguments["w2"] = _filter_descriptor(weight, shape, config.BLOCK_N2, config.BLOCK_K)
-        if images:
-            arguments["x"] = _image_descriptor(x, shape, config)
-    kernel = _conv2d_images_kernel if images else _conv2d_pixels_kernel
     programs = groups * -(-oc // (config.BLOCK_N + config.BLOCK_N2))
     if images:
+        kernel = _conv2d_images_kernel
         programs *= shape.OH * shape.OW * -(-shape.N // config.BLOCK_M)
+        arguments |= {"w2": None, "BLOCK_N2": config.BLOCK_N2, "MEETS": _meets(shape)}
+        if config.BLOCK_N2:
+            arguments["w2"] = weight
+        if config.descriptors:
+            arguments["x"] = _image_descriptor(x, shape, config)
+            if config.BLOCK_N2:
+                arguments["w2"] = _filter_descriptor(weight, shape, config.BLOCK_N2, config.BLOCK_K)
     else:
+        kernel = _conv2d_pixels_kernel
         programs *= -(-rows // config.BLOCK_M)
+        dense = split or (y_w == shape.N * y_n and y_h == shape.OW * y_w)
+        arguments |= {"w_memory": weight, "DENSE": dense, "SPLIT_K": parts}
     grid = (programs, parts)
     product = Launch(kernel, grid, arguments, config.num_warps, config.num_stages)
     return (product, sum_parts(target, bias, out, activation, affine)) if split else (product,)
@@ -582,7 +576,7 @@ def reference(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     shape: Conv2dShape,
-    activation: str | None = None,
+    activation: Activated = None,
 ) -> torch.Tensor:
     """The same in float64 by torch: [N, C, H, W] and [OC, C, KH, KW] to [N, OC, OH, OW]."""
     top, bottom, left, right = shape.padding

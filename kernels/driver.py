@@ -247,13 +247,16 @@ def _rows(asked: Asked) -> Iterator[str]:
 
 def _filters(asked: Asked) -> Iterator[str]:
     """A convolution's filters [KH*KW, OC, C], read through pointers or, of one tap, ahead."""
-    told = asked.launch.arguments
-    if "KH" in told and "w" in told:
-        memory = told["w_memory"]
-        through_pointers = isinstance(told["w"], torch.Tensor)
-        taps = memory.shape[0] if through_pointers else int(asked.launch.pdl)
-        if taps * memory.stride(0) > INT32:
-            yield f"{taps * memory.stride(0)} numbers in the filters"
+    arguments = asked.launch.arguments
+    if "KH" not in arguments:
+        return
+    filters, taps = arguments.get("w"), 1
+    if isinstance(filters, torch.Tensor):
+        taps = filters.shape[0]
+    else:
+        filters = arguments.get("w_memory") if asked.launch.pdl else None
+    if filters is not None and taps * filters.stride(0) > INT32:
+        yield f"{taps * filters.stride(0)} numbers in the filters"
 
 
 # --- the table -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import math
 import torch
 
 from . import arguments, conv, gemm, layout, lrn, pool
-from .epilogue import check_activation
+from .epilogue import Activated, check_activation
 from .jit import architecture
 
 Pair = int | tuple[int, int]
@@ -33,15 +33,16 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
     *,
-    activation: str | None = None,
+    activation: Activated = None,
     precision: str | None = None,
 ) -> torch.Tensor:
     """`torch.nn.functional.conv2d`, then an activation, in one kernel.
 
     input [N, C, H, W] or [C, H, W], weight [OC, C/groups, KH, KW], bias [OC]; the result is
     [N, OC, OH, OW] or [OC, OH, OW]. `padding` is also "same", "valid" or (top, bottom, left,
-    right); `activation` is None, "relu" or "sigmoid"; `precision` is that of float32 products,
-    "ieee" (the default) or "tf32", and is not to be given for other dtypes.
+    right); `activation` is None or in the table of `epilogue`, "relu" or "sigmoid"; `precision` is
+    that of float32 products, "ieee" (the default) or "tf32", and is not to be given for other
+    dtypes.
 
     Two edges: an input without channels gives a result without channels, which is what torch makes
     of it; and padding is left out rather than multiplied in large batches, so that an infinite or
@@ -157,7 +158,7 @@ def linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
-    activation: str | None = None,
+    activation: Activated = None,
     precision: str | None = None,
 ) -> torch.Tensor:
     """`torch.nn.functional.linear`, then an activation, in one kernel (two where K is split).

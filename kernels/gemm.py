@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import layout
-from .epilogue import activated, check_activation, finish
+from .epilogue import Activated, activated, check_activation, finish
 from .jit import Launch, Work, jit, power_of_two
 from .pdl import announce, first_steps, prefetch, wait
 from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
@@ -197,7 +197,7 @@ def linear(
     bias: torch.Tensor | None,
     out: torch.Tensor,
     config: LinearConfig,
-    activation: str | None = None,
+    activation: Activated = None,
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
     scratch: torch.Tensor | None = None,
@@ -271,7 +271,7 @@ def scratch_numbers(shape: LinearShape, config: LinearConfig) -> int:
 
 
 def reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activated = None
 ) -> torch.Tensor:
     """The same layer in float64 by torch: [N, C*P] and [OC, C*P] to [N, OC]."""
     y = torch.nn.functional.linear(

@@ -15,7 +15,7 @@ import torch
 import triton.language as tl
 
 from . import layout
-from .epilogue import finish
+from .epilogue import Activated, finish
 from .jit import Launch, jit
 from .pdl import begin
 
@@ -93,7 +93,7 @@ def sum_parts(
     parts: torch.Tensor,
     bias: torch.Tensor | None,
     out: torch.Tensor,
-    activation: str | None,
+    activation: Activated,
     affine: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> Launch:
     """Bind the sum of parts [1, SPLIT_K, M, OC] into an activation `out` [H, W, N, OC] of M pixels.

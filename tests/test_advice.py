@@ -9,7 +9,7 @@ import pytest
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.devices.advice import Advice, Way, advise
 from alexnet_triton.engine.devices.cards import CARDS
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-from alexnet_triton.bench.inspect.inspect import Binary, compile_for
+from alexnet_triton.bench.inspect.compiled import Binary, compile_for
 from alexnet_triton.bench.inspect.machine_code import main_loop, opcodes
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options, plan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from alexnet_triton.bench.inspect.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels import conv, gemm, layout
 from alexnet_triton.kernels.jit import Kernel, Launch, Work, jit, power_of_two
 from alexnet_triton.kernels.pdl import overlapping
@@ -219,7 +219,7 @@ def test_a_kernel_keeps_its_name_and_what_it_must_not_specialize() -> None:
 
 IN_AN_INTERPRETING_PROCESS = """
 import torch
-from alexnet_triton.bench.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels import conv, layout
 
 shape = conv.Conv2dShape(16, 16, 2, 2, 16, 2, 2, padding=(1, 1, 1, 1))

@@ -31,7 +31,7 @@ from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source, expand
 from alexnet_triton.engine.jobs.classify import Tally, classify, remaining
-from alexnet_triton.engine.jobs.rows import Kept, Output, OutputError, Row, pair, path_of, row
+from alexnet_triton.engine.jobs.rows import ImageRow, Kept, Output, OutputError, pair, path_of, row
 from alexnet_triton.engine.jobs.workers import CHUNK
 from alexnet_triton.engine.run import Prediction
 from hypothesis import given
@@ -610,16 +610,16 @@ def test_workers_do_not_outlive_a_job_that_is_killed(folder: Path, tmp_path: Pat
 PREDICTIONS = (Prediction(0, "zéro", 0.75), Prediction(1, "one", 0.25))
 
 
-def some_rows(count: int) -> list[Row]:
+def some_rows(count: int) -> list[ImageRow]:
     return [
-        Row(f"{number}.png", (), "is empty", False)
+        ImageRow(f"{number}.png", (), "is empty", False)
         if number % 3 == 1
-        else Row(f"{number}.png", PREDICTIONS, None, False)
+        else ImageRow(f"{number}.png", PREDICTIONS, None, False)
         for number in range(count)
     ]
 
 
-def write(output: Path, rows: Iterable[Row], **options: Any) -> None:
+def write(output: Path, rows: Iterable[ImageRow], **options: Any) -> None:
     with Output(output, **options) as opened:
         for made in rows:
             opened.write(made)

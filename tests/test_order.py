@@ -8,7 +8,7 @@ import pytest
 import torch
 from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.tune.schedule import candidates, orders, told, tuned_row
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.tuning import Table

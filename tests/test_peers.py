@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from alexnet_triton.bench.measure.problem import (
     tensors,
 )
 from alexnet_triton.engine import EngineError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import Conv2d
 from alexnet_triton.engine.zoo import network
@@ -95,6 +96,13 @@ def test_who_there_is_on_a_gpu() -> None:
     assert names(one("fc7"), cuda, "torch", "fused") == ["torch linear", "torch _addmm_activation"]
     assert names(one("fc8"), cuda, "torch", "fused", "nchw", "frontend") == ["torch linear"]
     assert names(one("pool2"), cuda, "fused", "frontend") == []
+    assert [peer.name for peer in peers(one("conv2"), cuda) if peer.slow] == ["torch.compile"]
+
+
+def test_what_may_break_the_context_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn_graph, "missing", lambda: None)
+    found = peers(one("conv2"), torch.device("cuda", 0))
+    assert [peer.name for peer in found if peer.last] == ["cudnn frontend"]
 
 
 def test_what_only_a_gpu_can_says_so_on_a_cpu() -> None:
@@ -110,6 +118,38 @@ def test_no_graph_api_is_a_reason() -> None:
     (peer,) = peers(one("conv2"), torch.device("cuda", 0), ["frontend"])
     assert peer.prepare is None
     assert peer.note == cudnn_graph.missing() == "nvidia-cudnn-frontend is not installed"
+
+
+def test_a_broken_context_ends_the_search_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that fails alone is passed over; what it breaks for all others is told at once."""
+    built: list[int] = []
+    graph = SimpleNamespace(
+        get_execution_plan_count=lambda: 4,
+        build_plan_at_index=built.append,
+        get_workspace_size_plan_at_index=lambda index: 0,
+    )
+    broken_at = 9
+
+    def milliseconds(run: object) -> float:
+        if len(built) < 3:
+            raise ValueError("CUDNN_STATUS_EXECUTION_FAILED")
+        return 1.0
+
+    def synchronize(device: object) -> None:
+        if len(built) >= broken_at:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cudnn_graph, "_built", lambda *_: (graph, ()))
+    monkeypatch.setattr(cudnn_graph, "_milliseconds", milliseconds)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    conv, search = Conv2d(8, 3), cudnn_graph._fastest.__wrapped__
+    assert search(conv, ARITHMETIC["fp32"], (1, 8, 4, 4), CPU).index == 2
+    assert built == [0, 1, 2, 3]
+    built.clear()
+    broken_at = 2
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        search(conv, ARITHMETIC["fp32"], (1, 8, 4, 4), CPU)
+    assert built == [0, 1]
 
 
 def test_an_unknown_kind_is_one_line() -> None:

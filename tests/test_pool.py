@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from alexnet_triton.bench.inspect.inspect import compile_for
+from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.kernels import layout, pool
 from alexnet_triton.kernels.jit import MAX_TILE
 from alexnet_triton.kernels.pool import PoolConfig, PoolShape

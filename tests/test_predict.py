@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.measure.predict import Prediction, predict
+from alexnet_triton.bench.measure.predict import RooflinePrediction, predict
 from alexnet_triton.engine.devices.cards import CARDS
 from alexnet_triton.engine.zoo import network
 
 Capture = pytest.CaptureFixture[str]
 
 
-def prediction(card: str = "h200", dtype: str = "fp16", batch: int = 256) -> Prediction:
+def prediction(card: str = "h200", dtype: str = "fp16", batch: int = 256) -> RooflinePrediction:
     return predict(network("alexnet"), CARDS[card], dtype, batch)
 
 

@@ -1,14 +1,16 @@
-"""Layers cut out as problems: the engine's answer matches float64 and a broken one does not."""
+"""Layers and whole networks as problems: what is right matches float64, what is broken does not."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from alexnet_triton.bench.measure import problem as cut
 from alexnet_triton.bench.measure.problem import Problem
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.spec import NetworkError
 from alexnet_triton.engine.zoo import network
@@ -18,15 +20,17 @@ from alexnet_triton.kernels.pool import PoolConfig
 
 
 def one(name: str, batch: int = 2, dtype: str = "fp32", model: str = "digits") -> Problem:
-    """A problem for the interpreter."""
+    """A problem for the interpreter; "all" is the whole network."""
     planner = Planner(network(model), ARITHMETIC[dtype], None)
+    if name == "all":
+        return cut.network_problem(planner, dtype, batch)
     (found,) = cut.problems(planner, dtype, batch, [name])
     return found
 
 
 @pytest.mark.parametrize(
     "name",
-    ["conv1", "pool1", "conv2+pool2", "conv5", "fc6", "fc8", "conv1+pool1", "avgpool+fc6+fc7"],
+    ["conv1", "pool1", "conv2+pool2", "fc8", "conv1+pool1", "avgpool+fc6+fc7", "all"],
 )
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.interpreter
@@ -153,3 +157,63 @@ def test_another_configuration_of_the_last_step_or_of_another() -> None:
     assert [step.config for step in last.plan.steps] == [conv, replace(pool, num_warps=2)]
     first = cut.configured(problem, replace(conv, num_warps=2), "conv2")
     assert [step.config for step in first.plan.steps] == [replace(conv, num_warps=2), pool]
+
+
+# --- the whole network -----------------------------------------------------------------------
+
+
+def test_layers_are_those_that_torch_must_compute_too() -> None:
+    assert [name for name, _ in one("all", model="alexnet").layers] == [
+        *("conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "conv3", "relu3", "conv4"),
+        *("relu4", "conv5", "relu5", "pool5", "flatten", "fc6", "relu6", "fc7", "relu7", "fc8"),
+    ]
+
+
+@pytest.mark.parametrize(("pixels", "size"), [(False, 4), (True, 1)])
+def test_bytes_are_images_and_weights_and_logits_once(pixels: bool, size: int) -> None:
+    planner = Planner(network("alexnet"), ARITHMETIC["fp32"], None)
+    problem = cut.network_problem(planner, "fp32", 3, pixels)
+    parameters = sum(map(math.prod, problem.network.parameter_shapes().values()))
+    image = math.prod(problem.network.input_shape)
+    assert problem.work.bytes == 3 * image * size + 4 * parameters + 4 * 3 * 1000
+
+
+def test_pixels_are_normalised_by_the_yardstick(generator: torch.Generator) -> None:
+    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
+    problem = cut.network_problem(planner, "fp32", 2, pixels=True)
+    given = cut.tensors(problem, "cpu", generator)
+    assert given.x.dtype == torch.uint8
+    mean, std = (
+        torch.tensor(each, dtype=torch.float64)[:, None, None]
+        for each in (problem.network.preprocess.mean, problem.network.preprocess.std)
+    )
+    same = cut.expected(one("all"), replace(given, x=(given.x / 255 - mean) / std))
+    assert torch.allclose(cut.expected(problem, given), same)
+
+
+def test_a_slip_in_the_first_layer_still_shows_in_the_logits(generator: torch.Generator) -> None:
+    problem = one("all", 1, "fp16")
+    given = cut.tensors(problem, "cpu", generator)
+    first = next(name for name in given.state if name.endswith(".weight"))
+    slipped = given.state | {first: 1.1 * given.state[first]}
+    answer = cut.expected(problem, replace(given, state=slipped))
+    assert not cut.match(problem, answer, cut.expected(problem, given)).passed
+
+
+def test_copies_hold_the_same_numbers_elsewhere(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(L2_cache_size=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    given = cut.tensors(one("conv2"), "cpu", generator)
+    assert cut.rotation(given, 80, torch.device("cpu")) == [given]
+    first, *copies = cut.rotation(given, 80, torch.device("cuda"))
+    assert first is given
+    assert len(copies) == 2
+    for copy in copies:
+        assert copy.x.is_contiguous(memory_format=torch.channels_last)
+        pairs = [(given.x, copy.x)]
+        pairs += [(given.state[name], copy.state[name]) for name in given.state]
+        for one_tensor, other in pairs:
+            assert torch.equal(one_tensor, other)
+            assert one_tensor.data_ptr() != other.data_ptr()

@@ -20,7 +20,7 @@ from alexnet_triton.bench.race.candidate import (
 )
 from alexnet_triton.bench.race.candidates import shipped
 from alexnet_triton.bench.race.proof import Disqualified
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import architecture

@@ -22,7 +22,7 @@ from alexnet_triton.engine.jobs import ray as on_ray
 from alexnet_triton.engine.jobs import reaper
 from alexnet_triton.engine.jobs.classify import classify
 from alexnet_triton.engine.jobs.listing import listing
-from alexnet_triton.engine.jobs.rows import Row, schema
+from alexnet_triton.engine.jobs.rows import ImageRow, schema
 from alexnet_triton.engine.zoo import network
 from PIL import Image
 
@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> list[Row]:
+def expected(folder: Path) -> list[ImageRow]:
     """The rows of a job without Ray."""
     return list(classify(Engine.load("digits", backend="torch"), listing([str(folder)])))
 
@@ -110,7 +110,7 @@ def answers(rows: Iterable[dict[str, Any]]) -> list[Any]:
     )
 
 
-def dicts(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def dicts(rows: Iterable[ImageRow]) -> list[dict[str, Any]]:
     return [row.to_dict() for row in rows]
 
 
@@ -118,7 +118,7 @@ def dicts(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def test_the_rows_are_those_of_a_job_without_ray(
-    cluster: str, folder: Path, expected: list[Row]
+    cluster: str, folder: Path, expected: list[ImageRow]
 ) -> None:
     sources = [str(folder), str(folder / "003.png"), str(folder / "none")]
     found = listing(sources, gone=True)
@@ -159,7 +159,7 @@ def test_a_dataset_of_bytes_keeps_its_other_columns(cluster: str, folder: Path) 
 
 
 def test_a_dataset_of_paths_and_what_decodes(
-    cluster: str, folder: Path, tmp_path: Path, expected: list[Row]
+    cluster: str, folder: Path, tmp_path: Path, expected: list[ImageRow]
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet
@@ -224,7 +224,7 @@ def nothing_but(pids: Iterable[int], mark: str) -> None:
 
 
 def test_killed_and_resumed_it_has_the_same_rows(
-    cluster: str, folder: Path, expected: list[Row], tmp_path: Path
+    cluster: str, folder: Path, expected: list[ImageRow], tmp_path: Path
 ) -> None:
     """Both times on a Ray of its own, of which nothing is left either time.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from alexnet_triton.bench.measure.timing import Times
 from alexnet_triton.bench.records import (
     OURS,
     RecordError,
     Results,
     Row,
+    Times,
     best_peer,
     load,
     save,
@@ -95,9 +96,12 @@ def results(*rows: Row) -> Results:
 
 def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
-    given = replace(results(row(), row("peer", None, note="needs a GPU")), notes=("by hand",))
+    wrong = row("wrong", None, max_error=None, rms_error=None, note="NO MATCH, so not timed")
+    absent = row("peer", None, max_error=None, tolerance=None, note="needs a GPU")
+    given = replace(results(row(), wrong, absent), notes=("by hand",))
     save(given, path)
     assert load(path) == given
+    assert [each.error for each in load(path).rows] == [1e-4, math.inf, None]
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 

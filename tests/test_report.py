@@ -26,7 +26,7 @@ from alexnet_triton.bench.report import story
 from alexnet_triton.bench.report.landscape import searches
 from alexnet_triton.bench.report.readme import markdown, marked, rewrite
 from alexnet_triton.bench.report.report import page, search_page, search_svg, summary, text
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 

@@ -18,7 +18,7 @@ from alexnet_triton.engine import Engine
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.provenance import by_content, difference, fingerprint
-from alexnet_triton.engine.jobs.rows import Output, OutputError, Row
+from alexnet_triton.engine.jobs.rows import ImageRow, Output, OutputError
 from alexnet_triton.engine.load import find, load_state
 from alexnet_triton.engine.run import Prediction
 from PIL import Image
@@ -29,8 +29,8 @@ Snapshot = dict[str, tuple[bytes, int]]
 BEST = (Prediction(0, "zero", 0.5),)
 
 
-def row(name: str, error: str | None = None) -> Row:
-    return Row(name, () if error else BEST, error, named=False)
+def row(name: str, error: str | None = None) -> ImageRow:
+    return ImageRow(name, () if error else BEST, error, named=False)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def refusal(capsys: Capture, *arguments: object) -> str:
 
 
 def killed(
-    output: Path, rows: list[Row], existing: Any = "refuse", at: str = "", **asked: Any
+    output: Path, rows: list[ImageRow], existing: Any = "refuse", at: str = "", **asked: Any
 ) -> None:
     """What a job leaves that is killed when it has written `rows`, or calls `at` of os."""
     if not (child := os.fork()):
@@ -471,7 +471,7 @@ def test_a_file_that_somebody_else_changes_is_told(output: Path, how: str) -> No
 
     before: Snapshot = {}
 
-    def job(more: list[Row]) -> None:
+    def job(more: list[ImageRow]) -> None:
         nonlocal before
         with Output(output) as opened:
             opened.write(row("a"))
@@ -498,7 +498,7 @@ def test_a_job_whose_output_is_gone_fails(
             yield from listing(words)
         lines_of(output).unlink()
 
-    monkeypatch.setattr("alexnet_triton.engine.verbs.listing", gone)
+    monkeypatch.setattr("alexnet_triton.engine.jobs.job.listing", gone)
     status, out, err = run(capsys, photos, "--output", output, "--batch-size", 1)
     assert (status, out) == (1, "")
     assert "deleted" in err

@@ -16,7 +16,8 @@ from alexnet_triton.engine import reference
 from alexnet_triton.engine.bind import allocate, bind, pack
 from alexnet_triton.engine.devices.graph import Recording, waiting
 from alexnet_triton.engine.devices.graph import record as record_graph
-from alexnet_triton.engine.devices.single import Planner, Single
+from alexnet_triton.engine.devices.planner import Planner
+from alexnet_triton.engine.devices.single import Single
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS

@@ -27,7 +27,7 @@ import torch
 import triton.language as tl
 from alexnet_triton.bench.race.sanitizer import Violation, sanitized
 from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, split_k, stem

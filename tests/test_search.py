@@ -15,7 +15,7 @@ from alexnet_triton.bench.tune.cache import Cache, Subject, Trial, source_hash
 from alexnet_triton.bench.tune.search import STRATEGIES, follow
 from alexnet_triton.bench.tune.simulate import Replay, best, by_subject, replay
 from alexnet_triton.bench.tune.space import Config, Space, key, listed
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import conv, epilogue

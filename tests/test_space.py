@@ -17,7 +17,7 @@ from alexnet_triton.bench.tune.space import (
     within,
 )
 from alexnet_triton.bench.tune.tuner import _folded
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, KernelConfig
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape

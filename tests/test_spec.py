@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
-from alexnet_triton.engine import NetworkError
+from alexnet_triton.engine import NetworkError, spec
 from alexnet_triton.engine.spec import (
     AvgPool2d,
     Conv2d,
@@ -14,10 +16,12 @@ from alexnet_triton.engine.spec import (
     Linear,
     MaxPool2d,
     Network,
+    Nonlinearity,
     Preprocess,
 )
 from alexnet_triton.engine.summary import summarise
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS, NETWORKS, network
+from alexnet_triton.kernels.epilogue import ACTIVATIONS, check_activation
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -156,6 +160,18 @@ def test_conv_shapes_and_macs_are_torchs(
     assert layer.output_shape((4, *size)) == wanted
     assert layer.parameter_shapes((4, *size))["weight"] == tuple(module.weight.shape)
     assert layer.macs((4, *size)) == math.prod(wanted) * module.weight[0].numel()
+
+
+def test_every_activation_of_the_kernels_is_a_layer_with_its_parameters() -> None:
+    layers = {cls.row: cls for cls in vars(spec).values() if is_activation(cls)}
+    assert layers.keys() == ACTIVATIONS.keys()
+    for row, cls in layers.items():
+        assert tuple(field.name for field in fields(cls)) == ACTIVATIONS[row].parameters
+        check_activation(row, cls().activation)
+
+
+def is_activation(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Nonlinearity) and cls is not Nonlinearity
 
 
 def test_refusals_name_network_layer_wanted_and_got() -> None:

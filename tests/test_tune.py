@@ -16,11 +16,9 @@ from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
 from alexnet_triton.bench.tune.outcome import reasons, table
 from alexnet_triton.bench.tune.trial import TrialRunner, judge, launches
-from alexnet_triton.bench.tune.tune import targets
 from alexnet_triton.bench.tune.tuner import Tuner, tune
 from alexnet_triton.bench.worker import Worker
-from alexnet_triton.engine import NetworkError
-from alexnet_triton.engine.devices.single import Planner
+from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels import tuning
@@ -172,21 +170,12 @@ def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.Mo
 # --- searched --------------------------------------------------------------------------------
 
 
-def test_targets_are_the_steps_with_a_kernel() -> None:
-    planner = Planner(network("digits"), ARITHMETIC["fp32"], None)
-    every = targets(planner, "fp32", 1)
-    assert [step for _, step in every][:3] == ["input", "conv1", "pool1"]
-    assert [problem.name for problem, _ in every][:3] == ["conv1", "conv1", "pool1"]
-    with pytest.raises(NetworkError, match="digits has no step 'conv9' to tune; it has input, "):
-        targets(planner, "fp32", 1, ["conv9"])
-
-
 @pytest.mark.interpreter
 def test_a_search_is_kept_resumed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stem and a layer, each cut short, then gone on with: nothing is tried twice."""
-    cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
+    """A layer and the stem, each cut short, then gone on with: nothing is tried twice."""
+    cache, winners = (tmp_path / name for name in ("cache.jsonl", "won.json"))
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]
     common += ["--cache", str(cache), "--table", str(winners)]
@@ -207,8 +196,9 @@ def test_a_search_is_kept_resumed_and_written(
     rows = {row.op: row for row in tuning.load(winners).rows}
     assert set(rows) == {"linear", "stem"}
     assert rows["linear"].batch == 2
-    assert rows["linear"].config == found["searches"][0]["best"]["config"]
-    assert rows["linear"].source == found["searches"][0]["source"]
+    (fc8,) = (search for search in found["searches"] if search["layer"] == "fc8")
+    assert rows["linear"].config == fc8["best"]["config"]
+    assert rows["linear"].source == fc8["source"]
 
     assert main(["tune", "fc8", "--simulate", str(cache), "--repeats", "2"]) == 0
     told = capsys.readouterr().out

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .state import WeightsError
+from .state import WeightsError, unfit
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1; the name of the file carries its SHA-256.
 IMAGENET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -40,8 +40,6 @@ def fetch(url: str, sha256: str) -> Path:
             f"or download it elsewhere and put it at {path}"
         ) from None
     if not digest.startswith(sha256):
-        raise WeightsError(
-            f"{path}: wanted a SHA-256 beginning with {sha256}, got {digest}; "
-            "cure: delete the file, it will be downloaded again"
-        )
+        cure = "delete the file, it will be downloaded again"
+        raise unfit(f"{path}:", f"a SHA-256 beginning with {sha256}", digest, cure)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -10,18 +9,15 @@ from textwrap import shorten
 from safetensors.torch import load_file
 
 from . import checkpoint, keras
-from .state import WeightsError
+from .state import Shapes, WeightsError, unfit
 
 SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", *keras.SUFFIXES)
 """All but the last three are names that people give to files of torch.save."""
 
+_AGAIN = "download or save it again"
 
-def read(
-    path: Path,
-    expected: Mapping[str, tuple[int, ...]],
-    flattened: Mapping[str, tuple[int, ...]],
-    head: str | None = None,
-) -> object:
+
+def read(path: Path, expected: Shapes, flattened: Shapes, head: str | None = None) -> object:
     """The content of a file with one of `SUFFIXES`, on the CPU; a state dict, one hopes.
 
     Keras files have neither our names nor our layout: they are read with the network's `expected`
@@ -32,13 +28,13 @@ def read(
     """
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise WeightsError(f"{path}: wanted a file, got a folder; cure: name the file in it")
+        raise unfit("", "a file", "a folder", "name the file in it")
     if suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: wanted a file ending in {', '.join(SUFFIXES)}, got {suffix!r}")
+        raise WeightsError(f"wanted a file ending in {', '.join(SUFFIXES)}, got {suffix!r}")
     if not path.exists():
-        raise WeightsError(f"{path}: no such file; cure: check the path")
+        raise WeightsError("no such file; cure: check the path")
     if path.stat().st_size == 0:
-        raise WeightsError(f"{path}: the file is empty; cure: download or save it again")
+        raise WeightsError(f"the file is empty; cure: {_AGAIN}")
     try:
         if suffix in keras.SUFFIXES:
             return keras.read(path, expected, flattened, head)
@@ -47,13 +43,9 @@ def read(
         raise
     except UnpicklingError as error:
         reason, cure = (*error.args, "save model.state_dict(), or a .safetensors file")[:2]
-        raise WeightsError(
-            f"{path}: refused, nothing in it was run: {reason}; cure: {cure}"
-        ) from None
+        raise WeightsError(f"refused, nothing in it was run: {reason}; cure: {cure}") from None
     except Exception as error:  # broken bytes raise nearly anything in the parsers below
         reason = shorten(f"{type(error).__name__}: {error}"[:1000].partition(". ")[0], 120)
         crc = suffix in (".pth", ".pt") and "CRC-32" in reason
         how = ", with torch.serialization.set_crc32_options(True)" if crc else ""
-        raise WeightsError(
-            f"{path}: cannot be read as {suffix} ({reason}); cure: download or save it again{how}"
-        ) from None
+        raise WeightsError(f"cannot be read as {suffix} ({reason}); cure: {_AGAIN}{how}") from None

@@ -25,7 +25,7 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
@@ -35,11 +35,18 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from .state import State, WeightsError, with_outputs
+from .state import (
+    OF_THIS_NETWORK,
+    Shapes,
+    State,
+    WeightsError,
+    check_finite,
+    listed,
+    unfit,
+    with_outputs,
+)
 
 SUFFIXES = (".keras", ".h5")
-
-Shape = tuple[int, ...]
 
 # The canonical name of each variable, in Keras's order: gamma and beta train, the others do not.
 VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -50,24 +57,15 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 # Beside those, the layers that own nothing and leave channels, rows and columns in their places.
 LAYERS = (
     *VARIABLES,
-    "InputLayer",
-    "ZeroPadding2D",
-    "MaxPooling2D",
-    "AveragePooling2D",
-    "GlobalAveragePooling2D",
-    "Activation",
-    "ReLU",
-    "Softmax",
-    "Dropout",
-    "Flatten",
+    *("InputLayer", "ZeroPadding2D", "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D"),
+    *("Activation", "ReLU", "Softmax", "Dropout", "Flatten"),
 )
 _SWITCHES = {"use_bias": "bias", "center": "bias", "scale": "weight"}  # False leaves that one out
 _LEFT_OUT = {"weight": 1.0, "bias": 0.0}
-_REBUILD = f"cure: save a flat Sequential or Functional chain of {', '.join(LAYERS)}"
-_STRAIGHTEN = "cure: save a model in which each layer reads the one before it"
-_RESAVE = "cure: save it again with model.save('NAME.keras')"
+_REBUILD = f"save a flat Sequential or Functional chain of {', '.join(LAYERS)}"
+_STRAIGHTEN = "save a model in which each layer reads the one before it"
+_RESAVE = "save it again with model.save('NAME.keras')"
 _MIB = 2**20
-_SHOWN = 8  # names listed in an error before "and N more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,101 +80,88 @@ class _Owner:
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} ({self.group})"
 
+    def path(self, key: str) -> str:
+        """Where the file has the variable of that canonical name."""
+        return f"{self.group}/vars/{self.kept.index(key)}"
 
-def read(
-    path: Path,
-    expected: Mapping[str, Shape],
-    flattened: Mapping[str, Shape],
-    head: str | None = None,
-) -> State:
+
+def read(path: Path, expected: Shapes, flattened: Shapes, head: str | None = None) -> State:
     """The tensors of a `.keras` or `.weights.h5` file: canonical names, float32, finite.
 
     `expected` maps names to shapes in network order; `flattened` maps the weight of each linear
     layer after a flatten to the (C, H, W) it was flattened from, since Keras flattens (H, W, C).
     The file tells how many outputs the layer `head` has (see `state.with_outputs`).
 
-    Raises WeightsError naming the file and its layer or array for whatever does not fit, before
-    anything is returned; h5py, zipfile and json raise what they like on broken bytes.
+    Raises WeightsError naming the layer or array for whatever does not fit, before anything is
+    returned; h5py, zipfile and json raise what they like on broken bytes.
     """
-    origin = str(path)
-    h5py = _h5py(origin)
-    _check_flattened(expected, flattened, origin)
+    h5py = _h5py()
+    _check_flattened(expected, flattened)
     zipped = path.suffix.lower() == ".keras"
     config, source = _unzipped(path) if zipped else (None, path)
     with h5py.File(source, "r") as file:
         if {"layer_names", "model_config"} & set(file.attrs):
-            raise WeightsError(
-                f"{origin}: wanted a Keras 3 file, got the older .h5 format; "
-                "cure: keras.models.load_model(...).save('NAME.keras')"
-            )
+            cure = "keras.models.load_model(...).save('NAME.keras')"
+            raise unfit("", "a Keras 3 file", "the older .h5 format", cure)
         arrays, names = _contents(h5py, file)
-        wanted = _kinds(expected)
-        if zipped:
-            owners = _chained(config, names, origin)
-            pairs = dict(_paired(wanted, owners, origin))
-        else:
-            owners = _counted(names, origin)
-            pairs = _paired_by_kind(wanted, owners, origin)
-        _check_variables(arrays, owners, origin)
+        owners = _chained(config, names) if zipped else _counted(names)
+        pairs = _paired(_kinds(expected), owners, in_order=zipped)
+        _check_variables(arrays, owners)
         if head:
-            expected = with_outputs(expected, head, _outputs(arrays, pairs[head]), origin)
-        return _tensors(arrays, pairs, expected, flattened, origin)
+            weight = arrays[pairs[head].path("weight")]
+            expected = with_outputs(expected, head, weight.shape[::-1])
+        return {
+            name: _tensor(arrays, pairs[name.rpartition(".")[0]], name, shape, flattened.get(name))
+            for name, shape in expected.items()
+        }
 
 
 def _unzipped(path: Path) -> tuple[Any, IO[bytes]]:
     """What `config.json` says, and the file of arrays. Keras compresses neither."""
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(_member(archive, "config.json", 16 * _MIB, str(path)))
+        config = json.loads(_member(archive, "config.json", 16 * _MIB))
         room = 4 * path.stat().st_size + 16 * _MIB
-        return config, BytesIO(_member(archive, "model.weights.h5", room, str(path)))
+        return config, BytesIO(_member(archive, "model.weights.h5", room))
 
 
-def _h5py(origin: str) -> Any:
+def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
         raise WeightsError(
-            f"{origin}: reading it needs h5py, which cannot be imported; "
-            "cure: pip install -e '.[keras]'"
+            "reading it needs h5py, which cannot be imported; cure: pip install -e '.[keras]'"
         ) from None
     return h5py
 
 
-def _check_flattened(
-    expected: Mapping[str, Shape], flattened: Mapping[str, Shape], origin: str
-) -> None:
+def _check_flattened(expected: Shapes, flattened: Shapes) -> None:
     """The first linear layer after a convolution reads its channels alone, or we know the rest."""
     channels = None
     for name, shape in expected.items():
         if len(shape) == 4:
             channels = shape[0]
         elif len(shape) == 2:
-            if channels is not None and shape[1] != channels and name not in flattened:
-                raise WeightsError(
-                    f"{origin}: {name} reads {shape[1]} flattened features, which Keras orders "
-                    "(H, W, C); wanted their (C, H, W), got none; cure: pass flattened="
-                )
+            if channels not in (None, shape[1]) and name not in flattened:
+                what = f"{name} reads {shape[1]} flattened features, which Keras orders (H, W, C);"
+                raise unfit(what, "their (C, H, W)", "none", "pass flattened=")
             channels = None
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit: int, origin: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """One file of a zip, in memory: never on the disk, never more than `limit` bytes."""
     try:
         info = archive.getinfo(name)
     except KeyError:
-        raise WeightsError(f"{origin}: wanted {name} in the zip, got none; {_RESAVE}") from None
+        raise unfit("", f"{name} in the zip", "none", _RESAVE) from None
     # The other methods unpack a block at once, however large it gets.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise WeightsError(
-            f"{origin}: wanted {name} stored or deflated, got zip method {info.compress_type}; "
-            f"{_RESAVE}"
-        )
+        got = f"zip method {info.compress_type}"
+        raise unfit("", f"{name} stored or deflated", got, _RESAVE)
     with archive.open(info) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise WeightsError(
-            f"{origin}: {name} unpacks to more than {limit / _MIB:.0f} MiB: refused; {_RESAVE}"
-        )
+        size = f"{limit / _MIB:.0f} MiB"
+        raise WeightsError(f"{name} unpacks to more than {size}: refused; cure: {_RESAVE}")
     return content
 
 
@@ -199,16 +184,16 @@ def _contents(h5py: Any, file: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return arrays, names
 
 
-def _kinds(expected: Mapping[str, Shape]) -> dict[str, str]:
+def _kinds(expected: Shapes) -> dict[str, str]:
     """The Keras class of each layer that owns weights: `{"conv1": "Conv2D", ...}`."""
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in expected)
-
-    def kind(layer: str) -> str:
-        if f"{layer}.running_var" in expected:
-            return "BatchNormalization"
-        return "Conv2D" if len(expected[f"{layer}.weight"]) == 4 else "Dense"
-
-    return {layer: kind(layer) for layer in layers}
+    kinds: dict[str, str] = {}
+    for name, shape in expected.items():
+        layer, _, key = name.rpartition(".")
+        if key == "running_var":
+            kinds[layer] = "BatchNormalization"
+        elif key == "weight":
+            kinds[layer] = "Conv2D" if len(shape) == 4 else "Dense"
+    return kinds
 
 
 # Whose weights they are
@@ -220,29 +205,25 @@ def _group(kind: str, number: int) -> str:
     return f"layers/{snake}_{number}" if number else f"layers/{snake}"
 
 
-def _chained(model: Any, names: Mapping[str, str], origin: str) -> list[_Owner]:
+def _chained(model: Any, names: Mapping[str, str]) -> list[_Owner]:
     """The layers with weights of a `.keras`, in the order in which its config chains them."""
     if model["class_name"] not in ("Sequential", "Functional") or not _by_keras(model):
-        raise WeightsError(
-            f"{origin}: wanted a Sequential or Functional model, got {_told(model)}; {_REBUILD}"
-        )
+        raise unfit("", "a Sequential or Functional model", _class(model), _REBUILD)
     layers = model["config"]["layers"]
     for layer in layers:
-        _check_layer(layer, origin)
+        _check_layer(layer)
     if model["class_name"] == "Functional":
-        _check_wiring(layers, _sources(model["config"]["output_layers"]), origin)
-    arithmetic: Counter[str] = Counter()
+        _check_wiring(layers, model["config"]["output_layers"])
+    numbers: Counter[str] = Counter()
     owners = []
     for layer in layers:
         kind, config = layer["class_name"], layer["config"]
-        group = _group(kind, arithmetic[kind])
-        arithmetic[kind] += 1
+        group = _group(kind, numbers[kind])
+        numbers[kind] += 1
         called = names.get(group) or config["name"]
         if called != config["name"]:
-            raise WeightsError(
-                f"{origin}: {group} wanted layer {config['name']!r} as config.json has them in "
-                f"order, got {called!r}; {_RESAVE}"
-            )
+            wanted = f"layer {config['name']!r} as config.json has them in order"
+            raise unfit(group, wanted, repr(called), _RESAVE)
         if kind in VARIABLES:
             dropped = {key for switch, key in _SWITCHES.items() if config.get(switch) is False}
             kept = tuple(key for key in VARIABLES[kind] if key not in dropped)
@@ -263,43 +244,39 @@ def _name(item: Mapping[str, Any]) -> Any:
     return item.get("registered_name") or item["class_name"]
 
 
-def _told(item: Mapping[str, Any]) -> str:
+def _class(item: Mapping[str, Any]) -> str:
     """The class, by both of its names if they differ, and whose it is if it is not Keras's."""
     kind, name = item["class_name"], _name(item)
     alias = "" if name == kind else f", registered as {name!r}"
     return f"{kind!r}{alias}" + ("" if _by_keras(item) else ", which is not Keras's own")
 
 
-def _check_layer(layer: Mapping[str, Any], origin: str) -> None:
+def _check_layer(layer: Mapping[str, Any]) -> None:
     kind, config = layer["class_name"], layer["config"]
-    label = f"{origin}: layer {config['name']!r}"
+    label = f"layer {config['name']!r}"
     if kind not in LAYERS or not _by_keras(layer):
-        raise WeightsError(f"{label} wanted a class that is read, got {_told(layer)}; {_REBUILD}")
-    wanted = {"data_format": ("channels_last", None), "axis": (-1, 3)}
-    for setting, values in wanted.items():
+        raise unfit(label, "a class that is read", _class(layer), _REBUILD)
+    for setting, values in (("data_format", ("channels_last", None)), ("axis", (-1, 3))):
         if setting in config and config[setting] not in values:
-            raise WeightsError(
-                f"{label} ({kind}) wanted channels last, got {setting} {config[setting]!r}; "
-                f"cure: build the model with {setting}={values[0]!r} and give it these weights"
-            )
+            cure = f"build the model with {setting}={values[0]!r} and give it these weights"
+            got = f"{setting} {config[setting]!r}"
+            raise unfit(f"{label} ({kind})", "channels last", got, cure)
 
 
-def _check_wiring(layers: Sequence[Mapping[str, Any]], outputs: Sequence[str], origin: str) -> None:
+def _check_wiring(layers: Sequence[Mapping[str, Any]], outputs: Any) -> None:
     """A Functional model is a chain: each layer reads the one before it, and the last comes out."""
-    before: list[str] = []
-    for layer in layers:
-        sources = _sources(layer["inbound_nodes"])
-        if sources != before:
+    names = [layer["config"]["name"] for layer in layers]
+    readers = [
+        (f"layer {name!r} ({layer['class_name']})", layer["inbound_nodes"])
+        for name, layer in zip(names, layers, strict=True)
+    ]
+    befores = [[], *([name] for name in names)]
+    for (reader, node), before in zip([*readers, ("the output", outputs)], befores, strict=True):
+        if (sources := _sources(node)) != before:
+            read, wanted = _quoted(sources), _quoted(before)
             raise WeightsError(
-                f"{origin}: layer {layer['config']['name']!r} ({layer['class_name']}) reads "
-                f"{_listed(sources)}, wanted {_listed(before)}: not a chain; {_STRAIGHTEN}"
+                f"{reader} reads {read}, wanted {wanted}: not a chain; cure: {_STRAIGHTEN}"
             )
-        before = [layer["config"]["name"]]
-    if outputs != before:
-        raise WeightsError(
-            f"{origin}: the model's outputs are {_listed(outputs)}, wanted {_listed(before)}: "
-            f"not a chain; {_STRAIGHTEN}"
-        )
 
 
 def _sources(node: Any) -> list[str]:
@@ -315,10 +292,10 @@ def _sources(node: Any) -> list[str]:
             return []
 
 
-def _counted(names: Mapping[str, str], origin: str) -> list[_Owner]:
+def _counted(names: Mapping[str, str]) -> list[_Owner]:
     """The layers with weights of a `.weights.h5`, class by class in the order of its counters."""
     kinds = {_group(kind, 0): kind for kind in LAYERS}
-    arithmetic: dict[str, list[int]] = {kind: [] for kind in LAYERS}
+    numbers: dict[str, list[int]] = {kind: [] for kind in LAYERS}
     for group, name in names.items():
         if group.partition("/")[0] == "optimizer":
             continue
@@ -326,53 +303,47 @@ def _counted(names: Mapping[str, str], origin: str) -> list[_Owner]:
         kind = kinds.get(group[: counter.start()] if counter else group)
         if kind is None:
             called = f" ({name!r})" if name else ""
-            raise WeightsError(f"{origin}: {group}{called} is no layer that is read; {_REBUILD}")
-        arithmetic[kind].append(int(counter[1]) if counter else 0)
+            raise WeightsError(f"{group}{called} is no layer that is read; cure: {_REBUILD}")
+        numbers[kind].append(int(counter[1]) if counter else 0)
     owners = []
-    for kind in VARIABLES:
-        for wanted, number in enumerate(sorted(arithmetic[kind])):
+    for kind, kept in VARIABLES.items():
+        for place, number in enumerate(sorted(numbers[kind])):
             group = _group(kind, number)
-            if number != wanted:
-                raise WeightsError(
-                    f"{origin}: {group} without {_group(kind, wanted)}: the counters do not tell "
-                    f"the order; {_REBUILD}"
-                )
-            name = names[group] or group.removeprefix("layers/")
-            owners.append(_Owner(kind, name, group, VARIABLES[kind]))
+            if number != place:
+                gap = f"{group} without {_group(kind, place)}"
+                raise WeightsError(f"{gap}: the counters do not tell the order; cure: {_REBUILD}")
+            owners.append(_Owner(kind, names[group] or group.removeprefix("layers/"), group, kept))
     return owners
 
 
 # Which of them is which layer of the network
 
 
-def _paired_by_kind(
-    wanted: Mapping[str, str], owners: Iterable[_Owner], origin: str
-) -> dict[str, _Owner]:
-    """Without an order between the classes: the n-th of its class is the n-th of its class."""
-    pairs: dict[str, _Owner] = {}
-    for kind in VARIABLES:
-        layers = {layer: of for layer, of in wanted.items() if of == kind}
-        pairs |= _paired(layers, [owner for owner in owners if owner.kind == kind], origin)
-    return pairs
-
-
 def _paired(
-    wanted: Mapping[str, str], owners: Iterable[_Owner], origin: str
-) -> Iterator[tuple[str, _Owner]]:
-    cure = "cure: load the weights of this network"
-    for layer, owner in zip_longest(wanted, owners):
-        if layer is None:
-            raise WeightsError(f"{origin}: {owner} is left over: no layer wants it; {cure}")
-        if owner is None or owner.kind != wanted[layer]:
-            got = owner or "none"
-            raise WeightsError(f"{origin}: {layer} wanted a {wanted[layer]}, got {got}; {cure}")
-        yield layer, owner
+    kinds: Mapping[str, str], owners: Iterable[_Owner], in_order: bool
+) -> dict[str, _Owner]:
+    """Whose weights each layer gets: the n-th the n-th's.
+
+    Where the owners have no order between the classes, the n-th of a class gets those of the n-th
+    of its class.
+    """
+    pairs: dict[str, _Owner] = {}
+    for classes in [[*VARIABLES]] if in_order else [[kind] for kind in VARIABLES]:
+        layers = (layer for layer, kind in kinds.items() if kind in classes)
+        for layer, owner in zip_longest(layers, (o for o in owners if o.kind in classes)):
+            if layer is None:
+                left = f"{owner} is left over: no layer wants it"
+                raise WeightsError(f"{left}; cure: {OF_THIS_NETWORK}")
+            if owner is None or owner.kind != kinds[layer]:
+                raise unfit(layer, f"a {kinds[layer]}", owner or "none", OF_THIS_NETWORK)
+            pairs[layer] = owner
+    return pairs
 
 
 # Their arrays
 
 
-def _check_variables(arrays: Mapping[str, Any], owners: Iterable[_Owner], origin: str) -> None:
+def _check_variables(arrays: Mapping[str, Any], owners: Iterable[_Owner]) -> None:
     """Every array belongs to a layer, or to the optimizer, and every layer has its arrays."""
     rest = {path for path in arrays if not path.startswith("optimizer/")}
     for owner in owners:
@@ -380,49 +351,28 @@ def _check_variables(arrays: Mapping[str, Any], owners: Iterable[_Owner], origin
         inside = f"{owner.group}/"
         got = sorted(path.removeprefix(inside) for path in rest if path.startswith(inside))
         if got != wanted:
-            raise WeightsError(
-                f"{origin}: {owner} wanted {_listed(wanted)} ({', '.join(owner.kept)}), "
-                f"got {_listed(got)}; {_RESAVE}"
-            )
+            kept = f"{_quoted(wanted)} ({', '.join(owner.kept)})"
+            raise unfit(str(owner), kept, _quoted(got), _RESAVE)
         rest -= {inside + path for path in got}
     if rest:
-        raise WeightsError(f"{origin}: {min(rest)} is left over: no layer owns it; {_RESAVE}")
+        raise WeightsError(f"{min(rest)} is left over: no layer owns it; cure: {_RESAVE}")
 
 
-def _tensors(
+def _tensor(
     arrays: Mapping[str, Any],
-    pairs: Mapping[str, _Owner],
-    expected: Mapping[str, Shape],
-    flattened: Mapping[str, Shape],
-    origin: str,
-) -> State:
-    state: State = {}
-    for name, shape in expected.items():
-        layer, _, key = name.rpartition(".")
-        owner = pairs[layer]
-        if key in owner.kept:
-            path = f"{owner.group}/vars/{owner.kept.index(key)}"
-            label = f"{origin}: {owner.kind} {owner.name!r}, {path} for {name},"
-            values = _values(arrays[path], _keras_shape(shape), label)
-            state[name] = _turned(values, flattened.get(name))
-        else:
-            state[name] = torch.full(shape, _LEFT_OUT[key])
-    return state
-
-
-def _outputs(arrays: Mapping[str, Any], owner: _Owner) -> int:
-    """How many a dense layer has; 0 for what is no kernel of one, which is refused later."""
-    shape = arrays[f"{owner.group}/vars/{owner.kept.index('weight')}"].shape
-    return int(shape[1]) if len(shape) == 2 else 0
-
-
-def _keras_shape(shape: Shape) -> Shape:
-    """Of an OIHW kernel HWIO, of an [out, in] weight [in, out]."""
-    return (*shape[2:], *shape[1::-1]) if len(shape) > 1 else shape
-
-
-def _turned(values: torch.Tensor, volume: Shape | None) -> torch.Tensor:
-    """The same numbers in torch's layout; `volume` is the (C, H, W) that a dense layer reads."""
+    owner: _Owner,
+    name: str,
+    shape: tuple[int, ...],
+    volume: tuple[int, ...] | None,
+) -> torch.Tensor:
+    """The tensor `name` in torch's layout; `volume` is the (C, H, W) that a dense layer reads."""
+    key = name.rpartition(".")[2]
+    if key not in owner.kept:
+        return torch.full(shape, _LEFT_OUT[key])
+    path = owner.path(key)
+    # Of an OIHW kernel HWIO, of an [out, in] weight [in, out].
+    theirs = (*shape[2:], *shape[1::-1]) if len(shape) > 1 else shape
+    values = _values(arrays[path], theirs, f"{owner.kind} {owner.name!r}, {path} for {name},")
     match values.dim(), volume:
         case 4, _:
             return values.permute(3, 2, 0, 1)
@@ -435,33 +385,23 @@ def _turned(values: torch.Tensor, volume: Shape | None) -> torch.Tensor:
             return values
 
 
-def _values(array: Any, shape: Shape, label: str) -> torch.Tensor:
+def _values(array: Any, shape: tuple[int, ...], label: str) -> torch.Tensor:
     """One dataset in float32. Its shape is checked first, so it fills no more than is wanted."""
     if array.shape != shape:
-        raise WeightsError(
-            f"{label} wanted shape {shape}, got {array.shape}; "
-            "cure: load the weights of this network"
-        )
+        raise unfit(label, f"shape {shape}", array.shape, OF_THIS_NETWORK)
     oversized = array.chunks is not None and math.prod(array.chunks) > math.prod(shape)
     if array.external or array.is_virtual or oversized:
-        raise WeightsError(
-            f"{label} wanted plain values, got an external, virtual or oversized dataset; {_RESAVE}"
-        )
+        got = "an external, virtual or oversized dataset"
+        raise unfit(label, "plain values", got, _RESAVE)
     if array.dtype == np.dtype("V2") and array.attrs.get("dtype") == "bfloat16":
         values = torch.from_numpy(array[()].view(np.int16)).view(torch.bfloat16).float()
     elif array.dtype.kind == "f":
         values = torch.from_numpy(array.astype(np.float32)[()])
     else:
-        raise WeightsError(f"{label} wanted a float dtype, got {array.dtype}; {_RESAVE}")
-    broken = int((~values.isfinite()).sum())
-    if broken:
-        raise WeightsError(
-            f"{label} wanted finite values, got {broken} NaN or infinite; "
-            "cure: save it again from a sound model"
-        )
+        raise unfit(label, "a float dtype", array.dtype, _RESAVE)
+    check_finite(values, label)
     return values
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more if names else "none"
+def _quoted(names: Sequence[str]) -> str:
+    return listed([*map(repr, names)]) or "none"

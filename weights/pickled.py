@@ -71,10 +71,8 @@ def unpickled(file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> Any:
                 stack.append(value)
             case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
                 stack.append(_CONSTANTS[opcode.name])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append([] if opcode.name == "EMPTY_LIST" else {})
             case "MARK":
                 below.append(stack)
                 stack = []
@@ -239,14 +237,8 @@ STORED = frozenset(_STORAGES.values())
 
 # The dtypes without a storage of their own that hold one number each.
 _VIEWED = {
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.complex32,
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
+    *(torch.uint16, torch.uint32, torch.uint64, torch.complex32),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
     torch.float8_e8m0fnu,
 }
 
@@ -268,11 +260,7 @@ NAMES: dict[str, Any] = {
     "torch._tensor _rebuild_from_type_v2": _from_type,
     "torch.nn.parameter Parameter": _parameter,
     "collections OrderedDict": _ordered,
-    "collections Counter": _inert,
-    "torch Size": _inert,
-    "torch device": _inert,
-    "torch Tensor": _inert,
-    "torch.serialization _get_layout": _inert,
-    "_codecs encode": _inert,
+    **dict.fromkeys(("collections Counter", "torch Size", "torch device", "torch Tensor"), _inert),
+    **dict.fromkeys(("torch.serialization _get_layout", "_codecs encode"), _inert),
     **{f"{m} {n}": _inert for m in ("__builtin__", "builtins") for n in _BUILTINS},
 }

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 
-from .state import State
+from .state import Shapes, State
 
 MAX_SEED = 2**32 - 1  # torch's CPU generator keeps 32 bits of its seed: beyond it, seeds coincide
 _BIAS_STD = 0.1  # small beside activations of order one, yet a layer that drops its bias shows
 
 
-def seeded(expected: Mapping[str, tuple[int, ...]], seed: int) -> State:
+def seeded(expected: Shapes, seed: int) -> State:
     """Normal weights with variance 2 / fan-in, and small normal biases, for every name.
 
     A normalisation gets scales of both signs and variances from 0.5 to 1.5.

@@ -15,17 +15,17 @@ import torch
 from . import digits, download
 from .files import SUFFIXES, read
 from .seeded import MAX_SEED, seeded
-from .state import State, WeightsError, canonical
+from .state import Shapes, State, WeightsError, canonical, named, unfit
 
 Source = str | PathLike[str] | Mapping[str, torch.Tensor] | Enum
 
 
 def load(
     source: Source,
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Shapes,
     *,
     network: str,
-    flattened: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    flattened: Shapes = MappingProxyType({}),
     head: str | None = None,
 ) -> State:
     """The canonical state of the network called `network` from `source` (see the package).
@@ -39,17 +39,15 @@ def load(
 
     Raises WeightsError, one line, when the source is unknown, out of reach, or does not fit.
     """
-    if isinstance(source, Enum) and not isinstance(source, str):  # AlexNet_Weights.DEFAULT
-        return _by_torchvision(source, expected, network)
     match source:
+        case Enum() if not isinstance(source, str):  # AlexNet_Weights.DEFAULT
+            path = _by_torchvision(source, network)
         case Mapping():
-            return canonical(source, expected, "state dict", head)
+            with named("state dict"):
+                return canonical(source, expected, head)
         case torch.nn.Module():
-            kind = type(source).__name__
-            raise WeightsError(
-                f"weights: wanted a state dict, got the module {kind}; cure: pass "
-                "model.state_dict()"
-            )
+            got = f"the module {type(source).__name__}"
+            raise unfit("weights:", "a state dict", got, "pass model.state_dict()")
         case "imagenet" | "DEFAULT" | "IMAGENET1K_V1":
             _only_for("alexnet", network, source)
             path = download.fetch(download.IMAGENET_URL, download.IMAGENET_SHA256)
@@ -65,34 +63,31 @@ def load(
                 f"unknown weights {source!r}; wanted 'imagenet', 'digits', 'random:SEED', "
                 f"a {', '.join(SUFFIXES)} file, or a state dict"
             )
-    return canonical(read(path, expected, flattened, head), expected, str(path), head)
+    with named(path):
+        return canonical(read(path, expected, flattened, head), expected, head)
 
 
-def _by_torchvision(member: Enum, expected: Mapping[str, tuple[int, ...]], network: str) -> State:
+def _by_torchvision(member: Enum, network: str) -> Path:
     """The file that a member of a torchvision weights enum names, for the network it is of."""
     url = str(getattr(member.value, "url", ""))
-    named = re.fullmatch(r"([a-z0-9]+)(?:-owt)?-([0-9a-f]{8})\.pth", url.rpartition("/")[2])
-    if not named:
+    file = re.fullmatch(r"([a-z0-9]+)(?:-owt)?-([0-9a-f]{8})\.pth", url.rpartition("/")[2])
+    if not file:
         raise WeightsError(
             f"weights {member}: wanted torchvision's of an AlexNet or a VGG, whole, got {url!r}"
         )
-    _only_for(named[1], network, str(member))
-    return canonical(read(download.fetch(url, named[2]), expected, {}), expected, url)
+    _only_for(file[1], network, str(member))
+    return download.fetch(url, file[2])
 
 
 def _only_for(owner: str, network: str, source: str) -> None:
     if network != owner:
-        raise WeightsError(
-            f"weights {source!r} wanted network {owner!r}, got {network!r}; "
-            "cure: use 'random:SEED', a file or a state dict"
-        )
+        cure = "use 'random:SEED', a file or a state dict"
+        raise unfit(f"weights {source!r}", f"network {owner!r}", repr(network), cure)
 
 
 def _seed(source: str) -> int:
     digits = source.removeprefix("random:")
     if not re.fullmatch("[0-9]{1,10}", digits) or int(digits) > MAX_SEED:
-        raise WeightsError(
-            f"weights {source[:99]!r}: wanted a seed from 0 to {MAX_SEED}, got {digits[:99]!r}; "
-            "cure: for example 'random:0'"
-        )
+        seed, cure = f"a seed from 0 to {MAX_SEED}", "for example 'random:0'"
+        raise unfit(f"weights {source[:99]!r}:", seed, repr(digits[:99]), cure)
     return int(digits)

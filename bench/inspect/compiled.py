@@ -22,9 +22,8 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from ...kernels.jit import ALONE, Launch
-from .limits import LIMITS, Arch, Limits, arch_name, tool
+from .limits import LIMITS, Arch, Limits, Occupancy, arch_name, tool
 from .machine_code import is_matrix, opcodes
-from .occupancy import blocks_by_registers
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,13 @@ class Binary:
         )
 
     @property
-    def fits(self) -> bool:
-        """Whether a block's shared memory exists on that architecture."""
-        return self.shared <= self.limits.shared_per_block
+    def occupancy(self) -> Occupancy:
+        """How many of its blocks a multiprocessor holds."""
+        return self.limits.occupancy(self.registers, self.shared, self.warps, self.tensor_memory)
 
     @property
     def excess(self) -> int:
-        """Bytes of shared memory over the limit."""
+        """Bytes of shared memory over the limit of a block."""
         return max(0, self.shared - self.limits.shared_per_block)
 
     @property
@@ -99,27 +98,20 @@ _FLOAT32 = re.compile(r": tensor<[0-9x]*xf(32|64)")
 
 def unlaunchable(binary: Binary) -> str | None:
     """Why the driver would not start this kernel at all, in one line; None if it would."""
+    if binary.occupancy.blocks:
+        return None
     limits, where = binary.limits, arch_name(binary.arch)
-    if binary.excess:
-        return (
-            f"NOT LAUNCHABLE: {binary.shared:,} bytes of shared memory, {binary.excess:,} over "
-            f"the limit of {where}"
-        )
-    if binary.tensor_memory > limits.tensor_memory:
-        return (
-            f"NOT LAUNCHABLE: {binary.tensor_memory} columns of tensor memory, {where} has "
-            f"{limits.tensor_memory}"
-        )
-    if binary.warps > limits.warps_per_block:
-        return (
-            f"NOT LAUNCHABLE: {binary.warps} warps a block, {where} takes {limits.warps_per_block}"
-        )
-    if blocks_by_registers(limits, binary.registers, binary.warps) == 0:
-        return (
-            f"NOT LAUNCHABLE: {binary.warps} warps of {binary.registers} registers a thread, more "
-            f"than {where} has for a block"
-        )
-    return None
+    reasons = {
+        "shared memory": f"{binary.shared:,} bytes of shared memory, {binary.excess:,} over the "
+        f"limit of {where}",
+        "tensor memory": f"{binary.tensor_memory} columns of tensor memory, {where} has "
+        f"{limits.tensor_memory}",
+        "warps": f"{binary.warps} warps a block, {where} takes {limits.warps_per_block}",
+        "registers": f"{binary.warps} warps of {binary.registers} registers a thread, more than "
+        f"{where} has for a block",
+    }
+    first = next(what for what in reasons if what in binary.occupancy.limited_by)
+    return f"NOT LAUNCHABLE: {reasons[first]}"
 
 
 def refusal(binary: Binary) -> str | None:

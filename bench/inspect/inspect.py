@@ -1,7 +1,6 @@
 """`bench inspect`: a layer's kernels on GPUs that are not here, and what to think of them.
 
-Compiling, judging and drawing are in `compiled`, `inspection`, `inspection_plot` and
-`inspection_text`; this is the way in.
+Compiling, judging and telling are in `compiled`, `inspection` and `text`; this is the way in.
 """
 
 from __future__ import annotations
@@ -16,21 +15,17 @@ from pathlib import Path
 from triton import __version__ as TRITON
 
 from ...engine import EngineError
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
 from ...errors import printable
 from ..choices import ARCHS, FORMS
 from ..measure.problem import configured, problems
-from .compiled import Binary, compile_for, refusal
 from .configuration import DEFAULT, parse
 from .inspection import PLANNED_AS, Report, report
 from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
-from .plot import drawing
 from .text import code, difference, table
-
-__all__ = ["Binary", "compile_for", "refusal"]
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
@@ -81,8 +76,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"{arch_name(one.arch)} {one.layer} {one.config}", file=sys.stderr)
         found.append(one)
     printed = [_write(found, form, getattr(options, form)) for form in FORMS]
-    if options.plot:
-        _save(options.plot, drawing(found))
     if options.json:
         told = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
         print(json.dumps({**told, "reports": [one.to_dict() for one in found]}, indent=2))

@@ -1,7 +1,7 @@
 """What can be said of a layer's kernels without running them: a report per configuration.
 
 Everything is read off the binary (`compiled.py`, `machine_code.py`), worked out from the table of
-limits (`occupancy.py`), or counted from the layer's shape. Rates of a card are those of
+limits (`limits.py`), or counted from the layer's shape. Rates of a card are those of
 `engine/devices/cards.py`; a roof is what they allow if nothing else holds the kernel back
 (Williams, Waterman, Patterson: "Roofline", 2009).
 """
@@ -18,13 +18,16 @@ import triton
 from ...engine.devices.cards import CARDS
 from ...kernels.jit import Launch, Work
 from ..measure.problem import Problem, ready, tensors
+from ..measure.roofline import COPY, binds, roof_us
 from .compiled import Binary, compile_for, refusal, unlaunchable
-from .limits import GPUS, Arch, arch_name
+from .limits import GPUS, Arch, Occupancy, Waves, arch_name, waves
 from .machine_code import Loop, is_matrix, main_loop
-from .occupancy import Occupancy, Waves, occupancy, waves
 
 PLANNED_AS = 80
 """AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""
+
+COUNTED = ("registers", "spills", "stack", "shared", "tensor_memory", "warps")
+"""What a Binary tells of itself in numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,9 @@ class KernelReport:
         return {
             "kernel": binary.kernel,
             "grid": self.grid,
-            "registers": binary.registers,
-            "spills": binary.spills,
-            "stack": binary.stack,
-            "shared": binary.shared,
+            **{name: getattr(binary, name) for name in COUNTED},
             "shared_limit": binary.limits.shared_per_block,
             "shared_over": binary.excess,
-            "tensor_memory": binary.tensor_memory,
-            "warps": binary.warps,
             "launchable": unlaunchable(binary) is None,
             "occupancy": asdict(self.occupancy),
             "waves": asdict(self.waves) if self.waves else None,
@@ -207,10 +205,7 @@ def report(problem: Problem, arch: Arch, card: str | None, config: str = "defaul
 def kernel_report(launch: Launch, arch: Arch, card: str | None) -> KernelReport:
     """Compile one launch and judge it. Raises what `compile_for` raises."""
     binary = compile_for(launch, arch)
-    held = occupancy(
-        *(binary.limits, binary.registers, binary.shared, binary.warps, binary.tensor_memory)
-    )
-    grid = math.prod(launch.grid)
+    grid, held = math.prod(launch.grid), binary.occupancy
     passed = waves(grid, held.blocks, GPUS[card].multiprocessors) if card else None
     return KernelReport(binary, grid, held, passed, main_loop(binary.sass), refusal(binary))
 
@@ -219,10 +214,9 @@ def roof(work: Work, dtype: str, card: str | None) -> Roof | None:
     """What the rates of a card allow; None where they are not known."""
     if card is None or card not in CARDS or dtype not in CARDS[card].flops:
         return None
-    compute = work.flops / CARDS[card].flops[dtype]
-    memory = work.bytes / CARDS[card].memory
-    seconds = max(compute, memory)
-    return Roof(work.flops / seconds, seconds * 1e6, "compute" if compute > memory else "memory")
+    rates = {dtype: CARDS[card].flops[dtype], COPY: CARDS[card].memory}
+    us = roof_us(work, dtype, rates)
+    return Roof(work.flops / us * 1e6, us, binds(work, dtype, rates))
 
 
 def _last_line(error: Exception) -> str:

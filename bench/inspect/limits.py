@@ -1,12 +1,12 @@
-"""What one multiprocessor of each architecture has, and how many of them a card has.
+"""What one multiprocessor of each architecture has, and how many blocks it therefore holds at once.
 
 The limits come from this table and never from a device, so that a kernel can be judged for a GPU
 that is not there. What a block may have of NVIDIA's is in `kernels/driver.py`, which launches are
 held against. NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute
-Capability"; how registers and shared memory are rounded: the CUDA Occupancy Calculator; columns of
-tensor memory: PTX ISA, "Tensor Memory". AMD: LLVM's "User Guide for AMDGPU Backend" and the CDNA3
-instruction set guide; a compute unit stands for the multiprocessor, a wave for the warp, LDS for
-shared memory.
+Capability"; how registers and shared memory are rounded, and what runs out first: the CUDA
+Occupancy Calculator; columns of tensor memory: PTX ISA, "Tensor Memory". AMD: LLVM's "User Guide
+for AMDGPU Backend" and the CDNA3 instruction set guide; a compute unit stands for the
+multiprocessor, a wave for the warp, LDS for shared memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,29 @@ from ..choices import GPUS as GPUS
 
 Arch = int | str
 """As Triton names a target: NVIDIA's compute capability as a number, 90, or AMD's "gfx942"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """Blocks and warps resident on one multiprocessor; no block if it cannot be launched."""
+
+    blocks: int
+    warps: int
+    share: float  # of the warps that there could be
+    limited_by: tuple[str, ...]  # what runs out first; several if they run out together
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """A grid on a card: every multiprocessor takes its blocks, then the next, until none is left.
+
+    `full` is how much of the places in all waves is used, if all blocks take equally long.
+    """
+
+    blocks: int
+    places: int  # blocks that run at once
+    waves: float
+    full: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,37 @@ class Limits:
     def warps_per_block(self) -> int:
         """The most that one block may have."""
         return self.threads_per_block // self.threads_per_warp
+
+    def occupancy(
+        self, registers: int, shared: int, warps: int, tensor_memory: int = 0
+    ) -> Occupancy:
+        """Of blocks with `warps` warps, `registers` a thread, `shared` bytes and columns of tensor
+        memory."""
+        fits = {
+            "registers": self._by_registers(registers, warps) if registers else None,
+            "shared memory": self._by_shared(shared),
+            "tensor memory": self.tensor_memory // tensor_memory if tensor_memory else None,
+            "warps": self.warps // warps if warps <= self.warps_per_block else 0,
+            "blocks": self.blocks,
+        }
+        counts = {name: count for name, count in fits.items() if count is not None}
+        blocks = min(counts.values())
+        runs_out = tuple(name for name, count in counts.items() if count == blocks)
+        return Occupancy(blocks, blocks * warps, blocks * warps / self.warps, runs_out)
+
+    def _by_registers(self, registers: int, warps: int) -> int:
+        """They are rounded up per warp, and each partition has its own: warps do not straddle."""
+        each = _rounded(registers * self.threads_per_warp, self.register_unit)
+        whole = each * _rounded(warps, self.partitions) <= self.registers
+        if registers > self.registers_per_thread or not whole:
+            return 0
+        return self.registers // self.partitions // each * self.partitions // warps
+
+    def _by_shared(self, shared: int) -> int | None:
+        each = _rounded(shared + self.shared_reserved, self.shared_unit)
+        if shared > self.shared_per_block:
+            return 0
+        return self.shared // each if each else None
 
 
 def _nvidia(
@@ -96,6 +150,14 @@ LIMITS: dict[Arch, Limits] = {
         threads_per_warp=64,
     ),
 }
+
+
+def waves(grid: int, per_multiprocessor: int, multiprocessors: int) -> Waves | None:
+    """How `grid` blocks pass through a card; None where none of them can run."""
+    places = per_multiprocessor * multiprocessors
+    if not places or not grid:
+        return None
+    return Waves(grid, places, grid / places, grid / (-(-grid // places) * places))
 
 
 def arch_name(arch: Arch) -> str:
@@ -146,3 +208,7 @@ def _named(program: str) -> set[int]:
 def tool(name: str) -> Path:
     """Where one of the CUDA programs that Triton ships lies."""
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _rounded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -53,8 +53,8 @@ def conv_relu(
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         plan = chosen.get(x.shape)
         if plan is None:
-            found = _fastest(layer, arithmetic, tuple(x.shape), x.device)
-            plan = chosen[x.shape] = found.with_workspace(x.device)
+            fastest = _fastest(layer, arithmetic, tuple(x.shape), x.device)
+            plan = chosen[x.shape] = fastest.with_workspace(x.device)
         return plan(x, weight, bias)
 
     return stage
@@ -94,7 +94,10 @@ def _handle(device: torch.device) -> Any:
 def _fastest(
     layer: Conv2d, arithmetic: Arithmetic, shape: tuple[int, ...], device: torch.device
 ) -> _Plan:
-    """The fastest on random images of this shape and random weights."""
+    """The fastest on random images of this shape and random weights.
+
+    Raises RuntimeError if none runs, and at once what torch raises for a context that one broke.
+    """
     filters = layer.out_channels, shape[1] // layer.groups, layer.kernel_size, layer.kernel_size
     x, weight = (
         torch.randn(size, device=device, dtype=arithmetic.dtype).contiguous(
@@ -116,6 +119,7 @@ def _fastest(
             run = functools.partial(plan.with_workspace(device), x, weight, bias)
             took = _milliseconds(run)
         except Exception:  # cuDNN has kinds of its own: not built, or not for this GPU
+            torch.cuda.synchronize(device)  # raises if the plan broke the GPU's context
             continue
         if best is None or took < best[0]:
             best = took, plan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +25,10 @@ INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure: rounds of turns, and no new round after so many seconds.
-
-    `deadline` is on `time.monotonic`'s clock: no problem is begun after it, and no round but the
-    first three.
-    """
+    """How long a clock takes: rounds of turns, and after so many seconds no new one but three."""
 
     rounds: int = 25
     seconds: float | None = None
-    deadline: float | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def left(self) -> float | None:
-        """Seconds that one clock may take from now on, None for as many as it wants."""
-        if self.deadline is None:
-            return self.seconds
-        remaining = max(0.0, self.deadline - time.monotonic())
-        return remaining if self.seconds is None else min(self.seconds, remaining)
 
 
 def asked(

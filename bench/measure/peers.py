@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from ...engine import reference
 from ...engine.load import one_of
 from ...engine.plan import Arithmetic
-from ...engine.spec import Conv2d, Layer, Linear, ReLU, Sigmoid
+from ...engine.spec import Conv2d, Layer, Linear, Nonlinearity, ReLU
+from ...kernels.epilogue import activated
 from ..choices import KINDS as KINDS
 from . import cudnn_graph
 from .problem import Problem, Tensors
@@ -42,6 +43,7 @@ class Prepared:
 
     run: Callable[[], object]
     output: Callable[[], torch.Tensor]  # [N, C, H, W] or [N, features], after a run
+    poison: Callable[[], object] | None = None  # what a run writes, if `output` is a copy of it
 
 
 Prepare = Callable[[Tensors], Prepared]
@@ -55,6 +57,8 @@ class Peer:
     prepare: Prepare | None
     straw_man: bool = False
     note: str = ""
+    slow: str = ""  # what to say before it is prepared, where that takes long
+    last: bool = False  # it may break the GPU's context, so all others go before
 
 
 def peers(problem: Problem, device: torch.device, kinds: Sequence[str] | None = None) -> list[Peer]:
@@ -66,14 +70,14 @@ def peers(problem: Problem, device: torch.device, kinds: Sequence[str] | None = 
     cuda = device.type == "cuda"
     if kinds is None:
         kinds = tuple(KINDS) if cuda else ON_A_CPU
-    found: list[Peer] = []
+    everyone: list[Peer] = []
     for kind in kinds:
         one_of("peers", kind, KINDS)
-        made = list(_of_kind(kind, problem))
+        of_kind = list(_of_kind(kind, problem))
         if not cuda and kind not in ON_A_CPU:
-            made = [Peer(peer.name, None, note="needs a GPU") for peer in made]
-        found += made
-    return found
+            of_kind = [Peer(peer.name, None, note="needs a GPU") for peer in of_kind]
+        everyone += of_kind
+    return everyone
 
 
 @contextmanager
@@ -134,12 +138,14 @@ def _of_kind(kind: str, problem: Problem) -> Iterator[Peer]:
             in_order = torch.contiguous_format
             yield Peer("torch NCHW", _chain(_plain(layers), in_order), straw_man=True)
         case "compile":
-            yield Peer("torch.compile", _compiled(problem), note="max-autotune")
+            slow = "torch.compile tunes itself, about a minute"
+            yield Peer("torch.compile", _compiled(problem), note="max-autotune", slow=slow)
         case "frontend":
             missing = cudnn_graph.missing()
             fuse = partial(cudnn_graph.conv_relu, arithmetic=problem.plan.arithmetic)
             for peer in fused_peers(problem, "cudnn frontend", fuse):
-                yield replace(peer, prepare=None, note=missing) if missing else peer
+                absent = replace(peer, prepare=None, note=missing or "")
+                yield absent if missing else replace(peer, last=True)
 
 
 def fused_peers(problem: Problem, name: str, fuse: Fuse) -> Iterator[Peer]:
@@ -176,10 +182,8 @@ def _plain(layers: Layers) -> tuple[Stage, ...]:
 def _apply(name: str, layer: Layer, x: torch.Tensor, state: State) -> torch.Tensor:
     """A layer as torch does it best: activations in place, which no problem starts with."""
     match layer:
-        case ReLU():
-            return x.relu_()
-        case Sigmoid():
-            return x.sigmoid_()
+        case Nonlinearity():
+            return activated(x, layer.activation, in_place=True)
     return reference.apply(name, layer, x, state)
 
 
@@ -244,7 +248,7 @@ def _chain(stages: Sequence[Stage], memory_format: torch.memory_format) -> Prepa
 
     def prepare(given: Tensors) -> Prepared:
         x, state = _arranged(given, memory_format)
-        return _kept(lambda: _run(stages, x, state))
+        return kept(lambda: _run(stages, x, state))
 
     return prepare
 
@@ -263,7 +267,7 @@ def _padded(first: str, stages: Sequence[Stage], channels: int, given: Tensors) 
         inside.copy_(x)
         return _run(stages, wide, state)
 
-    return _kept(make)
+    return kept(make)
 
 
 def _compiled(problem: Problem) -> Prepare:
@@ -281,7 +285,7 @@ def _compiled(problem: Problem) -> Prepare:
             options |= {"max_autotune_report_choices_stats": False}
             compiled.append(torch.compile(graph, fullgraph=True, dynamic=False, options=options))
         values = tuple(state.values())
-        return _kept(lambda: compiled[0](x, *values))
+        return kept(lambda: compiled[0](x, *values))
 
     return prepare
 
@@ -303,11 +307,11 @@ def _run(stages: Sequence[Stage], x: torch.Tensor, state: State) -> torch.Tensor
     return x
 
 
-def _kept(make: Callable[[], torch.Tensor]) -> Prepared:
+def kept(make: Callable[[], torch.Tensor]) -> Prepared:
     """A run that lets go of its last output only when it has the next."""
-    kept: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
 
     def run() -> None:
-        kept[:] = [make()]
+        last[:] = [make()]
 
-    return Prepared(run, lambda: kept[0])
+    return Prepared(run, lambda: last[0])

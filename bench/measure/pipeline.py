@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ...engine import table
 from ...engine.devices.pipeline import Pipeline
 from ...engine.load import find, load_state
 from ...engine.run import Engine
@@ -29,7 +30,7 @@ MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SplitRow:
     """One way: its difference from the single device and its times, None if it was not timed."""
 
     way: str
@@ -42,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SplitComparison:
     """All ways for one batch."""
 
     network: str
@@ -50,7 +51,7 @@ class Comparison:
     devices: tuple[str, str]
     batch: int
     repeats: int
-    rows: tuple[Row, ...]
+    rows: tuple[SplitRow, ...]
 
     @property
     def passed(self) -> bool:
@@ -72,18 +73,23 @@ class Comparison:
         ]
         if self.devices[0] == "cpu":
             lines.append("Triton's interpreter: these times say nothing of a GPU's")
-        lines.append(
-            f"{'way':<16} {'match':>9} {'median ms':>10} {'p20':>9} {'p80':>9} {'images/s':>10}"
-        )
-        for row in self.rows:
-            if row.median_ms is None:
-                lines.append(f"{row.way:<16} {row.note}")
-                continue
-            lines.append(
-                f"{row.way:<16} {row.difference:>9.1e} {row.median_ms:>10.2f} {row.p20_ms:>9.2f} "
-                f"{row.p80_ms:>9.2f} {row.images_per_second:>10,.0f}  {row.note}"
-            )
+        lines += table.columns(self.rows, COLUMNS)
         return "\n".join(lines)
+
+
+COLUMNS: table.Columns[SplitRow] = (
+    ("way", -16, lambda row: row.way),
+    ("match", 9, lambda row: _number(row.difference, ".1e")),
+    ("median ms", 10, lambda row: _number(row.median_ms, ".2f")),
+    ("p20", 9, lambda row: _number(row.p20_ms, ".2f")),
+    ("p80", 9, lambda row: _number(row.p80_ms, ".2f")),
+    ("images/s", 10, lambda row: _number(row.images_per_second, ",.0f")),
+    ("", 0, lambda row: row.note),
+)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def compare(
@@ -95,7 +101,7 @@ def compare(
     at: str = "auto",
     micro_batch: int = 64,
     repeats: int = 9,
-) -> Comparison:
+) -> SplitComparison:
     """Measure all four ways. Raises what `Engine.load` raises, except for towers that cannot be."""
     network, _ = find(model)
     network, state = load_state(network, weights)
@@ -111,8 +117,8 @@ def compare(
     parts = images.chunk(2)
 
     def half_each() -> torch.Tensor:
-        made = [engine(part) for engine, part in zip(halves, parts, strict=False)]
-        return torch.cat([output.to(single.device) for output in made])
+        halved = [engine(part) for engine, part in zip(halves, parts, strict=False)]
+        return torch.cat([output.to(single.device) for output in halved])
 
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "one device": lambda: single(images),
@@ -120,16 +126,16 @@ def compare(
         "pipeline": lambda: pipeline(images),
     }
     notes = {"pipeline": f"cut at {pipeline._runner.at}, micro-batch {micro_batch}"}
-    refused: list[Row] = []
+    refused: list[SplitRow] = []
     try:
         towers = Engine.load(network, state, devices=devices, split="towers", **common)
         ways["towers"] = lambda: towers(images)
     except NetworkError as error:
-        refused.append(Row("towers", None, None, None, None, None, f"not possible: {error}"))
+        refused.append(SplitRow("towers", None, None, None, None, None, f"not possible: {error}"))
 
-    wanted = single(images).double()
+    expected = single(images).double()
     differences = {
-        name: errors(way().to(single.device).double(), wanted)[0] for name, way in ways.items()
+        name: errors(way().to(single.device).double(), expected)[0] for name, way in ways.items()
     }
     matching = {name: way for name, way in ways.items() if differences[name] <= MATCH[dtype]}
     times: dict[str, list[float]] = {name: [] for name in matching}
@@ -143,16 +149,16 @@ def compare(
     rows = [
         _row(name, differences[name], times[name], batch, notes.get(name, ""))
         if name in matching
-        else Row(name, differences[name], None, None, None, None, "NO MATCH, so not timed")
+        else SplitRow(name, differences[name], None, None, None, None, "NO MATCH, so not timed")
         for name in ways
     ]
-    return Comparison(network.name, dtype, devices, batch, repeats, (*rows, *refused))
+    return SplitComparison(network.name, dtype, devices, batch, repeats, (*rows, *refused))
 
 
-def _row(way: str, difference: float, times: list[float], batch: int, note: str) -> Row:
+def _row(way: str, difference: float, times: list[float], batch: int, note: str) -> SplitRow:
     median = statistics.median(times)
     p20, *_, p80 = statistics.quantiles(times, n=5) if len(times) > 1 else (median, median)
-    return Row(way, difference, median, p20, p80, batch / median * 1e3, note)
+    return SplitRow(way, difference, median, p20, p80, batch / median * 1e3, note)
 
 
 def _synchronize(devices: tuple[str, str]) -> None:
@@ -167,7 +173,7 @@ def _synchronize(devices: tuple[str, str]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure two devices; 1 if a way does not match the single device."""
     dtype = options.dtype or ("fp32" if options.devices[0] == "cpu" else "fp16")
-    found = compare(
+    comparison = compare(
         options.model,
         options.weights,
         (options.devices[0], options.devices[1]),
@@ -178,8 +184,8 @@ def run(options: argparse.Namespace) -> int:
         options.repeats,
     )
     if options.json:
-        where = environment(torch.device(found.devices[0]))
-        print(json.dumps({"environment": where, **found.to_dict()}, indent=2))
+        where = environment(torch.device(comparison.devices[0]))
+        print(json.dumps({"environment": where, **comparison.to_dict()}, indent=2))
     else:
-        print(found)
-    return 0 if found.passed else 1
+        print(comparison)
+    return 0 if comparison.passed else 1

@@ -8,17 +8,19 @@ keeps what passes between two steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
+from ...engine import table
 from ...engine.devices.cards import Card
-from ...engine.devices.single import Planner
+from ...engine.devices.planner import Planner
 from ...engine.load import at_least_one, one_of
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
-from . import network_problem as whole
+from .problem import network_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class PredictedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class RooflinePrediction:
     """All steps of a network for one batch on one card."""
 
     network: str
@@ -56,6 +58,16 @@ class Prediction:
     memory_rate: float  # byte/s
     steps: tuple[PredictedStep, ...]
     fused_us: float  # if nothing that passes between steps went through memory
+
+    @property
+    def flops(self) -> int:
+        """Of all steps."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        """Of all steps."""
+        return sum(step.bytes for step in self.steps)
 
     @property
     def us(self) -> float:
@@ -70,6 +82,24 @@ class Prediction:
     def share(self, step: PredictedStep) -> float:
         """A step's part of the whole time."""
         return step.us / self.us
+
+    def _columns(self) -> table.Columns[PredictedStep | RooflinePrediction]:
+        """Of a step, or of the whole for the total."""
+
+        def of_step(value: Callable[[PredictedStep], str]) -> Callable[..., str]:
+            return lambda item: value(item) if isinstance(item, PredictedStep) else ""
+
+        return (
+            ("step", -8, lambda item: item.name if isinstance(item, PredictedStep) else "total"),
+            ("kernel", -15, of_step(lambda step: step.kernel)),
+            ("GFLOP", 10, lambda item: f"{item.flops / 1e9:.3f}"),
+            ("MB", 10, lambda item: f"{item.bytes / 1e6:.2f}"),
+            ("compute us", 11, of_step(lambda step: f"{step.compute_us:.2f}")),
+            ("memory us", 11, of_step(lambda step: f"{step.memory_us:.2f}")),
+            ("us", 11, lambda item: f"{item.us:.2f}"),
+            ("share", 6, of_step(lambda step: f"{self.share(step):.1%}")),
+            ("roof", 0, of_step(lambda step: step.roof)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -86,24 +116,14 @@ class Prediction:
         }
 
     def __str__(self) -> str:
+        rows: list[PredictedStep | RooflinePrediction] = [*self.steps, self]
         lines = [
             f"PREDICTION, not a measurement: {self.network}, {self.batch} images ({self.input}), "
             f"{self.dtype}, on {self.card}",
             f"from counted FLOPs and bytes at {self.flops_rate / 1e12:.3g} TFLOP/s and "
             f"{self.memory_rate / 1e12:.3g} TB/s; a bound that no launch or tile is counted in",
-            f"{'step':<8} {'kernel':<15} {'GFLOP':>10} {'MB':>10} {'compute us':>11} "
-            f"{'memory us':>11} {'us':>11} {'share':>6}  roof",
+            *table.columns(rows, self._columns()),
         ]
-        lines += [
-            f"{step.name:<8} {step.kernel:<15} {step.flops / 1e9:>10.3f} "
-            f"{step.bytes / 1e6:>10.2f} {step.compute_us:>11.2f} {step.memory_us:>11.2f} "
-            f"{step.us:>11.2f} {self.share(step):>6.1%}  {step.roof}"
-            for step in self.steps
-        ]
-        lines.append(
-            f"{'total':<8} {'':<15} {sum(s.flops for s in self.steps) / 1e9:>10.3f} "
-            f"{sum(s.bytes for s in self.steps) / 1e6:>10.2f} {'':>11} {'':>11} {self.us:>11.2f}"
-        )
         lines.append(
             f"predicted: {self.images_per_second:,.0f} images/s; if nothing between the steps went "
             f"through memory, {self.fused_us:.2f} us and "
@@ -114,14 +134,15 @@ class Prediction:
 
 def predict(
     network: Network, card: Card, dtype: str, batch: int, pixels: bool = False
-) -> Prediction:
+) -> RooflinePrediction:
     """The roofline of every step of the plan that `card` would get; `pixels`: uint8 images.
 
     Raises EngineError for a dtype that is none or a batch below 1.
     """
     one_of("dtype", dtype, ARITHMETIC)
     at_least_one("batch", batch)
-    problem = whole.problem(Planner(network, ARITHMETIC[dtype], card.arch), dtype, batch, pixels)
+    planner = Planner(network, ARITHMETIC[dtype], card.arch)
+    problem = network_problem(planner, dtype, batch, pixels)
     rate = card.flops[dtype]
     steps = tuple(
         PredictedStep(
@@ -132,7 +153,7 @@ def predict(
         for step in problem.plan.steps
     )
     least = problem.work
-    return Prediction(
+    return RooflinePrediction(
         *(network.name, card.name, dtype, batch, _kind(problem.plan.arithmetic.dtype, pixels)),
         *(rate, card.memory, steps),
         fused_us=1e6 * max(least.flops / rate, least.bytes / card.memory),

@@ -1,10 +1,11 @@
-"""A few layers as one problem: random tensors in, the right answer, and the engine's way to it.
+"""Layers as one problem: random tensors in, the right answer, and the engine's way to it.
 
-A problem is a run of neighbouring steps cut out of a network's plan, "conv4" or "conv1+pool1". Its
-tensors are torch's: x [N, C, H, W] in channels-last memory or [N, features], weights as in a state
-dict. What the engine needs beyond that (packed weights, [H, W, N, C] activations) is made outside
-of what is timed, as each peer's own preparation is; only the first layer, which reads images, pays
-for its way in.
+A problem is a run of neighbouring steps cut out of a network's plan, "conv4" or "conv1+pool1", or
+the whole network from images to logits. Its tensors are torch's: x [N, C, H, W] in channels-last
+memory or [N, features], weights as in a state dict. What the engine needs beyond that (packed
+weights, [H, W, N, C] activations) is made outside of what is timed, as each peer's own preparation
+is; only the first layer, which reads images, pays for its way in. A whole network may also be given
+pixels, uint8 as a decoder makes them: the engine reads them as they are, its peers normalise them.
 
 An answer is compared with float64 on a sample of the images: they do not depend on one another, so
 the first, the last and some between stand for all; the rest must be finite, since outputs are
@@ -21,28 +22,40 @@ import torch
 
 from ...engine import reference
 from ...engine.bind import Bound, bind, pack
-from ...engine.devices.single import Planner, outside
-from ...engine.load import aim
-from ...engine.plan import Arithmetic, KernelConfig, Plan, Step, part, reconfigured
-from ...engine.spec import Flatten, Layer, Network, NetworkError
+from ...engine.devices.planner import Planner
+from ...engine.devices.runner import to_nchw
+from ...engine.load import aim, load_state
+from ...engine.plan import (
+    PLAIN,
+    Arithmetic,
+    KernelConfig,
+    Options,
+    Plan,
+    Step,
+    part,
+    reconfigured,
+)
+from ...engine.spec import AdaptiveAvgPool2d, Dropout, Flatten, Layer, Network, NetworkError
 from ...engine.verify import errors, reduction, tolerance, within
 from ...kernels import layout
 from ...kernels.jit import Launch, Work
+from .timing import copies_to_overflow
 
 CHECKED_IMAGES = 32
+WHOLE = "random:0"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Some neighbouring layers of a network for one batch, in one dtype (a name of NUMBERS)."""
+    """Neighbouring layers of a network, or all, for one batch in one dtype (of ARITHMETIC)."""
 
     name: str
     dtype: str
     plan: Plan  # these steps alone
     layers: tuple[tuple[str, Layer], ...]
-    source: (
-        tuple[int, int, int, int] | None
-    )  # what the first step reads, [H, W, N, C]; None: images
+    source: tuple[int, int, int, int] | None  # [H, W, N, C] of the first step; None: images
+    whole: bool = False  # the network from images to logits
+    pixels: bool = False  # whether its images are uint8, which the network normalises
 
     @property
     def network(self) -> Network:
@@ -118,16 +131,14 @@ class Ready:
 
     @property
     def launches(self) -> tuple[tuple[str, tuple[Launch, ...]], ...]:
-        """Every launch by step, the stem's included."""
+        """Every launch by step, the stem's included; of a plan that does not slice its images."""
         if self.images is None:
             return self.bound.launches
         way_in = self.problem.plan.steps[0].name
         return ((way_in, (self.bound.stem(self.images),)), *self.bound.launches)
 
     def __call__(self) -> None:
-        for _, launches in self.launches:
-            for launch in launches:
-                launch()
+        self.bound.run(self.images)
 
     def poison(self) -> None:
         """Fill what will be written with NaN, so that what is left unwritten shows."""
@@ -137,18 +148,24 @@ class Ready:
     def output(self) -> torch.Tensor:
         """The answer, float32 [N, C, H, W] or [N, features]."""
         step = self.problem.step
-        return outside(step, self.bound.outputs[step.name])
+        return to_nchw(step, self.bound.outputs[step.name])
 
 
 def tuned_planner(
-    network: Network, meaning: Arithmetic, device: torch.device, target: str | None = None
+    network: Network,
+    meaning: Arithmetic,
+    device: torch.device,
+    target: str | None = None,
+    options: Options | None = PLAIN,
 ) -> Planner:
-    """Plans as the engine makes them on this device or for a target, but all images at once.
+    """Plans as the engine makes them on this device or for a target.
 
-    Raises TuningError for a table that cannot be read, EngineError for a GPU that is too old.
+    Launches follow one another as `options` say: by default all images at once, for layers that
+    stand alone; None is as the device's table says, for a whole network. Raises TuningError for a
+    table that cannot be read, EngineError for a GPU that is too old.
     """
     aimed = aim(target, device)
-    return Planner(network, meaning, aimed.arch, tuned=aimed.tuned)
+    return Planner(network, meaning, aimed.arch, tuned=aimed.tuned, options=options)
 
 
 def problems(
@@ -163,7 +180,7 @@ def problems(
     whole = planner(batch, image_dtype=planner.arithmetic.dtype)
     steps = whole.steps
     known = [step.name for step in steps[1:]]
-    found = []
+    cuts = []
     for name in known if names is None else names:
         parts = name.split("+")
         if unknown := [part for part in parts if part not in known]:
@@ -179,7 +196,7 @@ def problems(
         start = 0 if first == 1 else first
         cut = part(whole, start, last + 1)
         fused = [layer for step in cut.steps for layer in step.layers]
-        found.append(
+        cuts.append(
             Problem(
                 name,
                 dtype,
@@ -188,7 +205,26 @@ def problems(
                 steps[start - 1].output if start else None,
             )
         )
-    return found
+    return cuts
+
+
+def network_problem(planner: Planner, dtype: str, batch: int, pixels: bool = False) -> Problem:
+    """The network from images to logits; `dtype` is the planner's, `pixels` are uint8 images.
+
+    Pixels are a race of their own, so " uint8" stands behind the network's name. The layers are
+    those that torch must compute too: no dropout, no pool that changes nothing.
+    """
+    network = planner.network
+    layers = tuple(
+        (name, layer)
+        for name, layer, shape, pooled in network.walk()
+        if not isinstance(layer, Dropout)
+        and not (isinstance(layer, AdaptiveAvgPool2d) and shape == pooled)
+    )
+    images = torch.uint8 if pixels else planner.arithmetic.dtype
+    name = f"{network.name} uint8" if pixels else network.name
+    plan = planner(batch, image_dtype=images)
+    return Problem(name, dtype, plan, layers, None, whole=True, pixels=pixels)
 
 
 def configured(problem: Problem, config: KernelConfig, step: str | None = None) -> Problem:
@@ -202,19 +238,23 @@ def tensors(
 ) -> Tensors:
     """Fresh random tensors of the problem's dtype: x and biases of unit size, outputs likewise.
 
-    On "meta" they have shapes and no numbers.
+    Pixels are uint8. A whole network has the weights `WHOLE`, through which an error in its first
+    layer still shows in the last. On "meta" they have shapes and no numbers.
     """
     dtype, plan = problem.plan.arithmetic.dtype, problem.plan
+    meta = torch.device(device).type == "meta"
 
     def random(*shape: int) -> torch.Tensor:
-        if torch.device(device).type == "meta":
+        if meta:
             return torch.empty(shape, dtype=dtype, device="meta")
-        made = torch.randn(
-            shape, generator=generator, device=generator.device if generator else device
-        )
-        return made.to(device, dtype)
+        return torch.randn(shape, generator=generator, device=drawn_on).to(device, dtype)
 
-    if problem.source is None:
+    drawn_on = generator.device if generator else device
+    if problem.pixels:
+        shape = (plan.batch, *plan.image_shape)
+        x = torch.randint(0, 256, shape, generator=generator, device=drawn_on, dtype=torch.uint8)
+        x = x.to(device)
+    elif problem.source is None:
         x = random(plan.batch, *plan.image_shape)
     else:
         height, width, images, channels = problem.source
@@ -223,6 +263,9 @@ def tensors(
         x = x.contiguous(memory_format=torch.channels_last)
     if problem.reads_features:
         x = x.flatten(1)
+    if problem.whole and not meta:
+        _, whole = load_state(problem.network, WHOLE)
+        return Tensors(x, {name: tensor.to(device, dtype) for name, tensor in whole.items()})
     shapes = problem.network.parameter_shapes()
     owned = {name: shapes[name] for name in shapes if name.split(".")[0] in dict(problem.layers)}
     state = {}
@@ -234,25 +277,41 @@ def tensors(
     return Tensors(x, state)
 
 
+def rotation(given: Tensors, nbytes: int, device: torch.device) -> list[Tensors]:
+    """Tensors to rotate through: `given`, and the same numbers in other memory.
+
+    As many as `timing.copies_to_overflow` wants where a run moves `nbytes`, so that no input is
+    found in the L2 cache because the run before left it there; one on a CPU.
+    """
+    copies = [given]
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        for _ in range(1, copies_to_overflow(nbytes, cache)):
+            state = {name: tensor.clone() for name, tensor in given.state.items()}
+            copies.append(Tensors(given.x.clone(), state))
+    return copies
+
+
 def ready(problem: Problem, given: Tensors) -> Ready:
     """Pack the tensors and bind the engine's kernels to them, outputs poisoned."""
     plan, x = problem.plan, given.x
     only = [name for name, _ in problem.layers]
     packed = pack(problem.network, given.state, plan.arithmetic, x.device, only=only)
     if problem.source is None:
-        made = Ready(problem, bind(plan, packed), x)
+        bound = Ready(problem, bind(plan, packed), x)
     else:
         height, width, images, channels = problem.source
         source = layout.pack(x.reshape(images, channels, height, width))
-        made = Ready(problem, bind(plan, packed, source), None)
+        bound = Ready(problem, bind(plan, packed, source), None)
     if x.device.type != "meta":
-        made.poison()
-    return made
+        bound.poison()
+    return bound
 
 
 def expected(problem: Problem, given: Tensors) -> torch.Tensor:
     """The float64 answer for the images of `checked`, [n, C, H, W] or [n, features]."""
-    x = given.x[checked(problem).to(given.x.device)].double()
+    sample = given.x[checked(problem).to(given.x.device)]
+    x = reference.normalise(sample, problem.network.preprocess, torch.float64)
     state = {name: tensor.double() for name, tensor in given.state.items()}
     for name, layer in problem.layers:
         x = reference.apply(name, layer, x, state)
@@ -265,14 +324,14 @@ def checked(problem: Problem) -> torch.Tensor:
     return torch.linspace(0, problem.batch - 1, count).round().long()
 
 
-def match(problem: Problem, made: torch.Tensor, wanted: torch.Tensor) -> Match:
+def match(problem: Problem, answer: torch.Tensor, wanted: torch.Tensor) -> Match:
     """Compare an answer [N, ...] with what `expected` gave; NaN anywhere is an infinite error.
 
     The answer may have the shape [N, C, H, W] where [N, features] is wanted, and the reverse.
     """
-    if len(made) != problem.batch or not made.isfinite().all():
+    if len(answer) != problem.batch or not answer.isfinite().all():
         return Match(float("inf"), float("inf"), problem.tolerance)
-    sample = made[checked(problem).to(made.device)].double()
+    sample = answer[checked(problem).to(answer.device)].double()
     if sample.numel() != wanted.numel():
         return Match(float("inf"), float("inf"), problem.tolerance)
     return Match(*errors(sample.reshape(wanted.shape), wanted), problem.tolerance)

@@ -8,19 +8,23 @@ ever would again.
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ...engine.load import one_of
+from ...engine.load import arithmetic, one_of, resolve
 from ...engine.plan import ARITHMETIC, Arithmetic
 from ...kernels.jit import Work
+from .. import units
+from ..env import environment
+from ..records import COPY as COPY
+from ..records import Results, save
 from .peers import libraries
 from .timing import Clock, measure
-
-COPY = "copy"
-"""The name of the byte rate among the roofs."""
 
 PRODUCT = {"cuda": 8192, "cpu": 512}  # rows and columns of each factor, by type of device
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 26}  # bytes
@@ -30,7 +34,7 @@ CLOCK: dict[str, Clock] = {"cuda": "graph", "cpu": "host"}
 def measure_roofs(
     device: torch.device, dtypes: Collection[str], rounds: int = 9
 ) -> dict[str, float]:
-    """FLOP/s by name of dtype ("fp16", "tf32", ...), and byte/s under "copy".
+    """FLOP/s by name of dtype ("fp16", "tf32", ...), and byte/s under COPY.
 
     The copy counts each byte twice, read and written. torch's TF32 switches are as before
     afterwards. Raises EngineError for a dtype that is none.
@@ -72,3 +76,21 @@ def _copy_rate(device: torch.device, rounds: int) -> float:
 def _seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
     times = measure({"": [run]}, CLOCK[device.type], device, rounds)
     return times[""].median / 1e6
+
+
+# --- the verb --------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure the roofs; they are told, or kept as results without rows."""
+    device = resolve(options.device)
+    dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
+    results = Results(environment(device), measure_roofs(device, dtypes), ())
+    if options.json == "-":
+        print(json.dumps(results.to_dict(), indent=1))
+    else:
+        for name, rate in results.roofs.items():
+            print(f"{name:<6} {units.si(rate, 'B/s' if name == COPY else 'FLOP/s')}")
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    return 0

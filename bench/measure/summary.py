@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import units
-from ..records import OURS, Row, times_best_peer
-from .roofline import COPY
+from ..records import COPY, OURS, Row, times_best_peer
 
 GPU_CLOCK = "graph"  # the host has no part in it
 ENQUEUE_SHARE = 0.2  # of the GPU's time: beyond it the GPU may wait for the host
@@ -19,7 +18,7 @@ SPREAD = 0.05  # p80 - p20, of the median
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ModelSummary:
     """One row of ours; None where its clock does not tell."""
 
     network: str
@@ -52,10 +51,10 @@ class Summary:
         return f"{head}: {', '.join(words)}"
 
 
-def summaries(rows: Sequence[Row], roofs: Mapping[str, float]) -> tuple[Summary, ...]:
+def summaries(rows: Sequence[Row], roofs: Mapping[str, float]) -> tuple[ModelSummary, ...]:
     """A summary of every row of ours for a whole network that was right and timed."""
     return tuple(
-        Summary(
+        ModelSummary(
             *(row.network, row.batch, row.dtype, row.clock),
             row.images_per_second or 0.0,
             times_best_peer(row, rows),

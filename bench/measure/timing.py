@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
+from ..records import Times as Times
 
 Run = Callable[[], object]
 
@@ -33,38 +32,13 @@ WARM_UPS = 3
 REPLAY_US = 4e3  # how long a replay by the clock "graph" should last
 MOST_RUNS = 512  # of which one graph is recorded, unless there are more copies than that
 FLUSHED = 8  # times the size of the L2 cache is overwritten
+OVERFLOW = 2  # times the size of the L2 cache is what copies hold together
+MOST_COPIES = 128
+"""However small a problem is: each contestant binds every copy, which takes it milliseconds.
 
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Times of one contestant by one clock, in microseconds a run, in the order they were taken."""
-
-    clock: Clock
-    us: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Half of the runs were faster."""
-        return statistics.median(self.us)
-
-    @property
-    def p20(self) -> float:
-        """A fifth of the runs were faster."""
-        return percentile(self.us, 20)
-
-    @property
-    def p80(self) -> float:
-        """Four fifths of the runs were faster."""
-        return percentile(self.us, 80)
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of them lie, linear between neighbours as numpy does."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+One image's conv1, AlexNet's smallest, needs about as many with a cache of 50 MB. What moves less
+is bound by its launch, wherever its inputs lie.
+"""
 
 
 def measure(
@@ -124,9 +98,12 @@ def sampler(copies: Sequence[Run], clock: Clock, device: torch.device) -> Callab
     return clocks[clock](copies, device)
 
 
-def copies_to_overflow(nbytes: int, cache: int, limit: int = 64) -> int:
-    """How many copies of tensors of `nbytes` pass twice through a cache before one comes again."""
-    return min(limit, max(1, -(-2 * cache // max(nbytes, 1))))
+def copies_to_overflow(nbytes: int, cache: int) -> int:
+    """How many copies of tensors of `nbytes` pass twice through a cache before one comes again.
+
+    What a run moves is thereby held once, or OVERFLOW caches full of it; MOST_COPIES at most.
+    """
+    return min(MOST_COPIES, max(1, -(-OVERFLOW * cache // max(nbytes, 1))))
 
 
 def capture(runs: Sequence[Run], device: torch.device) -> torch.cuda.CUDAGraph:

@@ -48,6 +48,7 @@ import torch
 
 from ...engine.spec import Conv2d, Linear
 from ...errors import Error
+from ...kernels.epilogue import Activated
 from ..measure.problem import Problem
 from .candidates import SHIPPED, shipped
 
@@ -80,7 +81,7 @@ class Conv2dProblem:
     padding: int  # zeros on all four sides
     dilation: int
     groups: int
-    activation: str | None  # "relu" or "sigmoid"
+    activation: Activated  # "relu", "sigmoid": see kernels/epilogue.py
     dtype: torch.dtype
     precision: str  # of float32 products, "ieee" or "tf32": tl.dot's input_precision
     arch: int | None  # compute capability, 90; None: a CPU, where kernels are interpreted
@@ -105,7 +106,7 @@ class LinearProblem:
     N: int
     features: int
     OC: int
-    activation: str | None  # "relu" or "sigmoid"
+    activation: Activated  # "relu", "sigmoid": see kernels/epilogue.py
     dtype: torch.dtype
     precision: str  # of float32 products, "ieee" or "tf32": tl.dot's input_precision
     arch: int | None  # compute capability, 90; None: a CPU, where kernels are interpreted

@@ -1,156 +1,253 @@
-"""The parts a report is put together from: sections, tables, legends, and views one can switch.
+"""Results as one page that fetches nothing: panels of figures, each beside its table.
 
-What is not shown at first is kept compressed (gzip, base64) in the page, and a few lines of
-JavaScript bring it out when it is chosen. Without JavaScript the first views and all tables behind
-the charts are there.
+A panel shows what stands for the whole; what else was measured is folded below, and left out where
+the page would become too long. `page.html` has the words around it.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
-from ..records import OURS
-from .svg import mark
+from ...errors import Error
+from .. import units
+from ..records import OURS, Results, Row, times_best_peer
+from . import figures, story
+from .story import Table, View, right
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser may fetch: nothing."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-ELSEWHERE = "they are in the results file, and would make this page too long."
-"""What is said of views for which there is no room."""
-
-
-def document(title: str, *body: str) -> str:
-    """A whole page that fetches nothing."""
-    here = files(__package__)
-    style = "".join(here.joinpath(name).read_text("utf-8") for name in ("charts.css", "page.css"))
-    script = here.joinpath("page.js").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + f"\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+LONGEST = 300_000  # bytes of a page
+FOLDED = (99, 9, 3, 0)  # folded tables of a panel, until the page is short enough
+SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
 
 
-def section(name: str, title: str, *body: str) -> str:
-    """A panel under its heading."""
-    inside = "\n".join(body)
-    return (
-        f'<section id="{name}" aria-labelledby="{name}-title">\n'
-        f'<h2 id="{name}-title">{escape(title)}</h2>\n{inside}\n</section>'
-    )
+class PageError(Error, RuntimeError):
+    """A page that cannot be made here, and what to install."""
 
 
-def paragraph(words: str, class_: str = "") -> str:
-    """A line of text, escaped."""
-    kind = f' class="{class_}"' if class_ else ""
-    return f"<p{kind}>{escape(words)}</p>"
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A table, beside its figure or folded away."""
+
+    table: Table
+    figure: Figure | None = None
+    folded: bool = False
 
 
-def missing(words: str, command: str) -> str:
-    """What a panel without data says: what is not there, and what would bring it."""
-    return f'<p class="none">{escape(words)} <code>{escape(command)}</code></p>'
+def page(results: Results) -> str:
+    """The whole report, under LONGEST bytes: of what is folded as much as there is room for.
 
-
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table; the first `words` columns are text at the left, the others numbers at the right.
-
-    A row that has our name among its words stands out.
+    Raises PageError where matplotlib or jinja2 is not installed.
     """
-    top = "".join(f'<th scope="col">{escape(name)}' for name in head)
-    lines = []
-    for row in rows:
-        first, *rest = (escape(cell) for cell in row)
-        ours = ' class="ours"' if OURS in row[:words] else ""
-        lines.append(f'<tr{ours}><th scope="row">{first}' + "".join(f"<td>{cell}" for cell in rest))
-    inside = "\n".join(lines)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="w{words}"><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{top}</thead>\n<tbody>\n{inside}\n</tbody></table></div>"
+    try:
+        import matplotlib.figure  # noqa: F401
+        from jinja2 import Environment
+    except ImportError as error:
+        raise PageError(f"a page needs {error.name}: pip install -e '.[plot]'") from None
+    source = files(__package__).joinpath("page.html").read_text("utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        source
     )
+    makers = (network, layers, roofline, tuning, order, errors, environment)
+    parts = {make.__name__: make(results) for make in makers}
+    drawn = {
+        part.table.caption: figures.svg(part.figure, f"{name}{i}", part.table.caption)
+        for name, each in parts.items()
+        for i, part in enumerate(each)
+        if part.figure
+    }
+    networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
+    for most in FOLDED:
+        html = template.render(
+            title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
+            origin=story.origin(results),
+            colours=figures.COLOURS,
+            ours=OURS,
+            strip=story.figures(results),
+            checks=checks(results),
+            parts=parts,
+            drawn=drawn,
+            most=most,
+        )
+        if len(html.encode()) <= LONGEST:
+            break
+    return html
 
 
-def details(summary: str, *body: str) -> str:
-    """Something folded away."""
-    return f"<details><summary>{escape(summary)}</summary>\n" + "\n".join(body) + "\n</details>"
+def checks(results: Results) -> list[tuple[str, str]]:
+    """Whether the figures may be believed: (good, bad or soft, sentence) each."""
+    matched, words = story.match_verdict(results)
+    kind = {True: "good", False: "bad", None: "soft"}[matched]
+    return [
+        (kind, f"{words[0].upper()}{words[1:]}."),
+        *(("bad", warning) for warning in story.warnings(results)),
+        *(("soft", absence) for absence in story.absences(results)),
+    ]
 
 
-def legend(contestants: Iterable[str], styles: Mapping[str, int | str]) -> str:
-    """Contestants with their markers."""
-    lines = "".join(
-        f'<li><svg class="chart" viewBox="-8 -8 16 16" aria-hidden="true">'
-        f"{mark(styles[name], 0, 0, name)}</svg>{escape(name)}</li>"
-        for name in contestants
+# --- panel by panel ---------------------------------------------------------------------------
+
+
+def network(results: Results) -> list[Part]:
+    """The whole network by batch size, ours and the peers."""
+    parts = [Part(contestants(view), folded=True) for view in story.views(results, "model")]
+    for view in story.views(results, "model")[:1]:
+        rows = sorted(filter(right, view.rows), key=lambda row: row.median_us or 0.0)
+        if len({row.batch for row in rows}) > 1:
+            drawn = figures.curves(view)
+        else:
+            drawn = figures.bars(
+                [(row.contestant, row, None, times_best_peer(row, rows)) for row in rows]
+            )
+        parts[0] = Part(parts[0].table, drawn)
+    return parts
+
+
+def layers(results: Results) -> list[Part]:
+    """The layers of the network against their roofs and their best peers."""
+    views = story.views(results, "layers")
+    parts = []
+    for view in views:
+        for batch in view.batches:
+            table, drawn = story.layers_table(view, batch), None
+            if (view, batch) in _main(results, views):
+                races = story.apart(view.duels(batch))
+                drawn = figures.bars([(d.row.problem, d.ours, d.peer, d.ratio) for d in races])
+            parts.append(Part(table, drawn, folded=drawn is None))
+    return [*parts, *(Part(contestants(view), folded=True) for view in views)]
+
+
+def roofline(results: Results) -> list[Part]:
+    """The layers and their best peers under the measured roofs."""
+    parts = []
+    for view, batch in _main(results, story.views(results, "layers")):
+        races = [duel for duel in story.apart(view.duels(batch)) if duel.row.flops]
+        rows = []
+        for duel in races:
+            rates = [f"{row.tflops:.3g} TFLOP/s" if row else "-" for row in (duel.ours, duel.peer)]
+            rows.append((duel.row.problem, units.three(duel.row.flops / duel.row.bytes), *rates))
+        caption = f"Rates under the roofs at batch {batch} ({view.name})"
+        head = ("layer", "FLOP per byte", "ours", "best peer")
+        roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
+        if races:
+            parts.append(Part(Table(caption, head, rows), figures.roofline(races, *roofs)))
+    return parts
+
+
+def _main(results: Results, views: Sequence[View]) -> list[tuple[View, int]]:
+    """The view that stands for the whole, at its main and at its smallest batch."""
+    return [
+        (view, batch)
+        for view in views[:1]
+        for batch in sorted({story.main_batch(results, view), view.batches[0]})
+    ]
+
+
+def contestants(view: View) -> Table:
+    """Every row of a view with all that was measured of it; no speed without a match."""
+    head = ("problem", "contestant", "batch", "time", "p20 to p80", "rate", "of roof")
+    head += ("x best peer", "error (tolerance)", "match")
+    cells = []
+    for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
+        timed = ("not shown" if row.median_us else "not timed", *["-"] * 4)
+        if right(row):
+            flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
+            rate = f"{units.whole(row.images_per_second)} images/s"
+            rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
+            span, roof = units.span(row.p20_us, row.p80_us), units.percent(row.percent_of_roof)
+            timed = (units.time(row.median_us), span, rate, roof, units.times(ratio))
+        error = f"{units.power(row.max_error)} ({units.power(row.tolerance)})"
+        match = "-" if row.max_error is None else "yes" if row.matched else "NO"
+        match += f", {row.note}" if row.note else ""
+        name = row.contestant + (" (straw man)" if row.straw_man else "")
+        cells.append((row.problem, name, f"{row.batch:,}", *timed, error, match))
+    return Table(f"Every contestant ({view.name})", head, cells, words=2)
+
+
+def tuning(results: Results) -> list[Part]:
+    """Every search: how its trials spread, the best of them, and why others failed."""
+    searches: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for trial in sorted(results.searches, key=lambda trial: int(trial["batch"])):
+        named = ("layer", "batch", "dtype", "network", "device", "clock")
+        searches.setdefault(tuple(str(trial.get(n)) for n in named), []).append(trial)
+    rugs, rows, reasons = [], [], Counter[tuple[str, str]]()
+    for (layer, batch, dtype, *_), trials in list(searches.items())[:SEARCHES]:
+        timed = [trial for trial in trials if trial["status"] == "ok" and trial.get("median_us")]
+        best = min(timed, key=lambda trial: float(trial["median_us"]), default={})
+        times = [trial["median_us"] / best["median_us"] for trial in timed]
+        config = [f"{name}={units.pretty(at)}" for name, at in best.get("config", {}).items()]
+        counts = (str(len(trials)), str(len(timed)), units.time(best.get("median_us")))
+        rows.append((layer, batch, dtype, *counts, ", ".join(config) or "-"))
+        rugs.append((f"{layer} x{batch}", counts[2], {"ours": times}))
+        lost = (trial for trial in trials if trial["status"] != "ok")
+        reasons.update((trial["status"], str(trial.get("reason") or "-")) for trial in lost)
+    parts = []
+    if rugs:
+        drawn = figures.rugs(rugs, head="best", ends=(1, 10), label="time of a trial over the best")
+        caption = f"The best of each search, {len(rugs)} of {len(searches)} searches"
+        head = ("layer", "batch", "dtype", "trials", "right", "best", "its configuration")
+        parts.append(Part(Table(caption, head, rows), drawn))
+    if reasons:
+        lines = [(*kind, str(count)) for kind, count in reasons.most_common(10)]
+        caption = f"Why {sum(reasons.values())} failed: the most frequent reasons"
+        parts.append(Part(Table(caption, ("status", "reason", "trials"), lines, words=2)))
+    return parts
+
+
+def order(results: Results) -> list[Part]:
+    """Orders of launches by batch size, against the fastest."""
+    parts = []
+    for view in story.views(results, "order"):
+        rugs = []
+        for batch in view.batches:
+            times = [r.median_us or 0.0 for r in view.rows if r.batch == batch and right(r)]
+            shares = [us / min(times) for us in times]
+            rugs.append((f"batch {batch}", units.time(min(times)), {"ours": shares}))
+        drawn = figures.rugs(rugs, head="fastest", ends=(1, 2), label="time over the fastest")
+        parts.append(Part(contestants(view), drawn))
+    return parts
+
+
+def errors(results: Results) -> list[Part]:
+    """The largest errors of ours and of peers by problem, as shares of what is allowed."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in results.rows:
+        if row.max_error is not None and row.tolerance:
+            groups.setdefault((row.problem, row.dtype), []).append(row)
+    rugs, lines = [], []
+    for named, rows in groups.items():
+        shares: dict[str, list[float]] = {"ours": [], "soft": []}
+        for row in rows:
+            own = row.contestant == OURS or row.section == "order"
+            share = (row.max_error or 0.0) / (row.tolerance or 1.0)
+            shares["ours" if own else "soft"].append(share if share < math.inf else math.inf)
+        tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
+        worst = [units.percent(100 * max(each)) if each else "-" for each in shares.values()]
+        wrong = dict.fromkeys(row.contestant for row in rows if not row.matched)
+        lines.append((*named, tolerance, *worst, ", ".join(wrong) or "none"))
+        rugs.append((" ".join(named), tolerance, shares))
+    if not rugs:
+        return []
+    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most", "wrong")
+    caption = "Largest errors, as shares of the tolerance"
+    drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
+    return [Part(Table(caption, head, lines, words=2), drawn)]
+
+
+def environment(results: Results) -> list[Part]:
+    """Where it was measured, the roofs, and notes."""
+    facts = [(name, value or "-") for name, value in results.environment.items()]
+    for name, rate in results.roofs.items():
+        facts.append((f"measured {name}", units.si(rate, "B/s" if name == "copy" else "FLOP/s")))
+    notes = [(note,) for note in results.notes]
+    tables = (
+        Table("Environment", ("what", "found"), facts, words=2),
+        Table("Notes of the run", ("note",), notes),
     )
-    return f'<ul class="legend">{lines}</ul>'
-
-
-def packed(text: str) -> str:
-    """Text as base64 of gzip, the same for the same text."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-def hidden(text: str) -> str:
-    """Packed text where the script finds it; base64 has no character that could end the element."""
-    return f'<script type="text/plain" class="packed">{packed(text)}</script>'
-
-
-def switch(
-    name: str, label: str, views: Mapping[str, Sequence[str]], limit: float, rest: str = ELSEWHERE
-) -> str:
-    """Several views of which one shows, the first at first; a list chooses.
-
-    A view is its parts, and parts that views share are packed once. Views at the end are left out
-    until the others fit in `limit` bytes; `rest` then says where they are.
-    """
-    names = list(views)
-    store = _store([views[key] for key in names])
-    while len(store) > limit and len(names) > 1:
-        names = names[: max(1, min(len(names) - 1, int(len(names) * limit / len(store))))]
-        store = _store([views[key] for key in names])
-    options = "".join(f'<option value="{i}">{escape(key)}</option>' for i, key in enumerate(names))
-    chooser = (
-        f'<label class="chooser">{escape(label)} '
-        f'<select autocomplete="off" aria-controls="{name}-view">{options}</select></label>{store}'
-        if len(names) > 1
-        else ""
-    )
-    left_out = len(views) - len(names)
-    more = paragraph(f"{left_out} more: {rest}", "note") if left_out else ""
-    return (
-        f'<div class="switch" id="{name}-switch">{chooser}'
-        f'<div class="view" id="{name}-view" aria-live="polite">{"".join(views[names[0]])}</div>'
-        f"{more}</div>"
-    )
-
-
-def _store(views: Sequence[Sequence[str]]) -> str:
-    """Views as lists of places among the parts, packed."""
-    parts: dict[str, int] = {}
-    places = [[parts.setdefault(part, len(parts)) for part in view] for view in views]
-    return hidden(json.dumps({"parts": list(parts), "views": places}))
-
-
-def either(wide: str, narrow: str) -> str:
-    """Two drawings of the same, for a desk and for a hand."""
-    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
-
-
-def pair(*parts: str) -> str:
-    """Things side by side where there is room."""
-    return '<div class="pair">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
-
-
-def figure(caption: str, drawing: str) -> str:
-    """A drawing with its words above."""
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
+    return [Part(table) for table in tables if table.rows]

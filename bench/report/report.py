@@ -1,8 +1,4 @@
-"""Stored results as a page to look at, as lines for a terminal, and as README's table.
-
-The page is one file that fetches nothing: drawings are inline SVG, and light and dark follow the
-reader's setting.
-"""
+"""Stored results as a page to look at, as lines for a terminal, and as README's table."""
 
 from __future__ import annotations
 
@@ -10,133 +6,59 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from ...errors import printable
-from .. import units
-from ..records import RecordError, Results, best_peer, load, times_best_peer
-from . import landscape, panels, speed_panels, story, tuning_panel
-from .goals import verdicts
-from .page import document, paragraph
+from ..records import RecordError, Results, load
+from . import story
+from .page import page
 from .readme import rewrite
-from .svg import standalone
 
-LONGEST = 300_000  # bytes of a page
-ROOMS = (1, 0.6, 0.3, 0)  # shares of what its packed views may take, until it fits
+__all__ = ["combined", "page", "summary", "text"]
 
-PANELS = {
-    "verdict": "Verdict",
-    "layers": "Layers",
-    "roofline": "Roofline",
-    "batches": "Batch sizes",
-    "tuning": "Tuning",
-    "errors": "Errors",
-    "environment": "Environment",
-}
+MATCHED = {True: "yes", False: "NO", None: "not known"}
 
 
-WORDS = {True: "yes", False: "NO", None: "not known"}
+def combined(runs: Sequence[Results]) -> Results:
+    """Several runs on one device as one; a race is whole, and of the first run that has it.
 
-
-def goals(results: Results) -> list[panels.Check]:
-    """What was to be reached; nothing for results without a GPU, of which the goals are."""
-    if story.gpu(results) is None:
-        return []
-    return [
-        (one.met, f"{one.goal}{f': {one.figures}' if one.figures else ''}.")
-        for one in verdicts(results.rows, results.roofs)
-    ]
-
-
-def page(results: Results) -> str:
-    """The whole report, under LONGEST bytes: what can be left out is, until it fits."""
-    for room in ROOMS:
-        made = _page(results, room)
-        if len(made.encode()) <= LONGEST:
-            break
-    return made
-
-
-def _page(results: Results, room: float) -> str:
-    networks = dict.fromkeys(story.network(row) for row in results.rows)
-    title = f"Triton kernels of {', '.join(networks)}" if networks else "Triton kernels"
-    links = "".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in PANELS.items())
-    return document(
-        f"{title}: {story.origin(results)}",
-        f'<header><h1>{escape(title)}</h1><p class="stored"><b>stored results</b> '
-        f"{escape(story.origin(results))}</p></header>",
-        f'<nav aria-label="Panels"><ul>{links}</ul></nav>',
-        "<main>",
-        paragraph(story.NO_GPU, "banner") if story.gpu(results) is None else "",
-        panels.verdict(results, goals(results)),
-        speed_panels.layers(results, room),
-        speed_panels.roofline(results, room),
-        speed_panels.batches(results, room),
-        tuning_panel.tuning(results.searches, room=room),
-        panels.errors(results, room),
-        panels.environment(results, room),
-        "</main>",
+    Raises RecordError for runs on different devices, whose times are no race.
+    """
+    devices = [story.gpu(run) or run.environment.get("cpu") or "-" for run in runs]
+    if len(set(devices)) > 1:
+        raise RecordError(f"wanted results of one device, got {', '.join(dict.fromkeys(devices))}")
+    facts: dict[str, dict[str | None, None]] = {}
+    races: dict[tuple[object, ...], int] = {}
+    for i, run in enumerate(runs):
+        for name, value in run.environment.items():
+            facts.setdefault(name, {})[value] = None
+        for row in run.rows:
+            races.setdefault(row.race, i)
+    return Results(
+        {name: ", ".join(filter(None, values)) or None for name, values in facts.items()},
+        {name: rate for run in reversed(runs) for name, rate in run.roofs.items()},
+        tuple(row for i, run in enumerate(runs) for row in run.rows if races[row.race] == i),
+        tuple(trial for run in runs for trial in run.searches),
+        tuple(note for run in runs for note in run.notes),
     )
 
 
-def search_page(lines: Sequence[landscape.Line], x: str | None = None, y: str | None = None) -> str:
-    """A page of searches alone, from the tuner's cache lines.
-
-    x, y: the two parameters of the first heat map, the most telling ones if None. Raises
-    RecordError for a parameter that the first search has not.
-    """
-    title = "Searches of kernel configurations"
-    devices = ", ".join(dict.fromkeys(str(at["device"]) for at in lines)) or "no device"
-    return document(
-        title,
-        f"<header><h1>{title}</h1>{paragraph(devices, 'stored')}</header><main>",
-        tuning_panel.tuning(lines, x, y),
-        "</main>",
-    )
-
-
-def search_svg(lines: Sequence[landscape.Line], x: str | None = None, y: str | None = None) -> str:
-    """The first search as one SVG file: heat map, scatter, registers. As `search_page` otherwise.
-
-    Raises RecordError where there are no lines.
-    """
-    found = landscape.searches(lines)
-    if not found:
-        raise RecordError("no configuration was searched: there is nothing to draw")
-    return standalone(landscape.drawing(found[0], x, y))
-
-
-def text(results: Results, width: int = 100) -> str:
-    """The verdict and the row of blocks for a terminal."""
-    lines = [f"stored results: {story.origin(results)}", ""]
-    lines += [f"{what:<24} {value:>10}  {remark}" for what, value, remark in story.figures(results)]
+def text(results: Results) -> str:
+    """The verdict and the layers for a terminal."""
     matched, words = story.match_verdict(results)
-    lines.append(f"{'match':<24} {WORDS[matched]:>10}  {words}")
-    lines += [f"{'goal':<24} {WORDS[met]:>10}  {words}" for met, words in goals(results)]
+    strip = [*story.figures(results), ("match", MATCHED[matched], words)]
+    lines = [f"stored results: {story.origin(results)}", ""]
+    lines += [f"{what:<24} {value:>10}  {remark}" for what, value, remark in strip]
     lines += [f"! {warning}" for warning in story.warnings(results)]
-    for view in story.views(results, "layers")[:1]:
-        batch = story.main_batch(results, view)
-        lines += ["", f"time by layer, batch {batch}, {view.name}"]
-        lines += _bars(view, batch, max(10, width - 70))
+    lines += story.absences(results)
+    for table in story.tables(results):
+        widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+        lines += ["", table.caption]
+        for row in (table.head, *table.rows):
+            lines.append(
+                "  ".join(cell.rjust(wide) for cell, wide in zip(row, widths, strict=True))
+            )
     return "\n".join(lines)
-
-
-def _bars(view: story.View, batch: int, width: int) -> list[str]:
-    rows = story.apart(view.ours(batch))
-    total = sum(row.median_us or 0.0 for row in rows)
-    made = []
-    for row in rows:
-        share = (row.median_us or 0.0) / total
-        roof = f"{units.percent(row.percent_of_roof)} of roof" if row.roof_us else "no roof"
-        peer = best_peer(row, view.rows)
-        against = (
-            f"{units.times(times_best_peer(row, view.rows))} {peer.contestant}" if peer else "-"
-        )
-        bar = "█" * max(1, round(share * width))
-        line = f"{row.problem:<14} {units.time(row.median_us):>9} {units.percent(100 * share):>6} "
-        made.append(f"{line} {bar:<{width}} {roof:>13}  {against}")
-    return made
 
 
 def summary(results: Results) -> dict[str, object]:
@@ -149,24 +71,24 @@ def summary(results: Results) -> dict[str, object]:
             {"what": what, "value": value, "remark": remark}
             for what, value, remark in story.figures(results)
         ],
-        "images_per_second": top.fast.images_per_second if top else None,
-        "latency_us": top.quick.median_us if top else None,
+        "images_per_second": top[1].images_per_second if top else None,
+        "latency_us": top[2].median_us if top else None,
         "matched": matched,
         "match": words,
-        "goals": [{"met": met, "goal": goal} for met, goal in goals(results)],
-        "warnings": story.warnings(results),
+        "warnings": [*story.warnings(results), *story.absences(results)],
     }
 
 
-# --- the verb --------------------------------------------------------------------------------
+# --- the verb ---------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> int:
     """Write or print what results say."""
-    results = load(options.results)
+    results = combined([load(path) for path in options.results])
     if options.readme:
-        rewrite(options.readme, options.results)
-        print(printable(f"{options.readme}: table of {options.results} written"), file=sys.stderr)
+        for path in options.results:
+            rewrite(options.readme, path)
+            print(printable(f"{options.readme}: table of {path} written"), file=sys.stderr)
     output = options.output
     if output is None and not (options.text or options.readme or options.json):
         output = Path("report.html")

@@ -1,25 +1,20 @@
-"""What a results file has to say: which rows stand for it, its headline, and its warnings in words.
-
-A view is one subject in one dtype by one clock: rows that may stand in one picture.
-"""
+"""What results say: the rows that stand for them, headline, tables, and warnings in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .. import units
-from ..measure import summary
+from ..measure.summary import warnings as warnings_of_times
 from ..records import OURS, Results, Row, best_peer, times_best_peer
-from .goals import NETWORK
 
 DTYPES = ("fp16", "bf16", "tf32", "fp32")
-CLOCKS = ("graph", "cold", "host")
-"""Which view stands for the whole, the first that there is."""
+CLOCKS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
+"""Which view stands for the whole is the first of these that there is."""
 
 MOST = 3  # warnings of a kind that are told in full
-
-
 NO_GPU = (
     "These results name no GPU: their times are those of Triton's interpreter on a CPU and say "
     "nothing of a GPU."
@@ -27,14 +22,49 @@ NO_GPU = (
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Cells in words, for a page, README or a terminal; the first `words` columns are text."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    words: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Ours and the best peer of one race; None where none was right and timed."""
+
+    row: Row  # one of the two
+    ours: Row | None
+    peer: Row | None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the best peer ours is."""
+        return times_best_peer(self.row, [self.peer]) if self.ours and self.peer else None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Our time, the best peer, its time, how many times as fast ours is, its share of roof."""
+        ours, peer = self.ours, self.peer
+        return (
+            units.time(ours.median_us if ours else None),
+            peer.contestant if peer else "-",
+            units.time(peer.median_us if peer else None),
+            units.times(self.ratio),
+            units.percent(ours.percent_of_roof if ours else None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class View:
-    """Rows of one section, subject, dtype and clock.
+    """Rows that may stand in one picture: of one section, subject, dtype and clock.
 
     The subject of layers is their network; a whole network's is its problem, since images as
     pixels and as floats are two races.
     """
 
-    section: str
     subject: str
     dtype: str
     clock: str
@@ -42,33 +72,32 @@ class View:
 
     @property
     def name(self) -> str:
-        """As a reader chooses it."""
-        return f"{self.subject}, {self.dtype}, {CLOCK_WORDS.get(self.clock, self.clock)}"
+        """In words."""
+        return f"{self.subject}, {self.dtype}, {CLOCKS.get(self.clock, self.clock)}"
+
+    @property
+    def ours(self) -> list[Row]:
+        """Our rows that were found right and timed, small batches first."""
+        ours = [row for row in self.rows if right(row) and row.contestant == OURS]
+        return sorted(ours, key=lambda row: row.batch)
 
     @property
     def batches(self) -> list[int]:
-        """Batch sizes at which ours was timed."""
-        return sorted({row.batch for row in self.rows if right(row) and row.contestant == OURS})
+        """Batch sizes at which ours was timed, or where it never was, at which a peer was."""
+        return sorted({row.batch for row in self.ours or filter(right, self.rows)})
 
-    def at(self, batch: int) -> list[Row]:
-        """The rows of one batch size."""
-        return [row for row in self.rows if row.batch == batch]
-
-    def ours(self, batch: int) -> list[Row]:
-        """Our rows of one batch size that were found right and timed."""
-        return [row for row in self.at(batch) if right(row) and row.contestant == OURS]
-
-
-CLOCK_WORDS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """Figures of the verdict strip; None where nothing was measured."""
-
-    view: View
-    fast: Row  # ours, at the batch of most images per second
-    quick: Row  # ours, at the smallest batch
+    def duels(self, batch: int | None = None) -> list[Duel]:
+        """Ours against the best peer of each race with a time, of one batch size or of all."""
+        races: dict[tuple[object, ...], list[Row]] = {}
+        for row in self.rows:
+            if batch in (None, row.batch):
+                races.setdefault(row.race, []).append(row)
+        duels = []
+        for race in races.values():
+            ours = next((row for row in race if row.contestant == OURS and right(row)), None)
+            peer = best_peer(race[0], race)
+            duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
+        return duels
 
 
 def right(row: Row) -> bool:
@@ -76,84 +105,76 @@ def right(row: Row) -> bool:
     return row.matched and row.median_us is not None
 
 
-def views(results: Results, section: str) -> list[View]:
-    """Every view of a section in which ours was timed, the one that stands for the whole first."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in results.rows:
-        if row.section == section:
-            subject = row.problem if section == "model" else row.network
-            found.setdefault((subject, row.dtype, row.clock), []).append(row)
-    subjects = list(dict.fromkeys(subject for subject, _, _ in found))
-    made = [View(section, *key, tuple(rows)) for key, rows in found.items()]
-    return sorted(
-        (view for view in made if view.batches),
-        key=lambda v: (subjects.index(v.subject), _rank(v.dtype, DTYPES), _rank(v.clock, CLOCKS)),
-    )
-
-
-def _rank(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def headline(results: Results) -> Headline | None:
-    """What the whole network does; None without a right, timed row of ours."""
-    found = views(results, "model")
-    if not found:
-        return None
-    view = found[0]
-    ours = [row for batch in view.batches for row in view.ours(batch)]
-    return Headline(view, max(ours, key=lambda r: r.images_per_second or 0.0), ours[0])
-
-
-def main_batch(results: Results, view: View) -> int:
-    """The batch a picture of layers shows first: the headline's if there, else the largest."""
-    top = headline(results)
-    if top and top.fast.batch in view.batches:
-        return top.fast.batch
-    return view.batches[-1]
-
-
-def apart(rows: Sequence[Row]) -> list[Row]:
-    """Of one batch, rows whose layers do not overlap: the single layers first, then fused ones.
+def apart(duels: Sequence[Duel]) -> list[Duel]:
+    """Of one batch, layers that do not overlap: the single ones first, then fused ones.
 
     In the order in which they came, so that they make up the network.
     """
     taken: set[str] = set()
     kept = []
-    for row in sorted(rows, key=lambda r: r.problem.count("+")):
-        layers = set(row.problem.split("+"))
+    for duel in sorted(duels, key=lambda duel: duel.row.problem.count("+")):
+        layers = set(duel.row.problem.split("+"))
         if not layers & taken:
             taken |= layers
-            kept.append(row)
-    return sorted(kept, key=rows.index)
+            kept.append(duel)
+    return sorted(kept, key=duels.index)
 
 
-def network(row: Row) -> str:
-    """The network's name; a whole network's rows on pixels carry " uint8" behind it."""
-    return row.network.removesuffix(" uint8")
+def views(results: Results, section: str) -> list[View]:
+    """Every view of a section with a time, the one that stands for the whole first."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results.rows:
+        if row.section == section:
+            subject = row.network if section == "layers" else row.problem
+            groups.setdefault((subject, row.dtype, row.clock), []).append(row)
+    subjects = [subject for subject, _, _ in groups]
+
+    def rank(view: View) -> tuple[bool | int, ...]:
+        places = ((DTYPES, view.dtype), (tuple(CLOCKS), view.clock))
+        known = (names.index(name) if name in names else len(names) for names, name in places)
+        return (not view.ours, subjects.index(view.subject), *known)
+
+    made = [View(*key, tuple(rows)) for key, rows in groups.items()]
+    return sorted((view for view in made if view.batches), key=rank)
 
 
-def straw_man(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The fastest straw man of the same race."""
-    found = [other for other in rows if other.race == row.race and other.straw_man and right(other)]
-    return min(found, key=lambda other: other.median_us or 0.0, default=None)
+def headline(results: Results) -> tuple[View, Row, Row] | None:
+    """The whole network's view, our row of most images per second, and of the smallest batch."""
+    for view in views(results, "model")[:1]:
+        if view.ours:
+            return view, max(view.ours, key=lambda r: r.images_per_second or 0.0), view.ours[0]
+    return None
 
 
-def times_faster(row: Row, other: Row | None) -> float | None:
-    """How many times as fast `row` is as `other`."""
-    if other is None or not row.median_us or not other.median_us:
-        return None
-    return other.median_us / row.median_us
+def main_batch(results: Results, view: View) -> int:
+    """The batch a picture of layers shows first: the headline's if there, else the largest."""
+    top = headline(results)
+    return top[1].batch if top and top[1].batch in view.batches else view.batches[-1]
 
 
-def styles(results: Results) -> dict[str, int | str]:
-    """A colour and marker for every contestant: 0 is ours, straw men share one."""
-    straw = {row.contestant for row in results.rows if row.straw_man}
-    peers = dict.fromkeys(row.contestant for row in results.rows if row.contestant != OURS)
-    numbered = [name for name in peers if name not in straw]
-    found: dict[str, int | str] = {OURS: 0}
-    found |= {name: i for i, name in enumerate(numbered, 1)}
-    return found | dict.fromkeys(straw, "straw")
+def tables(results: Results) -> list[Table]:
+    """The whole network by batch size, then the layers at one."""
+    made = []
+    head = ("ours", "best peer", "its time", "x best peer", "of roof")
+    for view in views(results, "model")[:1]:
+        rows = [
+            (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
+            for d in view.duels()
+        ]
+        made.append(Table(f"The whole network ({view.name})", ("batch", *head, "images/s"), rows))
+    for view in views(results, "layers")[:1]:
+        made.append(layers_table(view, main_batch(results, view)))
+    return made
+
+
+def layers_table(view: View, batch: int) -> Table:
+    """The layers at one batch size."""
+    head = ("layer", "ours", "best peer", "its time", "x best peer", "of roof")
+    rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
+    return Table(f"The layers at batch {batch} ({view.name})", head, rows)
+
+
+# --- in words ---------------------------------------------------------------------------------
 
 
 def gpu(results: Results) -> str | None:
@@ -163,15 +184,37 @@ def gpu(results: Results) -> str | None:
 
 def origin(results: Results) -> str:
     """Device, date and commit in one line."""
-    found = results.environment
-    device = gpu(results) or f"no GPU ({found.get('cpu') or 'CPU'}, Triton's interpreter)"
-    date = (found.get("date") or "no date")[:10]
-    return f"{device}, {date}, commit {found.get('commit') or 'unknown'}"
+    facts = results.environment
+    device = gpu(results) or f"no GPU ({facts.get('cpu') or 'CPU'}, Triton's interpreter)"
+    date = (facts.get("date") or "no date")[:10]
+    return f"{device}, {date}, commit {facts.get('commit') or 'unknown'}"
+
+
+def figures(results: Results) -> list[tuple[str, str, str]]:
+    """The verdict strip: (what, figure, remark) each; empty without a timed model row of ours."""
+    top = headline(results)
+    if top is None:
+        return []
+    view, fast, quick = top
+    speed, roof = units.whole(fast.images_per_second), units.percent(fast.percent_of_roof)
+    remark = f"batch {fast.batch}" + (f", {roof} of the roof" if fast.roof_us else "")
+    made = [("images per second", speed, remark)]
+    remark = f"p50; p80 {units.time(quick.p80_us)}"
+    made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
+    straws = [row for row in view.rows if row.race == fast.race and row.straw_man and right(row)]
+    straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
+    others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
+    for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
+        if other and other.median_us and row.median_us:
+            ratio = units.times(other.median_us / row.median_us)
+            remark = f"{other.contestant} takes {units.time(other.median_us)}"
+            made.append((f"x {what}, batch {row.batch}", ratio, remark))
+    return made
 
 
 def match_verdict(results: Results) -> tuple[bool | None, str]:
     """Whether all of ours are right, and how many were checked, in words; None without any."""
-    ours = [row for row in results.rows if row.contestant == OURS]
+    ours = [row for row in results.rows if row.contestant == OURS or row.section == "order"]
     wrong = [row for row in ours if not row.matched]
     if not ours:
         return None, "nothing of ours was checked"
@@ -183,84 +226,49 @@ def match_verdict(results: Results) -> tuple[bool | None, str]:
 
 def warnings(results: Results) -> list[str]:
     """What a reader should know before believing a figure, one line each."""
-    found = []
-    if gpu(results) is None:
-        found.append(NO_GPU)
+    found = [] if gpu(results) else [NO_GPU]
     commit = results.environment.get("commit")
     if commit is None:
         found.append("The commit is unknown, so the run cannot be repeated exactly.")
-    elif commit.endswith("+"):
-        found.append(f"Files differed from commit {commit[:-1]} when this was measured.")
+    elif "+" in commit:
+        found.append(f"Files differed from commit {commit} when this was measured.")
     if not results.roofs:
         found.append("No roofs were measured, so there are no percentages of them.")
-    rivals = {r.contestant: r for r in results.rows if r.contestant != OURS and not r.matched}
-    for name, row in rivals.items():
-        count = sum(r.contestant == name and not r.matched for r in results.rows)
-        why = row.note or f"error {units.power(row.max_error)} in {row.problem}"
-        found.append(f"{name} was not timed or did not match in {_count(count, 'row')}: {why}.")
-    found += _losses(results)
-    told = [f"{line}." for line in summary.warnings(results.rows)]
-    found += told[:MOST]
-    if len(told) > MOST:
-        found.append(f"And {len(told) - MOST} more of our rows whose times scatter or wait.")
-    return found
-
-
-def _losses(results: Results) -> list[str]:
-    """Where a peer was faster."""
-    found = []
+    found += _lost(row for row in results.rows if not right(row) and not _absent(row))
     for view in views(results, "layers")[:1]:
-        if gpu(results) and view.subject == NETWORK:
-            continue  # the goals tell it
-        lost = {
-            (row.problem, batch): ratio
-            for batch in view.batches
-            for row in view.ours(batch)
-            if (ratio := times_best_peer(row, view.at(batch))) is not None and ratio < 1
-        }
+        lost = [(d.ratio, d.row) for d in view.duels() if d.ratio is not None and d.ratio < 1]
+        places = [
+            f"{row.problem} at batch {row.batch} ({units.times(ratio)})"
+            for ratio, row in sorted(lost, key=lambda pair: pair[0])
+        ]
         if lost:
-            where = ", ".join(
-                f"{problem} at batch {batch} ({units.times(ratio)})"
-                for (problem, batch), ratio in sorted(lost.items(), key=lambda i: i[1])[:6]
-            )
-            more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""
-            found.append(f"Slower than the best peer, {view.name}: {where}{more}.")
-    return found
+            told = ", ".join(_most(places, 2 * MOST))
+            found.append(f"Slower than the best peer, {view.name}: {told}.")
+    return found + _most([f"{line}." for line in warnings_of_times(results.rows)], MOST)
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def absences(results: Results) -> list[str]:
+    """Peers that were not there to be compared, one line for each reason."""
+    return _lost(row for row in results.rows if not right(row) and _absent(row))
 
 
-def figures(results: Results) -> list[tuple[str, str, str]]:
-    """The verdict strip: (what, figure, remark) each; empty without a timed model row of ours."""
-    top = headline(results)
-    if top is None:
-        return []
-    rows, fast, quick = top.view.rows, top.fast, top.quick
-    made = [
-        (
-            "images per second",
-            units.whole(fast.images_per_second),
-            f"batch {fast.batch}, {units.percent(fast.percent_of_roof)} of the roof"
-            if fast.roof_us
-            else f"batch {fast.batch}",
-        ),
-        (
-            f"latency, batch {quick.batch}",
-            units.time(quick.median_us),
-            f"p50; p80 {units.time(quick.p80_us)}",
-        ),
+def _absent(row: Row) -> bool:
+    """Whether it is a peer that never ran: no news of it or of ours."""
+    return row.contestant != OURS and row.max_error is None
+
+
+def _most(lines: Sequence[str], most: int) -> list[str]:
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
+def _lost(rows: Iterable[Row]) -> list[str]:
+    """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
+    groups: dict[str, list[tuple[str, Row]]] = {}
+    for row in rows:
+        reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
+        groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
+    return [
+        f"{', '.join(dict.fromkeys(row.contestant for _, row in group))}: not timed or not right "
+        f"in {len(group)} row{'' if len(group) == 1 else 's'}: {group[0][0]}."
+        for group in groups.values()
     ]
-    for row in dict.fromkeys((fast, quick)):
-        if peer := best_peer(row, rows):
-            ratio = units.times(times_best_peer(row, rows))
-            made.append((f"x best peer, batch {row.batch}", ratio, _takes(peer)))
-    if straw := straw_man(fast, rows):
-        ratio = units.times(times_faster(fast, straw))
-        made.append((f"x straw man, batch {fast.batch}", ratio, _takes(straw)))
-    return made
-
-
-def _takes(row: Row) -> str:
-    return f"{row.contestant} takes {units.time(row.median_us)}"

@@ -14,30 +14,31 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from pathlib import Path
 
 import torch
 import triton
 
-from ...engine.devices.single import Planner, Run
-from ...engine.load import arithmetic, at_least_one, find, load_state, resolve
-from ...engine.plan import PLAIN, Options
+from ...engine import table
+from ...engine.devices.planner import Planner, Run
+from ...engine.load import arithmetic, at_least_one, find, resolve
+from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network
 from ...errors import printable
 from ...kernels import tuning
-from ..measure import network_problem as whole
-from ..measure.contest import admit, timed
+from ..env import environment
+from ..measure.contest import admit, blank_row, inputs, timed
+from ..measure.contestants import kernels
 from ..measure.options import ROUNDS, Effort
-from ..measure.peers import Peer, Prepared
-from ..measure.problem import Match, Problem, Tensors, match, ready, tensors
-from ..measure.timing import CLOCKS, copies_to_overflow
-from ..records import Row
+from ..measure.problem import network_problem, ready, tensors, tuned_planner
+from ..measure.timing import Clock
+from ..measure.verb import TIMES, note
+from ..records import Results, Row, save
 from .cache import source_hash
 from .tuner import device_name
 
 SLICES = {"cuda": (32, 64, 128), "cpu": (1,)}
 OVERLAPS = 90  # the compute capability from which kernels may start early
-MOST_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,10 @@ class Order:
     row: Row
 
     def __str__(self) -> str:
-        if self.row.median_us is None:
-            return f"{told(self.options):<40} {self.row.note}"
-        return (
-            f"{told(self.options):<40} {self.row.max_error:>8.1e} {self.row.median_us:>11.2f} "
-            f"{self.row.p20_us:>10.2f} {self.row.p80_us:>10.2f}"
-        )
+        return table.line(self.row, COLUMNS)
+
+
+COLUMNS: table.Columns[Row] = (("order", -40, lambda row: row.contestant), *TIMES, ("", 0, note))
 
 
 def told(options: Options) -> str:
@@ -79,54 +78,35 @@ def orders(
 ) -> list[Order]:
     """Measure every order for one batch, the fastest first, the unproved and untimed last.
 
-    By the clock of graph replay on a GPU. `dtype` is a name in NUMBERS.
+    By the clock of graph replay on a GPU. `dtype` is a name in ARITHMETIC.
     """
     effort = effort or Effort(ROUNDS[device.type])
-    clock = "graph" if device.type == "cuda" else CLOCKS[device.type][0]
-    planner = whole.planner(network, dtype, device)
-    tried = candidates(replace(planner, options=PLAIN), batch, device)
-    problems = [whole.problem(replace(planner, options=options), dtype, batch) for options in tried]
+    clock: Clock = "graph" if device.type == "cuda" else "host"
+    planner = tuned_planner(network, ARITHMETIC[dtype], device)
+    problems = [
+        network_problem(replace(planner, options=options), dtype, batch)
+        for options in candidates(planner, batch, device)
+    ]
+    first = problems[0]
+    blank = replace(blank_row(first), section="order", clock=clock)
     with torch.inference_mode():
-        _, state = load_state(network, "random:0")
-        given = whole.tensors(problems[0], state, device)
-        wanted = whole.expected(problems[0], given)
-        count = 1
-        if device.type == "cuda":
-            cache = torch.cuda.get_device_properties(device).L2_cache_size
-            count = copies_to_overflow(problems[0].work.bytes, cache, MOST_COPIES)
-        copies = whole.copies(given, count)
-        work = problems[0].work
-        blank = Row(
-            *("order", network.name, network.name, batch, dtype, "", clock),
-            *(work.flops, work.bytes),
-        )
+        copies, compare = inputs(first, device)
         entries = [
-            admit(_contestant(problem), copies, blank, partial(_compare, problem, wanted), device)
-            for problem in problems
+            admit(kernels(each, told(each.plan.options)), copies, blank, compare, device)
+            for each in problems
         ]
-        rows = timed(entries, clock, device, effort.rounds, effort.left())
-    found = [Order(options, row) for options, row in zip(tried, rows, strict=True)]
-    return sorted(found, key=lambda order: order.row.median_us or float("inf"))
+        rows = timed(entries, clock, device, effort.rounds, effort.seconds)
+    orders = [Order(each.plan.options, row) for each, row in zip(problems, rows, strict=True)]
+    return sorted(orders, key=lambda order: order.row.median_us or float("inf"))
 
 
-def _contestant(problem: Problem) -> Peer:
-    def prepare(given: Tensors) -> Prepared:
-        return whole.kernels(problem, given)
-
-    return Peer(told(problem.plan.options), prepare)
-
-
-def _compare(problem: Problem, wanted: torch.Tensor, made: torch.Tensor) -> Match:
-    return match(problem, made, wanted)
-
-
-def tuned_row(found: Sequence[Order], network: Network, device: torch.device) -> tuning.TunedRow:
+def tuned_row(tried: Sequence[Order], network: Network, device: torch.device) -> tuning.TunedRow:
     """The fastest order as a row of the device's table. Raises ValueError if none was timed."""
-    best = found[0]
+    best = tried[0]
     if best.row.median_us is None:
         raise ValueError(f"no order of {network.name} could be timed: {best.row.note}")
-    planner = replace(whole.planner(network, best.row.dtype, device), options=PLAIN)
-    problem = whole.problem(planner, best.row.dtype, best.row.batch)
+    planner = tuned_planner(network, ARITHMETIC[best.row.dtype], device)
+    problem = network_problem(planner, best.row.dtype, best.row.batch)
     bound = ready(problem, tensors(problem, "meta"))
     return tuning.TunedRow(
         op="run",
@@ -143,30 +123,33 @@ def tuned_row(found: Sequence[Order], network: Network, device: torch.device) ->
 
 # --- the verb --------------------------------------------------------------------------------
 
-HEAD = f"{'order':<40} {'error':>8} {'median us':>11} {'p20':>10} {'p80':>10}"
-
 
 def run(options: argparse.Namespace) -> int:
     """Measure orders of launches; the fastest goes into the table. 1 if none was timed."""
     device = resolve(options.device)
     dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
-    effort = Effort(ROUNDS[device.type] if options.rounds is None else options.rounds)
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
-    table = options.table
-    if table is None and device.type == "cuda":
-        table = tuning.path_of(device_name(device))
-    found: dict[int, list[Order]] = {}
+    kept = options.table
+    if kept is None and device.type == "cuda":
+        kept = tuning.path_of(device_name(device))
+    measured: dict[int, list[Order]] = {}
     for batch in options.batch:
         at_least_one("--batch", batch)
         print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
-        found[batch] = orders(network, dtype, batch, device, effort)
-        if not options.json:
-            print("\n".join([f"batch {batch}", HEAD, *map(str, found[batch])]))
-        if table is not None and found[batch][0].row.median_us is not None:
-            tuning.save(table, device_name(device), [tuned_row(found[batch], network, device)])
-            print(printable(f"written: {table}"), file=sys.stderr)
-    if options.json:
-        told_all = {batch: [asdict(order) for order in several] for batch, several in found.items()}
+        measured[batch] = tried = orders(network, dtype, batch, device, effort)
+        if options.json != "-":
+            lines = table.columns([order.row for order in tried], COLUMNS)
+            print("\n".join([f"batch {batch}", *lines]))
+        if kept is not None and tried[0].row.median_us is not None:
+            tuning.save(kept, device_name(device), [tuned_row(tried, network, device)])
+            print(printable(f"written: {kept}"), file=sys.stderr)
+        if options.json not in (None, "-"):
+            rows = tuple(order.row for tried in measured.values() for order in tried)
+            save(Results(environment(device), {}, rows), Path(options.json))
+    if options.json == "-":
+        told_all = {batch: [asdict(order) for order in tried] for batch, tried in measured.items()}
         print(json.dumps(told_all, indent=1))
-    return 0 if all(several[0].row.median_us for several in found.values()) else 1
+    return 0 if all(tried[0].row.median_us for tried in measured.values()) else 1

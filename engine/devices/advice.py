@@ -15,9 +15,10 @@ from typing import Any
 
 from ..plan import Plan, Step
 from ..spec import NetworkError
+from ..table import Columns, heading, line
 from .cards import Card
 from .pipeline import balanced_cut, cut
-from .single import Planner
+from .planner import Planner
 from .towers import exchanged, half
 
 
@@ -57,25 +58,36 @@ class Advice:
         return found
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.network}, {self.batch} images, predicted for {self.card.name} from counted "
-            "work",
-            f"{'way':<16} {'ms':>9} {'images/s':>10} {'balance':>9} {'bubble':>7} {'moved MB':>9} "
-            f"{'weights MB a device':>20}",
-        ]
-        for way in self.ways:
-            if way.refusal:
-                lines.append(f"{way.name:<16} not possible: {way.refusal}")
-                continue
-            share = f"{way.balance:.0%}/{1 - way.balance:.0%}" if len(way.weights) > 1 else "-"
-            weights = " + ".join(f"{size / 1e6:.1f}" for size in way.weights)
-            lines.append(
-                f"{way.name:<16} {way.seconds * 1e3:>9.3f} {self.batch / way.seconds:>10,.0f} "
-                f"{share:>9} {way.bubble:>7.0%} {way.moved / 1e6:>9.2f} {weights:>20}"
-                + (f"  {way.note}" if way.note else "")
+        columns: Columns[Way] = (
+            ("way", -16, lambda way: way.name),
+            ("ms", 9, lambda way: f"{way.seconds * 1e3:.3f}"),
+            ("images/s", 10, lambda way: f"{self.batch / way.seconds:,.0f}"),
+            (
+                "balance",
+                9,
+                lambda way: (
+                    f"{way.balance:.0%}/{1 - way.balance:.0%}" if len(way.weights) > 1 else "-"
+                ),
+            ),
+            ("bubble", 7, lambda way: f"{way.bubble:.0%}"),
+            ("moved MB", 9, lambda way: f"{way.moved / 1e6:.2f}"),
+            (
+                "weights MB a device",
+                20,
+                lambda way: " + ".join(f"{size / 1e6:.1f}" for size in way.weights),
+            ),
+            ("", 0, lambda way: f" {way.note}"),
+        )
+        refused = "{0.name:<16} not possible: {0.refusal}"
+        return "\n".join(
+            (
+                f"{self.network}, {self.batch} images, predicted for {self.card.name} from counted "
+                "work",
+                heading(columns),
+                *(refused.format(way) if way.refusal else line(way, columns) for way in self.ways),
+                f"use: {self.best.name}",
             )
-        lines.append(f"use: {self.best.name}")
-        return "\n".join(lines)
+        )
 
 
 def advise(planner: Planner, dtype: str, batch: int, card: Card, micro_batch: int = 64) -> Advice:
@@ -136,5 +148,5 @@ def _weights(planner: Planner, planned: Plan) -> int:
     """Bytes of the weights that a plan's steps read."""
     layers = {name for step in planned.steps for name in step.layers}
     shapes = planner.network.parameter_shapes().items()
-    arithmetic = sum(math.prod(shape) for name, shape in shapes if name.split(".")[0] in layers)
-    return arithmetic * planner.arithmetic.dtype.itemsize
+    count = sum(math.prod(shape) for name, shape in shapes if name.split(".")[0] in layers)
+    return count * planner.arithmetic.dtype.itemsize

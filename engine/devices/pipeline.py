@@ -18,11 +18,12 @@ from itertools import pairwise
 import torch
 
 from ...kernels import layout
-from ..bind import Bound, allocate, bind, pack
+from ..bind import Bound, State, allocate, bind, pack
 from ..plan import Plan, Step, part
 from ..spec import NetworkError
 from .cards import CARDS
-from .single import Planner, State, finish, outside
+from .planner import Planner
+from .runner import synchronize, to_nchw
 
 _H200 = CARDS["h200"]
 RIDGE = _H200.flops["fp16"] / _H200.memory  # half-precision FLOPs in the time of one byte
@@ -141,7 +142,7 @@ class Pipeline:
         if key not in self._built:
             planned = self.planner(self.micro_batch, shape, images.dtype, keep)
             first, second = cut(planned, self.at, keep)
-            finish(self.devices)  # a kernel may still write what is about to be freed
+            synchronize(self.devices)  # a kernel may still write what is about to be freed
             self._built = {}  # one image shape at a time keeps its memory
             height, width, n, channels = first.steps[-1].output
             inputs = tuple(
@@ -160,7 +161,7 @@ class Pipeline:
     def _collect(self, bound: Bound, rows: int, parts: dict[str, list[torch.Tensor]]) -> None:
         for step in bound.plan.steps:
             if step.name in parts:
-                kept = outside(step, bound.outputs[step.name])[:rows]
+                kept = to_nchw(step, bound.outputs[step.name])[:rows]
                 parts[step.name].append(kept.to(self.devices[1], non_blocking=True))
 
     # --- streams and events; on a CPU everything happens in order and these do nothing -------
@@ -212,7 +213,7 @@ def step_costs(
             for launch in launches:
                 launch()
             marks.append(_now(device))
-        finish((device,))
+        synchronize((device,))
         runs.append([a.elapsed_time(b) for a, b in pairwise(marks)])
     return torch.tensor(runs[1:]).median(dim=0).values.tolist()
 

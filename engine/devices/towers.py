@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from ..bind import Bound, bind, pack
+from ..bind import Bound, State, bind, pack
 from ..plan import Step
 from ..spec import (
     Conv2d,
@@ -25,7 +25,8 @@ from ..spec import (
     NetworkError,
     Softmax,
 )
-from .single import Planner, State, finish, outside
+from .planner import Planner
+from .runner import synchronize, to_nchw
 
 TOWERS = 2
 
@@ -79,11 +80,11 @@ def half(network: Network) -> Network:
 
 def exchanged(network: Network, itemsize: int) -> int:
     """Bytes that the towers send each other for one image, both ways together."""
-    arithmetic = 0
+    count = 0
     for _, layer, _, output in half(network).walk():
         if isinstance(layer, Gather):
-            arithmetic += torch.Size(output).numel() * (TOWERS - 1)
-    return arithmetic * itemsize
+            count += torch.Size(output).numel() * (TOWERS - 1)
+    return count * itemsize
 
 
 class Towers:
@@ -115,7 +116,7 @@ class Towers:
             planned = self._half(
                 len(images), tuple(images.shape[1:]), images.dtype, keep, configured_for
             )
-            finish(self.devices)  # a kernel may still write what is about to be freed
+            synchronize(self.devices)  # a kernel may still write what is about to be freed
             self._bound = {}  # one batch shape at a time keeps its memory
             self._bound[key] = [bind(planned, packed) for packed in self._packed]
         towers = self._bound[key]
@@ -146,7 +147,7 @@ class Towers:
 
     def _joined(self, towers: list[Bound], step: Step) -> torch.Tensor:
         """A step's output of the whole network: every tower's part, or what they all have."""
-        parts = [outside(step, bound.outputs[step.name]).to(self.devices[-1]) for bound in towers]
+        parts = [to_nchw(step, bound.outputs[step.name]).to(self.devices[-1]) for bound in towers]
         shapes = {name: shape for name, _, _, shape in self.planner.network.walk()}
         (channels, *_) = shapes[step.name]
         return parts[0] if parts[0].shape[1] == channels else torch.cat(parts, 1)

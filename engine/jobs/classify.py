@@ -17,7 +17,7 @@ from ..images import ImageError, Item, Source, Views
 from ..load import EngineError
 from ..run import Engine
 from ..spec import Preprocess
-from .rows import Kept, Row, pair, row
+from .rows import ImageRow, Kept, pair, row
 from .workers import Decoded, decode_ahead
 
 Pairs = Iterator[tuple[Source | ImageError, Item]]
@@ -70,7 +70,7 @@ def classify(
     views: Views = "center",
     workers: int = 0,
     exif: bool = False,
-) -> Generator[Row]:
+) -> Generator[ImageRow]:
     """A row for each of `sources` (what `images.expand` yields), in order, lazily.
 
     `exif` turns pictures. `workers` processes decode; with 0, this one does between batches. When a
@@ -91,7 +91,7 @@ def classify(
 
 def answered(
     engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views, exif: bool = False
-) -> Iterator[Row]:
+) -> Iterator[ImageRow]:
     """A row for every source, from what the engine is to take for it, in batches that fit."""
     size = min(batch_size, engine.max_batch)
     unanswered: deque[tuple[Source | ImageError, Item]] = deque()

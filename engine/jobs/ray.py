@@ -22,7 +22,6 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ... import weights as weight_sources
-from ..images import ImageError, Pixels, Source, Views, load
+from ..images import ImageError, Pixels, Source, Views, batched, is_url, load
 from ..load import (
     Backend,
     Classes,
@@ -41,6 +40,7 @@ from ..load import (
     find,
     load_state,
     named,
+    one_of,
     read_classes,
     resolve,
 )
@@ -48,7 +48,7 @@ from ..run import Engine, Prediction
 from ..spec import Network, Preprocess
 from . import reaper
 from .classify import answered, worker_item, worker_preset
-from .rows import Row, row, to_table
+from .rows import ImageRow, row, to_table
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -91,8 +91,8 @@ def classify(
     """
     ray = _ray()
     dtype = dtype and dtype_name(dtype)
-    _check_choice("backend", backend, ("triton", "torch"))
-    _check_choice("views", views, ("center", "ten-crop"))
+    one_of("backend", backend, ("triton", "torch"))
+    one_of("views", views, ("center", "ten-crop"))
     for name, count in (("top", top), ("batch_size", batch_size), ("workers", workers)):
         at_least_one(name, count)
     _check_columns(dataset)
@@ -142,7 +142,7 @@ def run(
     weights: weight_sources.Source | None = None,
     device: str | None = None,
     **options: Any,
-) -> Generator[Row]:
+) -> Generator[ImageRow]:
     """A row for each of `sources` (what `listing` yields) as it is done, in any order.
 
     address: HOST:PORT of a running cluster's head, or "auto"; None is the cluster that this
@@ -162,15 +162,14 @@ def run(
     network, state = load_state(network, published if weights is None else weights)
     num_gpus = _wanted_gpus(device, address)
     with _cluster(address), _quiet():
-        remaining = iter(sources)
-        while listed := list(islice(remaining, LISTED)):
+        for listed in batched(sources, LISTED):
             images = dict(enumerate(source for source in listed if isinstance(source, Source)))
             yield from (row(source, source) for source in listed if isinstance(source, ImageError))
             if images:
                 yield from _run(images, model=network, weights=state, num_gpus=num_gpus, **options)
 
 
-def _run(images: dict[int, Source], **options: Any) -> Iterator[Row]:
+def _run(images: dict[int, Source], **options: Any) -> Iterator[ImageRow]:
     ray = _ray()
     rows: Any = classify(ray.data.from_arrow(_table(images)), **options)
     rows.context.enable_progress_bars = False
@@ -186,17 +185,12 @@ def _table(images: dict[int, Source]) -> Any:
     """Where each source is, as bytes: not every file name is Unicode, which Arrow's strings are."""
     import pyarrow as pa
 
-    paths = [os.fsencode(_anywhere(source.location)) for source in images.values()]
+    places = (source.location for source in images.values())
+    paths = [os.fsencode(p if is_url(p) else os.path.join(os.getcwd(), p)) for p in places]
     return pa.table({"path": pa.array(paths, pa.binary()), "source": pa.array(images, pa.int64())})
 
 
-def _anywhere(location: str) -> str:
-    if location.lower().startswith(("http://", "https://")):
-        return location
-    return os.path.join(os.getcwd(), location)
-
-
-def _row(source: Source, record: dict[str, Any]) -> Row:
+def _row(source: Source, record: dict[str, Any]) -> ImageRow:
     if record["error"] is not None:
         return row(source, ImageError(record["path"], record["error"]))
     return row(source, [Prediction(**found) for found in record["predictions"]])
@@ -384,12 +378,6 @@ def _wanted_gpus(device: str | None, address: str | None) -> float | None:
 
 
 # Refusals
-
-
-def _check_choice(name: str, value: str | None, legal: tuple[str | None, ...]) -> None:
-    if value not in legal:
-        words = ", ".join(word for word in legal if word is not None)
-        raise EngineError(f"{name}: wanted one of {words}, got {value!r}")
 
 
 def _check_columns(dataset: Dataset) -> None:

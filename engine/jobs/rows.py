@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from errno import EACCES, EISDIR, ENAMETOOLONG
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from ...errors import Error
@@ -43,7 +42,7 @@ class OutputError(Error):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """What became of one input: its predictions, or why there are none.
 
     `named` says whether the user named this very file, not a folder or glob it was found in; it is
@@ -80,17 +79,19 @@ def path_of(source: Source | ImageError) -> str:
     return _text(path)
 
 
-def row(source: Source | ImageError, result: Sequence[Prediction] | ImageError) -> Row:
+def row(source: Source | ImageError, result: Sequence[Prediction] | ImageError) -> ImageRow:
     """The row of one source from what the engine, or its decoding, made of it.
 
     Scores that are not numbers, as after an overflow in fp16, are an error.
     """
     named = isinstance(source, ImageError) or source.named
     if isinstance(result, ImageError):
-        return Row(path_of(source), (), _text(result.reason), named)
+        return ImageRow(path_of(source), (), _text(result.reason), named)
     if any(math.isnan(prediction.score) for prediction in result):
-        return Row(path_of(source), (), "its scores are not numbers (NaN); try dtype fp32", named)
-    return Row(path_of(source), tuple(result), None, named)
+        return ImageRow(
+            path_of(source), (), "its scores are not numbers (NaN); try dtype fp32", named
+        )
+    return ImageRow(path_of(source), tuple(result), None, named)
 
 
 def _text(words: str) -> str:
@@ -117,7 +118,7 @@ def schema() -> Any:
     )
 
 
-def to_table(rows: Iterable[Row]) -> Any:
+def to_table(rows: Iterable[ImageRow]) -> Any:
     """`rows` as a pyarrow.Table of `schema()`."""
     return _pyarrow().Table.from_pylist([row.to_dict() for row in rows], schema())
 
@@ -142,9 +143,9 @@ class Output:
     """The file that a job writes its rows to: a context manager, safe against whatever ends it.
 
     A path that ends in .parquet becomes Parquet of `schema()`, one in .jsonl or .ndjson JSON lines
-    (`Row.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row goes
-    to the operating system when it is written; one that was torn by a kill or a full disk is cut
-    off. `existing` says what becomes of rows that are there already: they are refused, kept and
+    (`ImageRow.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row
+    goes to the operating system when it is written; one that was torn by a kill or a full disk is
+    cut off. `existing` says what becomes of rows that are there already: they are refused, kept and
     continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
     ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
     with them, and `agree` holds it against what is asked for now. Nothing is touched before the
@@ -222,7 +223,7 @@ class Output:
         rows = self._restored(["path", "error"]) if self._finished else self._whole()
         yield from (kept for kept, _ in rows)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: ImageRow) -> None:
         """Append one row. Raises OutputError where it finds no room; the rows before it stay."""
         line = rest = _line(row.to_dict())
         self._check_untouched()
@@ -242,12 +243,7 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if self._regular and (self._begun or error is None):
                 self._check_untouched()
@@ -443,10 +439,8 @@ class Output:
 
     def _in_place(self) -> bool:
         """Whether the file that is written to is still the one of that name."""
-        try:
-            return os.path.samestat(os.stat(self._lines), os.fstat(self._file))
-        except OSError:
-            return False
+        there = _stat(self._lines)
+        return there is not None and os.path.samestat(there, os.fstat(self._file))
 
     def _check_parquet(self) -> None:
         """Raises OutputError where somebody else made or changed the Parquet file."""
@@ -550,29 +544,27 @@ def _is_stream(path: Path) -> bool:
     """Whether it is a device or a pipe, or a name of a file that this process has open."""
     if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
         return True
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    there = _stat(path)
+    return there is not None and not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode))
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
     """What changes with a file and what is in it; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    there = _stat(path)
+    return there and (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns)
 
 
 def _size(path: Path) -> int:
     """Bytes of a regular file; 0 for anything else and for nothing."""
+    there = _stat(path)
+    return there.st_size if there is not None and stat.S_ISREG(there.st_mode) else 0
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        found = path.stat()
+        return path.stat()
     except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return None
 
 
 # Resuming

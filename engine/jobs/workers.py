@@ -11,9 +11,8 @@ import multiprocessing
 import signal
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,15 +24,15 @@ from ..images import (
     OrientationWarning,
     Pixels,
     Source,
+    batched,
     load,
     name_of,
     tell_of_orientation,
 )
 from ..spec import Preprocess
 
-CHUNK = (
-    8  # images a message: its cost is small beside theirs, and few are decoded again after a death
-)
+CHUNK = 8
+"""Images a message: its cost is small beside theirs, and few are decoded again after a death."""
 
 Decoded = Pixels | ImageError
 
@@ -64,7 +63,7 @@ def decode_ahead(
 
     window: deque[tuple[list[Source | ImageError], Future[list[Decoded]]]] = deque()
     try:
-        for chunk in _chunks(sources):
+        for chunk in batched(sources, CHUNK):
             window.append((chunk, threads.submit(decode, chunk)))
             if len(window) > workers + ahead // CHUNK:
                 first, decoded = window.popleft()
@@ -164,9 +163,3 @@ def _decode(source: Source | ImageError, preprocess: Preprocess, exif: bool) -> 
 
 def _killer(source: Source | ImageError) -> ImageError:
     return ImageError(name_of(source, 0), "a process that decoded it died, twice")
-
-
-def _chunks(sources: Iterable[Source | ImageError]) -> Iterator[list[Source | ImageError]]:
-    sources = iter(sources)
-    while chunk := list(islice(sources, CHUNK)):
-        yield chunk

@@ -265,11 +265,6 @@ def _pool(
     raise _asymmetric(site.node, known)
 
 
-def _global_average_pool(site: Site) -> tuple[Made, ...]:
-    site.node.known()
-    return _made("avgpool", AdaptiveAvgPool2d(1))
-
-
 def _reduce_mean(site: Site) -> tuple[Made, ...]:
     """The mean over height and width is how some exporters write a global average."""
     known = site.node.known(axes=(), keepdims=1, noop_with_empty_axes=0)
@@ -392,14 +387,14 @@ def _decimal(number: Any) -> float:
 # Everything else
 
 
-def _relu(site: Site) -> tuple[Made, ...]:
-    site.node.known()
-    return _made("relu", ReLU())
+def _always(*made: Made) -> Callable[[Site], tuple[Made, ...]]:
+    """An operator without attributes and constants, which means the same wherever it stands."""
 
+    def operator(site: Site) -> tuple[Made, ...]:
+        site.node.known()
+        return made
 
-def _sigmoid(site: Site) -> tuple[Made, ...]:
-    site.node.known()
-    return _made("sigmoid", Sigmoid())
+    return operator
 
 
 def _softmax(site: Site) -> tuple[Made, ...]:
@@ -446,11 +441,6 @@ def _flat(site: Site) -> tuple[Made, ...]:
     return _made("flatten", Flatten()) if len(site.shape) > 1 else ()
 
 
-def _identity(site: Site) -> tuple[Made, ...]:
-    site.node.known()
-    return ()
-
-
 OPERATORS: dict[str, Callable[[Site], tuple[Made, ...]]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -458,15 +448,15 @@ OPERATORS: dict[str, Callable[[Site], tuple[Made, ...]]] = {
     "Dropout": _dropout,
     "Flatten": _flatten,
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_average_pool,
-    "Identity": _identity,
+    "GlobalAveragePool": _always(*_made("avgpool", AdaptiveAvgPool2d(1))),
+    "Identity": _always(),
     "LRN": _lrn,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
     "ReduceMean": _reduce_mean,
-    "Relu": _relu,
+    "Relu": _always(*_made("relu", ReLU())),
     "Reshape": _reshape,
-    "Sigmoid": _sigmoid,
+    "Sigmoid": _always(*_made("sigmoid", Sigmoid())),
     "Softmax": _softmax,
 }
 """The layers that a node becomes, by its operator."""

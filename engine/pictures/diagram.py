@@ -12,8 +12,9 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
+from ...kernels.epilogue import row_of
 from ..fuse import Block, fuse
 from ..spec import (
     AdaptiveAvgPool2d,
@@ -21,11 +22,14 @@ from ..spec import (
     BatchNorm2d,
     Conv2d,
     Dropout,
+    Flatten,
+    Gather,
     Layer,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
     Network,
+    Nonlinearity,
     Shape,
     Softmax,
 )
@@ -164,7 +168,8 @@ def _operation(block: Block) -> list[str]:
             lines.append(f"mean, to {k}x{k}")
         case Linear(features):
             lines += [f"{came[0]:,} x {features:,}", f"= {came[0] * features:,} weights"]
-    lines += [block.activation.replace("relu", "ReLU")] if block.activation else []
+    if block.activation:
+        lines.append(row_of(block.activation)[0].label)
     return lines
 
 
@@ -181,7 +186,12 @@ def _note(layer: Layer, output: Shape) -> str | None:
             return f"mean to {output[1]}x{output[2]}: as it is"
         case Dropout():
             return "dropout: identity"
-    return None
+        case (
+            Conv2d() | Linear() | MaxPool2d() | AvgPool2d() | Nonlinearity() | Flatten() | Gather()
+        ):
+            return None
+        case _:
+            assert_never(layer)
 
 
 # On paper

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.epilogue import activated, row_of, rule
 from ...weights.digits import heldout
 from .. import reference
 from ..fuse import Block, fuse
@@ -28,8 +29,8 @@ from ..spec import (
     Linear,
     Network,
     NetworkError,
+    Nonlinearity,
     Preprocess,
-    ReLU,
     Shape,
 )
 from ..verify import tolerance
@@ -322,23 +323,24 @@ def _stages(
     """What is fused after the sum, and the magnitude of the terms of its result."""
     stages = []
     for name in block.layers[1:]:
-        layer = layers[name]
-        if isinstance(layer, BatchNorm2d):
-            weight, bias, mean, variance = (
-                values[f"{name}.{key}"][channel].item()
-                for key in ("weight", "bias", "running_mean", "running_var")
-            )
-            scale = weight / math.sqrt(variance + layer.eps)
-            value = (value - mean) * scale + bias
-            magnitude = (magnitude + abs(mean)) * abs(scale) + abs(bias)
-            rule = (
-                f"BatchNorm: (x - {mean:.6g}) / sqrt({variance:.6g} + {layer.eps:g}) "
-                f"* {weight:.6g} + {bias:.6g}"
-            )
-        elif isinstance(layer, ReLU):
-            value, rule = max(value, 0.0), "max(x, 0)"
-        else:  # fuse knows no fourth
-            value, rule = 1 / (1 + math.exp(-value)), "1 / (1 + exp(-x))"
-            magnitude += 1  # exp turns an absolute error into a relative one; its slope is below 1
-        stages.append(Stage(name, rule, value))
+        match layer := layers[name]:
+            case BatchNorm2d():
+                weight, bias, mean, variance = (
+                    values[f"{name}.{key}"][channel].item()
+                    for key in ("weight", "bias", "running_mean", "running_var")
+                )
+                scale = weight / math.sqrt(variance + layer.eps)
+                value = (value - mean) * scale + bias
+                magnitude = (magnitude + abs(mean)) * abs(scale) + abs(bias)
+                words = (
+                    f"BatchNorm: (x - {mean:.6g}) / sqrt({variance:.6g} + {layer.eps:g}) "
+                    f"* {weight:.6g} + {bias:.6g}"
+                )
+            case Nonlinearity(activation=activation):  # none is steeper than 1
+                number = torch.tensor(value, dtype=torch.float64)
+                value, words = activated(number, activation).item(), rule(activation)
+                magnitude += row_of(activation)[0].rounding
+            case _:
+                raise AssertionError(f"{name}: {layer} is fused, but not explained")
+        stages.append(Stage(name, words, value))
     return tuple(stages), magnitude

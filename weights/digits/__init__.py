@@ -1,6 +1,7 @@
 """The embedded model: an eighth-width AlexNet for handwritten digits, and pictures to try it on.
 
-`README.md` tells the source, the split and the accuracy; `train.py` made all the files here.
+`README.md` tells the source, the split and the accuracy; `tools/train_digits.py` of the checkout
+made the other files here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ....kernels.epilogue import finish
+from ....kernels.epilogue import Activated, finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
 
 Config = dict[str, Any]
@@ -96,7 +96,7 @@ def gemm(
     y: torch.Tensor,
     config: Config,
     arch: int | None,
-    activation: str | None = None,
+    activation: Activated = None,
     precision: str = "ieee",
 ) -> Launch:
     """Bind one product; a [B, M, K] and w [B, N, K] as views of rows `pitch(K)` apart."""

@@ -1,10 +1,10 @@
 """Trains the embedded digits model and writes everything that ships with it.
 
-    python -m alexnet_triton.weights.digits.train [--seed N] [--epochs N] [--out FOLDER]
+    pip install -e '.[train]' && python tools/train_digits.py [--seed N] [--epochs N] [--out FOLDER]
 
-Wants scikit-learn (the extra `train`). The recipe was chosen on a part of the training pictures;
-the held-out ones serve for the final figure alone. On one machine a seed always gives the same
-weights: one thread, deterministic algorithms.
+The recipe was chosen on a part of the training pictures; the held-out ones serve for the final
+figure alone. On one machine a seed always gives the same weights: one thread, deterministic
+algorithms.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ import math
 import shutil
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from alexnet_triton.engine import spec
+from alexnet_triton.engine.images import to_batch
+from alexnet_triton.engine.reference import normalise
+from alexnet_triton.engine.zoo import DIGITS
+from alexnet_triton.weights.digits import weights_file
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -29,11 +35,10 @@ SOURCE = (
     "UCI Machine Learning Repository, 1998, doi 10.24432/C50P49, CC BY 4.0"
 )
 HELDOUT_PER_DIGIT = 36
-SIZE = 64  # pixels a side that the network sees
 BATCH = 32
 LEARNING_RATE = 3e-3  # at its highest, early on
 WEIGHT_DECAY = 1e-2
-SHIFT, TURN, ZOOM = 6 / SIZE, math.radians(10), 0.1  # augmentation: of the picture, radians, factor
+SHIFT, TURN, ZOOM = 6 / 64, math.radians(10), 0.1  # augmentation: of the picture, radians, factor
 
 
 def split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,45 +52,41 @@ def split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def picture(values: np.ndarray) -> Image.Image:
+def picture(values: np.ndarray[Any, Any]) -> Image.Image:
     """One digit of the data set, 8x8 values from 0 to 16, as a grey 8-bit picture."""
     return Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
 
 
-def pixels(image: Image.Image) -> torch.Tensor:
-    """What the network sees: float32 [3, 64, 64] from -1 to 1, as the engine prepares pictures."""
-    resized = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return (torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255 - 0.5) / 0.5
+def pixels(pictures: list[Image.Image]) -> torch.Tensor:
+    """What the network sees: float32 [N, 3, 64, 64] from -1 to 1, as the engine prepares them."""
+    return normalise(to_batch(pictures, DIGITS.preprocess), DIGITS.preprocess, torch.float32)
 
 
 def model() -> nn.Sequential:
-    """AlexNet at an eighth of its width; the layers carry the canonical names."""
+    """The network with untrained weights; its layers carry the canonical names."""
     return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(3, 8, 11, stride=4, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(3, stride=2),
-            conv2=nn.Conv2d(8, 24, 5, padding=2),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(3, stride=2),
-            conv3=nn.Conv2d(24, 48, 3, padding=1),
-            relu3=nn.ReLU(),
-            conv4=nn.Conv2d(48, 32, 3, padding=1),
-            relu4=nn.ReLU(),
-            conv5=nn.Conv2d(32, 32, 3, padding=1),
-            relu5=nn.ReLU(),
-            pool5=nn.MaxPool2d(3, stride=2),
-            avgpool=nn.AdaptiveAvgPool2d(6),
-            flatten=nn.Flatten(),
-            drop6=nn.Dropout(),
-            fc6=nn.Linear(32 * 6 * 6, 512),
-            relu6=nn.ReLU(),
-            drop7=nn.Dropout(),
-            fc7=nn.Linear(512, 512),
-            relu7=nn.ReLU(),
-            fc8=nn.Linear(512, 10),
-        )
+        OrderedDict((name, _module(layer, shape)) for name, layer, shape, _ in DIGITS.walk())
     )
+
+
+def _module(layer: spec.Layer, shape: spec.Shape) -> nn.Module:
+    """torch's module for a layer on images of `shape`."""
+    match layer:
+        case spec.Conv2d(filters, size, stride, padding, 1, 1):
+            return nn.Conv2d(shape[0], filters, size, stride, padding)
+        case spec.Linear(features):
+            return nn.Linear(shape[0], features)
+        case spec.MaxPool2d(size, stride, 0, False):
+            return nn.MaxPool2d(size, stride)
+        case spec.AdaptiveAvgPool2d(size):
+            return nn.AdaptiveAvgPool2d(size)
+        case spec.Dropout(p):
+            return nn.Dropout(p)
+        case spec.ReLU():
+            return nn.ReLU()
+        case spec.Flatten():
+            return nn.Flatten()
+    raise AssertionError(f"no module for {layer}")
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -129,20 +130,20 @@ def rounded(net: nn.Sequential) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    """Train, write the held-out pictures and the weights with their card, and print the card."""
     from sklearn.datasets import load_digits
 
     parser = argparse.ArgumentParser(description="Train the embedded digits model.")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training pictures")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
+    parser.add_argument("--out", type=Path, default=weights_file().parent, help="folder to fill")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
     data = load_digits()
     pictures = [picture(values) for values in data.images]
-    images = torch.stack([pixels(image) for image in pictures])
-    labels = torch.from_numpy(data.target)
+    images, labels = pixels(pictures), torch.from_numpy(data.target)
     training, held = split(labels, arguments.seed)
 
     net = train(images[training], labels[training], arguments.seed, arguments.epochs)

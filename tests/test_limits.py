@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from alexnet_triton.bench.inspect.limits import GPUS, LIMITS, compilable, find_arch, find_gpu
-from alexnet_triton.bench.inspect.occupancy import blocks_by_registers, occupancy, waves
+from alexnet_triton.bench.inspect.limits import (
+    GPUS,
+    LIMITS,
+    compilable,
+    find_arch,
+    find_gpu,
+    waves,
+)
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.devices.cards import CARDS
 from hypothesis import given
@@ -25,7 +31,10 @@ from hypothesis import strategies as st
         (80, 64, 166_912, 4, 1, ("shared memory",)),
         (86, 64, 101_376, 4, 1, ("shared memory",)),
         (86, 32, 0, 8, 6, ("warps",)),  # 1,536 threads
+        (90, 255, 0, 8, 1, ("registers",)),
+        (90, 255, 0, 16, 0, ("registers",)),
         (90, 256, 0, 4, 0, ("registers",)),
+        (90, 0, 0, 4, 16, ("warps",)),  # no registers are no limit
         (90, 168, 0, 12, 1, ("registers",)),
         (90, 176, 0, 12, 0, ("registers",)),  # 65,536 registers in all, and 67,584 wanted
         ("gfx942", 96, 0, 4, 5, ("registers",)),  # 512 registers a lane hold 5 waves of 96
@@ -35,14 +44,14 @@ from hypothesis import strategies as st
 def test_what_runs_out_first(
     arch: int | str, registers: int, shared: int, warps: int, blocks: int, limited_by: object
 ) -> None:
-    held = occupancy(LIMITS[arch], registers, shared, warps)
+    held = LIMITS[arch].occupancy(registers, shared, warps)
     assert (held.blocks, held.limited_by) == (blocks, limited_by)
     assert held.warps == blocks * warps
     assert held.share == held.warps / LIMITS[arch].warps
 
 
 def test_accumulators_in_tensor_memory_count() -> None:
-    held = occupancy(LIMITS[100], 60, 16_384, 4, tensor_memory=256)
+    held = LIMITS[100].occupancy(60, 16_384, 4, tensor_memory=256)
     assert (held.blocks, held.limited_by) == (2, ("tensor memory",))
 
 
@@ -55,7 +64,7 @@ def test_accumulators_in_tensor_memory_count() -> None:
 def test_what_is_held_fits(arch: int | str, registers: int, shared: int, warps: int) -> None:
     """No resource is handed out twice, and one more block would not fit."""
     limits = LIMITS[arch]
-    held = occupancy(limits, registers, shared, warps).blocks
+    held = limits.occupancy(registers, shared, warps).blocks
     per_block = shared + limits.shared_reserved
     threads = warps * limits.threads_per_warp
     assert held * threads * registers <= limits.registers
@@ -82,12 +91,6 @@ def test_waves_and_their_tail() -> None:
     assert whole is not None
     assert (whole.waves, whole.full) == (2, 1)
     assert waves(100, 0, 132) is None
-
-
-def test_registers_alone() -> None:
-    assert blocks_by_registers(LIMITS[90], 0, 4) is None
-    assert blocks_by_registers(LIMITS[90], 255, 8) == 1
-    assert blocks_by_registers(LIMITS[90], 255, 16) == 0
 
 
 def test_names_of_architectures_and_cards() -> None:
