@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,18 +21,17 @@ import torch
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ..measure import timing
+from ..measure.contest import Compare, inputs
 from ..measure.peers import libraries
 from ..measure.problem import (
     Match,
     Problem,
     Tensors,
-    expected,
-    match,
     problems,
     tensors,
     tuned_planner,
 )
-from ..measure.timing import Clock, copies_to_overflow
+from ..measure.timing import Clock
 from ..worker import Lost, Worker, summary
 from .candidate import (
     Candidate,
@@ -80,22 +78,13 @@ def find_problem(setup: Setup) -> Problem:
     return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
-def copies(problem: Problem, device: torch.device, clock: Clock, seed: int) -> list[Tensors]:
-    """The tensors that a contestant rotates through: the same numbers, more than a cache holds.
+def copies(problem: Problem, setup: Setup) -> tuple[list[Tensors], Compare]:
+    """Tensors that a contestant rotates through, and what compares an answer to them.
 
-    One set will do on a CPU, and where the cache is overwritten before each turn.
+    Where the cache is overwritten before each turn, one set will do.
     """
-    first = tensors(problem, device, torch.Generator(device).manual_seed(seed))
-    if device.type == "cpu" or clock == "cold":
-        return [first]
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    others = copies_to_overflow(problem.work.bytes, cache) - 1
-    return [first, *(_clone(first) for _ in range(others))]
-
-
-def _clone(given: Tensors) -> Tensors:
-    state = {name: tensor.clone() for name, tensor in given.state.items()}
-    return Tensors(given.x.clone(), state)
+    given, compare = inputs(problem, torch.device(setup.device), setup.seed)
+    return given[:1] if setup.clock == "cold" else given, compare
 
 
 def after_a_change(sample: Callable[[], float], device: torch.device) -> Callable[[], float]:
@@ -250,7 +239,7 @@ class Examiner:
         candidate, config = self._chosen
         clock, device = self._setup.clock, self._device
         torch.cuda.empty_cache()  # other processes want the memory of the proof
-        given = copies(self._problem, device, clock, self._setup.seed)
+        given, compare = copies(self._problem, self._setup)
         runs = [self._copy(candidate, config, each) for each in given]
         sample = timing.sampler(runs, clock, device)
         # What was captured must compute: a kernel on another stream would be missing from it.
@@ -258,7 +247,6 @@ class Examiner:
             run.answer.fill_(torch.nan)
         for _ in runs:
             sample()
-        compare = partial(match, self._problem, wanted=expected(self._problem, given[0]))
         for run in runs:
             found = compare(run.answer)
             if not replace(found, tolerance=found.tolerance * candidate.tolerance).passed:

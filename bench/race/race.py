@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 
@@ -23,9 +22,10 @@ from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolv
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
 from ..measure import timing
-from ..measure.contest import admit, reason
-from ..measure.peers import Peer, Prepared, libraries, peers
-from ..measure.problem import Problem, Tensors, expected, match, ready
+from ..measure.contest import admit, blank_row, survived
+from ..measure.contestants import contestants
+from ..measure.peers import libraries
+from ..measure.problem import Problem
 from ..measure.timing import CLOCKS, Clock
 from ..records import OURS, Row
 from .candidate import CandidateError, Refused, locate, pose
@@ -56,24 +56,13 @@ def race(
     """
     problem, device = find_problem(setup), torch.device(setup.device)
     pose(problem)
-    work = problem.work
-    blank = Row(
-        section="layers",
-        problem=problem.name,
-        network=problem.network.name,
-        batch=problem.batch,
-        dtype=setup.dtype,
-        contestant="",
-        clock=setup.clock,
-        flops=work.flops,
-        bytes=work.bytes,
-    )
+    blank = replace(blank_row(problem), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
     takes: dict[str, Take] = {}
     with ExitStack() as stack:
-        contestants = {name: Contestant(setup, file) for name, file in candidates.items()}
-        for contestant in contestants.values():
+        guests = {name: Contestant(setup, file) for name, file in candidates.items()}
+        for contestant in guests.values():
             stack.callback(contestant.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
@@ -81,7 +70,7 @@ def race(
             rows[row.contestant] = row
             if take is not None:
                 takes[row.contestant] = take
-        for name, contestant in contestants.items():
+        for name, contestant in guests.items():
             say(name)
             row, standing = replace(blank, contestant=name), Standing(name, candidates[name])
             try:
@@ -140,22 +129,15 @@ def _residents(
     kinds: Sequence[str] | None,
 ) -> Iterator[tuple[Row, Take | None]]:
     """The engine's kernel and the peers, which are trusted to run in this process."""
-
-    def engine(given: Tensors) -> Prepared:
-        bound = ready(problem, given)
-        return Prepared(bound, bound.output)
-
-    given = copies(problem, device, setup.clock, setup.seed)
-    wanted = expected(problem, given[0])
-    compare = partial(match, problem, wanted=wanted)
-    for one in [Peer(OURS, engine), *peers(problem, device, kinds)]:
-        entry = admit(one, given, blank, compare, device)
-        row, take = entry.row, None
+    given, compare = copies(problem, setup)
+    for one in contestants(problem, device, kinds):
+        admitted = admit(one, given, blank, compare, device)
+        row, take = admitted.row, None
         try:
-            if entry.runs:
-                take = after_a_change(timing.sampler(entry.runs, setup.clock, device), device)
+            if admitted.runs:
+                take = after_a_change(timing.sampler(admitted.runs, setup.clock, device), device)
         except Exception as error:  # of a library's: the others go on
-            row = replace(row, note=reason(error))
+            row = replace(row, note=survived(row.contestant, error, device))
         yield row, take
 
 
