@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.measure.problem import Problem, problems, ready, tensors
+from alexnet_triton.bench.measure.problem import Problem, Tensors, problems, ready, tensors
 from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
 from alexnet_triton.bench.tune.outcome import reasons, table
@@ -148,6 +148,24 @@ def test_right_ones_take_turns_on_the_clock(runner: TrialRunner) -> None:
         assert trial.p20_us is not None
         assert trial.p80_us is not None
         assert 0 < trial.p20_us <= trial.time <= trial.p80_us
+
+
+def test_tensors_are_made_once_for_the_trials_of_a_step(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many copies as pass through the cache of what this step moves, not its problem."""
+    moved: list[int] = []
+
+    def rotation(given: Tensors, nbytes: int, device: torch.device) -> list[Tensors]:
+        moved.append(nbytes)
+        return [given]
+
+    monkeypatch.setattr("alexnet_triton.bench.tune.trial.rotation", rotation)
+    runner, problem = TrialRunner(device), find("conv1")
+    stem, conv = problem.plan.steps
+    for step in (stem, conv, conv):
+        assert runner(problem, step, [], "host", 3, 0.1) == []
+    assert moved == [stem.work.bytes, conv.work.bytes]
 
 
 def test_what_a_launcher_refuses_is_refused(runner: TrialRunner) -> None:
