@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,19 +56,6 @@ def tuner() -> Iterator[Tuner]:
 # --- judged ----------------------------------------------------------------------------------
 
 
-class _Driver:
-    """As much of a GPU's driver as Triton asks before it would load a binary."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
 def test_a_judged_kernel_is_not_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,13 +71,17 @@ def test_a_judged_kernel_is_not_compiled_again(
     assert judged.registers
     assert judged.shared
     hits: list[bool] = []
-
-    def listen(**told: Any) -> None:
-        hits.append(told["cache_hit"])
-
-    monkeypatch.setattr(knobs.compilation, "listener", listen)
+    monkeypatch.setattr(
+        knobs.compilation, "listener", lambda **told: hits.append(told["cache_hit"])
+    )
     made = launches(ready(problem, tensors(problem, "cpu")), problem.step)
-    monkeypatch.setattr(driver, "_active", _Driver())
+    # As much of a GPU's driver as Triton asks before it would load a binary.
+    gpu = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    )
+    monkeypatch.setattr(driver, "_active", gpu)
     for launch in made:
         launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
     assert hits == [True] * len(made)

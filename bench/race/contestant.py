@@ -1,6 +1,6 @@
 """One candidate in a process of its own, so that whatever it does, the race goes on.
 
-The race holds a `Contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
+The race holds a `contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
 file, proves it, binds it and takes times when it is told to, so only one candidate runs at a time.
 Every question has a time limit. The candidate's own prints go to standard error.
 """
@@ -46,6 +46,8 @@ from .candidate import (
 from .proof import Case, Disqualified, arrange, case, check_answer, confirm, examine
 
 Question = Literal["prove", "bind", "take"]
+Contestant = Worker[[Question, float], Any]
+PLAIN = bool | int | float | str | None  # what JSON has
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +104,25 @@ def after_a_change(sample: Callable[[], float], device: torch.device) -> Callabl
 # --- the race's side -------------------------------------------------------------------------
 
 
-class Contestant:
-    """A candidate in its process, which starts at once, until `close`."""
+def contestant(setup: Setup, file: str) -> Contestant:
+    """A candidate's process; it starts at once. Close it in the end."""
+    worker: Contestant = Worker(Examiner(setup, file), file=file, env=_environment(setup.device))
+    worker.start()
+    return worker
 
-    def __init__(self, setup: Setup, file: str) -> None:
-        self._worker: Worker[[Question, float], Any] = Worker(
-            Examiner(setup, file), file=file, env=_environment(setup.device)
-        )
-        self._worker.start()
-        self.close = self._worker.close
 
-    def prove(self, limit: float) -> Proof:
-        """Prove it right within `limit` seconds. Raises Disqualified, or Refused."""
-        proof: Proof = self._ask("prove", limit)
-        return proof
+def ask(one: Contestant, question: Question, limit: float) -> Any:
+    """Prove a candidate right (a Proof), bind it, or take its next time (microseconds a run).
 
-    def bind(self, limit: float) -> None:
-        """Make it ready to be timed. Raises Disqualified."""
-        self._ask("bind", limit)
-
-    def take(self, limit: float) -> float:
-        """Its next time, in microseconds a run. Raises Disqualified."""
-        us: float = self._ask("take", limit)
-        return us
-
-    def _ask(self, question: Question, limit: float) -> Any:
-        try:
-            answer = self._worker.ask(limit, question, limit)
-        except Lost as lost:
-            raise Disqualified(lost.reason) from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    Raises Disqualified, also after `limit` seconds, or Refused.
+    """
+    try:
+        answer = one.ask(limit, question, limit)
+    except Lost as lost:
+        raise Disqualified(lost.reason) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -188,7 +177,9 @@ class Examiner:
         worst = confirm(candidate, config, seen, first, seed)
         self._chosen = candidate, config
         note = "; ".join(filter(None, [candidate.note(self._posed), search]))
-        shown = {key: value if _plain(value) else str(value) for key, value in config.items()}
+        shown = {
+            key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
+        }
         return Proof(worst, candidate.tolerance, shown, str(note))
 
     def _settle(self) -> None:
@@ -276,7 +267,3 @@ class _Copy:
 
     def __call__(self) -> None:
         self.answer = self._run()
-
-
-def _plain(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)

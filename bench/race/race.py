@@ -30,7 +30,16 @@ from ..measure.timing import CLOCKS, Clock
 from ..records import OURS, Row
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
-from .contestant import Contestant, Setup, after_a_change, copies, find_problem
+from .contestant import (
+    Contestant,
+    Proof,
+    Setup,
+    after_a_change,
+    ask,
+    contestant,
+    copies,
+    find_problem,
+)
 from .league import League, Outcome, Standing
 from .proof import Disqualified
 
@@ -61,28 +70,28 @@ def race(
     standings: dict[str, Standing] = {}
     takes: dict[str, Take] = {}
     with ExitStack() as stack:
-        guests = {name: Contestant(setup, file) for name, file in candidates.items()}
-        for contestant in guests.values():
-            stack.callback(contestant.close)
+        guests = {name: contestant(setup, file) for name, file in candidates.items()}
+        for guest in guests.values():
+            stack.callback(guest.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
         for row, take in _residents(problem, device, blank, setup, kinds):
             rows[row.contestant] = row
             if take is not None:
                 takes[row.contestant] = take
-        for name, contestant in guests.items():
+        for name, guest in guests.items():
             say(name)
             row, standing = replace(blank, contestant=name), Standing(name, candidates[name])
             try:
-                proof = contestant.prove(limit)
-                contestant.bind(limit)
+                proof: Proof = ask(guest, "prove", limit)
+                ask(guest, "bind", limit)
             except (Disqualified, Refused) as error:
-                contestant.close()
+                guest.close()
                 rows[name], standings[name] = _out(row, standing, error)
             else:
                 rows[name] = replace(row, **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standing, config=proof.config, factor=proof.factor)
-                takes[name] = _turn(name, contestant, limit, rows, standings)
+                takes[name] = _turn(name, guest, limit, rows, standings)
         say(f"timing {len(takes)} contestants")
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
     for name, taken in times.items():
@@ -103,7 +112,7 @@ def _out(row: Row, standing: Standing, error: Exception) -> tuple[Row, Standing]
 
 def _turn(
     name: str,
-    contestant: Contestant,
+    guest: Contestant,
     limit: float,
     rows: dict[str, Row],
     standings: dict[str, Standing],
@@ -113,7 +122,7 @@ def _turn(
     def take() -> float:
         if standings[name].outcome == "raced":
             try:
-                return contestant.take(limit)
+                return float(ask(guest, "take", limit))
             except (Disqualified, Refused) as error:
                 rows[name], standings[name] = _out(rows[name], standings[name], error)
         return math.nan
