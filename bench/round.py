@@ -3,7 +3,7 @@
 The kernels' tests, the roofs, the configurations of what has no row in the device's table yet, the
 order of launches, the whole network, its layers, and torch.compile, which takes longest and so
 comes last. Each phase is a command or two of this package in a process of its own, which keeps what
-it finds as it finds it; it gets its part of the time that is left and is killed a little after
+it finds as it finds it; it gets its part of the time that is left and is ended a little after
 that. One that fails, crashes or is cut short is a note in the results, and the others go on.
 Winners are in the device's table before the phases that run with them begin, and a copy of it lies
 in the output folder.
@@ -30,7 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -48,6 +47,7 @@ from .tune.tuner import device_name
 ROOT = Path(__file__).resolve().parents[1]
 RESERVE = 20.0  # seconds kept for the report
 GRACE = 15.0  # seconds that a phase may take beyond its share
+PATIENCE = 5.0  # seconds that a verb may take to end workers in sessions of their own
 SAVED = 5.0  # seconds between two savings of the results within a phase
 BATCHES = {"cuda": (256, 1, 1024, 64, 8, 4096), "cpu": (1,)}  # the most telling first
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
@@ -110,45 +110,43 @@ def begin(asked: Round, earlier: Path | None = None, commit: str | None = None) 
 
 def commands(phase: str, asked: Round, seconds: float) -> list[list[str]]:
     """What a phase runs, one after the other; `seconds` are for what can be told its time."""
-    if phase == "tests":
-        return _pytest(asked.device)
     cuda = asked.device.type == "cuda"
     others = OTHERS if cuda else ()
+    verb = [sys.executable, "-m", str(__package__)]
+    on = ["--device", str(asked.device)]
+    at = ["--batch", *map(str, asked.batches), "--dtype", asked.dtype]
     found = ["--json", str(asked.out / FOUND)]
     table = [] if cuda else ["--table", str(asked.table)]
-    graph, warm_and_cold = ["--clock", "graph"], ["--clock", "graph", "cold"]
-
-    def verb(
-        name: str, *words: str, dtype: str = asked.dtype, count: int | None = None
-    ) -> list[str]:
-        on = ["--device", str(asked.device), "--dtype", dtype]
-        batches = ["--batch", *map(str, asked.batches[:count])]
-        return [sys.executable, "-m", str(__package__), name, *words, *on, *batches]
-
-    def model(*peers: str, clock: Sequence[str] = (), **which: Any) -> list[str]:
-        how = ["--seconds", "2", *(clock if cuda else ()), *found, "--peers", *peers]
-        return verb("model", asked.model, *how, **which)
-
+    model = [*verb, "model", asked.model, *on, *found, "--seconds", "2"]
+    graph = ["--clock", "graph"] if cuda else []
     match phase:
+        case "tests":
+            return _pytest(asked.device)
         case "roofs":
-            roofs = [sys.executable, "-m", str(__package__), "roofs", *found]
             dtypes = dict.fromkeys([asked.dtype, *(dtype for dtype, _ in others)])
-            return [[*roofs, "--device", str(asked.device), "--dtype", *dtypes]]
+            return [[*verb, "roofs", *on, *found, "--dtype", *dtypes]]
         case "tune":
             how = ["--budget", f"{seconds:.0f}", "--timeout", str(TIMEOUT[asked.device.type])]
             how += ["--cache", str(asked.out / SEARCHES), *table]
             how += [] if asked.limit is None else ["--limit", str(asked.limit)]
             how += ["--again"] if asked.again else []
-            return [verb("tune", "--all", "--model", asked.model, *how)]
+            return [[*verb, "tune", "--all", "--model", asked.model, *on, *at, *how]]
         case "order":
-            return [verb("order", asked.model, "--seconds", "1", *table, *found)]
+            return [[*verb, "order", asked.model, *on, *at, *found, "--seconds", "1", *table]]
         case "model":
-            beside = [model("torch", clock=graph, dtype=name, count=n) for name, n in others]
-            return [model(*PEERS), *beside]
+            beside = [
+                [*model, "--batch", *map(str, asked.batches[:count]), "--dtype", dtype, *graph]
+                for dtype, count in others
+            ]
+            return [
+                [*model, *at, "--peers", *PEERS],
+                *([*command, "--peers", "torch"] for command in beside),
+            ]
         case "layers":
-            how = ["--seconds", "1", *(warm_and_cold if cuda else ()), *found, "--peers", *PEERS]
-            return [verb("layers", "--model", asked.model, *how)]
-    return [model("torch", "fused", "compile", clock=graph)]
+            how = ["--seconds", "1", *(["--clock", "graph", "cold"] if cuda else [])]
+            how += ["--peers", *PEERS]
+            return [[*verb, "layers", "--model", asked.model, *on, *at, *found, *how]]
+    return [[*model, *at, *graph, "--peers", "torch", "fused", "compile"]]
 
 
 def _pytest(device: torch.device) -> list[list[str]]:
@@ -203,7 +201,7 @@ def watch(
     tick: Callable[[], None] = lambda: None,
     folder: Path | None = None,
 ) -> int | None:
-    """Run a command in a folder; its status, or None if it was killed at `end`.
+    """Run a command in a folder; its status, or None if it was interrupted at `end`.
 
     What it says goes to a log, and as progress to standard error; `tick` is called every SAVED
     seconds. None of its processes outlives this call, however it ends.
@@ -228,6 +226,10 @@ def watch(
                     saved = time.monotonic()
             return process.poll()
         finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -38,12 +38,18 @@ def asked(out: Path, device: str = "cpu", **more: object) -> Round:
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has asked for its status since has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+def ends(pid: int) -> bool:
+    """Whether a process ends soon; one that nobody has asked for its status since has."""
+    deadline = time.monotonic() + 300  # half of what it would sleep
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @pytest.fixture
@@ -105,6 +111,8 @@ def test_tests_that_fail_say_how_many(scripts: Script, tmp_path: Path) -> None:
 
 
 def test_the_tests_of_a_checkout_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {name for names in round.TESTS.values() for name in names}
+    assert all((round.ROOT / "tests" / f"test_{name}.py").exists() for name in named)
     monkeypatch.setattr(round, "TESTS", {"cpu": ("table",)})
     status, results = run(tmp_path, "tests")
     assert status == 0, (tmp_path / "out" / "tests.txt").read_text()
@@ -121,7 +129,7 @@ def test_a_round_that_is_ended_tells_what_there_is(scripts: Script, tmp_path: Pa
     assert results.rows == (row(),)
     assert any(note.startswith("interrupted") for note in results.notes)
     assert not [note for note in results.notes if note.startswith("model")]
-    assert gone(int(pid.read_text()))
+    assert ends(int(pid.read_text()))
 
 
 class Until:
@@ -137,14 +145,18 @@ class Until:
 def test_a_command_that_takes_too_long_ends_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those in sessions of their own, too, which only it knows: it is interrupted first."""
     monkeypatch.setattr(round, "SAVED", 0.0)
-    pid, ticks = tmp_path / "pid", list[None]()
-    place = shlex.quote(str(pid))
-    line = f"sleep 600 & echo $! > {place}.part; mv {place}.part {place}; wait"
-    end: float = Until(pid)  # type: ignore[assignment]
+    pids, ticks = tmp_path / "pids", list[None]()
+    place = shlex.quote(str(pids))
+    line = (
+        "setsid sleep 600 & theirs=$!; sleep 600 & ours=$!; trap 'kill $theirs; exit' INT; "
+        f"echo $theirs $ours > {place}.part; mv {place}.part {place}; wait"
+    )
+    end: float = Until(pids)  # type: ignore[assignment]
     assert watch(["sh", "-c", line], tmp_path / "log", end, lambda: ticks.append(None)) is None
     assert ticks, "what is found meanwhile can be kept"
-    assert gone(int(pid.read_text()))
+    assert all(ends(int(pid)) for pid in pids.read_text().split())
 
 
 def test_there_is_an_end_to_a_round(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_search_is_kept_resumed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A layer and the stem, each cut short, then gone on with: nothing is tried twice."""
-    cache, winners = (tmp_path / name for name in ("cache.jsonl", "won.json"))
+    cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]
     common += ["--cache", str(cache), "--table", str(winners)]
