@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.measure.problem import Problem, problems, ready, tensors
+from alexnet_triton.bench.measure.problem import Problem, Tensors, problems, ready, tensors
 from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
 from alexnet_triton.bench.tune.outcome import reasons, table
@@ -55,19 +56,6 @@ def tuner() -> Iterator[Tuner]:
 # --- judged ----------------------------------------------------------------------------------
 
 
-class _Driver:
-    """As much of a GPU's driver as Triton asks before it would load a binary."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
 def test_a_judged_kernel_is_not_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,13 +71,17 @@ def test_a_judged_kernel_is_not_compiled_again(
     assert judged.registers
     assert judged.shared
     hits: list[bool] = []
-
-    def listen(**told: Any) -> None:
-        hits.append(told["cache_hit"])
-
-    monkeypatch.setattr(knobs.compilation, "listener", listen)
+    monkeypatch.setattr(
+        knobs.compilation, "listener", lambda **told: hits.append(told["cache_hit"])
+    )
     made = launches(ready(problem, tensors(problem, "cpu")), problem.step)
-    monkeypatch.setattr(driver, "_active", _Driver())
+    # As much of a GPU's driver as Triton asks before it would load a binary.
+    gpu = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    )
+    monkeypatch.setattr(driver, "_active", gpu)
     for launch in made:
         launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
     assert hits == [True] * len(made)
@@ -148,6 +140,24 @@ def test_right_ones_take_turns_on_the_clock(runner: TrialRunner) -> None:
         assert trial.p20_us is not None
         assert trial.p80_us is not None
         assert 0 < trial.p20_us <= trial.time <= trial.p80_us
+
+
+def test_tensors_are_made_once_for_the_trials_of_a_step(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many copies as pass through the cache of what this step moves, not its problem."""
+    moved: list[int] = []
+
+    def rotation(given: Tensors, nbytes: int, device: torch.device) -> list[Tensors]:
+        moved.append(nbytes)
+        return [given]
+
+    monkeypatch.setattr("alexnet_triton.bench.tune.trial.rotation", rotation)
+    runner, problem = TrialRunner(device), find("conv1")
+    stem, conv = problem.plan.steps
+    for step in (stem, conv, conv):
+        assert runner(problem, step, [], "host", 3, 0.1) == []
+    assert moved == [stem.work.bytes, conv.work.bytes]
 
 
 def test_what_a_launcher_refuses_is_refused(runner: TrialRunner) -> None:

@@ -88,6 +88,7 @@ def test_an_interrupted_question_leaves_no_answer_behind(
     def interrupt(self: object, seconds: float) -> None:
         raise KeyboardInterrupt
 
+    worker.ask(LONG, "'ready'")
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "_receive", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,6 @@
 """One candidate in a process of its own, so that whatever it does, the race goes on.
 
-The race holds a `Contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
+The race holds a `contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
 file, proves it, binds it and takes times when it is told to, so only one candidate runs at a time.
 Every question has a time limit. The candidate's own prints go to standard error.
 """
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,18 +21,17 @@ import torch
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ..measure import timing
+from ..measure.contest import Compare, inputs
 from ..measure.peers import libraries
 from ..measure.problem import (
     Match,
     Problem,
     Tensors,
-    expected,
-    match,
     problems,
     tensors,
     tuned_planner,
 )
-from ..measure.timing import Clock, copies_to_overflow
+from ..measure.timing import Clock
 from ..worker import Lost, Worker, summary
 from .candidate import (
     Candidate,
@@ -48,6 +46,8 @@ from .candidate import (
 from .proof import Case, Disqualified, arrange, case, check_answer, confirm, examine
 
 Question = Literal["prove", "bind", "take"]
+Contestant = Worker[[Question, float], Any]
+PLAIN = bool | int | float | str | None  # what JSON has
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +80,13 @@ def find_problem(setup: Setup) -> Problem:
     return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
-def copies(problem: Problem, device: torch.device, clock: Clock, seed: int) -> list[Tensors]:
-    """The tensors that a contestant rotates through: the same numbers, more than a cache holds.
+def copies(problem: Problem, setup: Setup) -> tuple[list[Tensors], Compare]:
+    """Tensors that a contestant rotates through, and what compares an answer to them.
 
-    One set will do on a CPU, and where the cache is overwritten before each turn.
+    Where the cache is overwritten before each turn, one set will do.
     """
-    first = tensors(problem, device, torch.Generator(device).manual_seed(seed))
-    if device.type == "cpu" or clock == "cold":
-        return [first]
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    others = copies_to_overflow(problem.work.bytes, cache) - 1
-    return [first, *(_clone(first) for _ in range(others))]
-
-
-def _clone(given: Tensors) -> Tensors:
-    state = {name: tensor.clone() for name, tensor in given.state.items()}
-    return Tensors(given.x.clone(), state)
+    given, compare = inputs(problem, torch.device(setup.device), setup.seed)
+    return given[:1] if setup.clock == "cold" else given, compare
 
 
 def after_a_change(sample: Callable[[], float], device: torch.device) -> Callable[[], float]:
@@ -113,38 +104,25 @@ def after_a_change(sample: Callable[[], float], device: torch.device) -> Callabl
 # --- the race's side -------------------------------------------------------------------------
 
 
-class Contestant:
-    """A candidate in its process, which starts at once, until `close`."""
+def contestant(setup: Setup, file: str) -> Contestant:
+    """A candidate's process; it starts at once. Close it in the end."""
+    worker: Contestant = Worker(Examiner(setup, file), file=file, env=_environment(setup.device))
+    worker.start()
+    return worker
 
-    def __init__(self, setup: Setup, file: str) -> None:
-        self._worker: Worker[[Question, float], Any] = Worker(
-            Examiner(setup, file), file=file, env=_environment(setup.device)
-        )
-        self._worker.start()
-        self.close = self._worker.close
 
-    def prove(self, limit: float) -> Proof:
-        """Prove it right within `limit` seconds. Raises Disqualified, or Refused."""
-        proof: Proof = self._ask("prove", limit)
-        return proof
+def ask(one: Contestant, question: Question, limit: float) -> Any:
+    """Prove a candidate right (a Proof), bind it, or take its next time (microseconds a run).
 
-    def bind(self, limit: float) -> None:
-        """Make it ready to be timed. Raises Disqualified."""
-        self._ask("bind", limit)
-
-    def take(self, limit: float) -> float:
-        """Its next time, in microseconds a run. Raises Disqualified."""
-        us: float = self._ask("take", limit)
-        return us
-
-    def _ask(self, question: Question, limit: float) -> Any:
-        try:
-            answer = self._worker.ask(limit, question, limit)
-        except Lost as lost:
-            raise Disqualified(lost.reason) from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    Raises Disqualified, also after `limit` seconds, or Refused.
+    """
+    try:
+        answer = one.ask(limit, question, limit)
+    except Lost as lost:
+        raise Disqualified(lost.reason) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -199,7 +177,9 @@ class Examiner:
         worst = confirm(candidate, config, seen, first, seed)
         self._chosen = candidate, config
         note = "; ".join(filter(None, [candidate.note(self._posed), search]))
-        shown = {key: value if _plain(value) else str(value) for key, value in config.items()}
+        shown = {
+            key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
+        }
         return Proof(worst, candidate.tolerance, shown, str(note))
 
     def _settle(self) -> None:
@@ -250,7 +230,7 @@ class Examiner:
         candidate, config = self._chosen
         clock, device = self._setup.clock, self._device
         torch.cuda.empty_cache()  # other processes want the memory of the proof
-        given = copies(self._problem, device, clock, self._setup.seed)
+        given, compare = copies(self._problem, self._setup)
         runs = [self._copy(candidate, config, each) for each in given]
         sample = timing.sampler(runs, clock, device)
         # What was captured must compute: a kernel on another stream would be missing from it.
@@ -258,7 +238,6 @@ class Examiner:
             run.answer.fill_(torch.nan)
         for _ in runs:
             sample()
-        compare = partial(match, self._problem, wanted=expected(self._problem, given[0]))
         for run in runs:
             found = compare(run.answer)
             if not replace(found, tolerance=found.tolerance * candidate.tolerance).passed:
@@ -288,7 +267,3 @@ class _Copy:
 
     def __call__(self) -> None:
         self.answer = self._run()
-
-
-def _plain(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)

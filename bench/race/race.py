@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 
@@ -23,14 +22,24 @@ from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolv
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
 from ..measure import timing
-from ..measure.contest import admit, reason
-from ..measure.peers import Peer, Prepared, libraries, peers
-from ..measure.problem import Problem, Tensors, expected, match, ready
+from ..measure.contest import admit, blank_row, survived
+from ..measure.contestants import contestants
+from ..measure.peers import libraries
+from ..measure.problem import Problem
 from ..measure.timing import CLOCKS, Clock
 from ..records import OURS, Row
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
-from .contestant import Contestant, Setup, after_a_change, copies, find_problem
+from .contestant import (
+    Contestant,
+    Proof,
+    Setup,
+    after_a_change,
+    ask,
+    contestant,
+    copies,
+    find_problem,
+)
 from .league import League, Outcome, Standing
 from .proof import Disqualified
 
@@ -56,44 +65,33 @@ def race(
     """
     problem, device = find_problem(setup), torch.device(setup.device)
     pose(problem)
-    work = problem.work
-    blank = Row(
-        section="layers",
-        problem=problem.name,
-        network=problem.network.name,
-        batch=problem.batch,
-        dtype=setup.dtype,
-        contestant="",
-        clock=setup.clock,
-        flops=work.flops,
-        bytes=work.bytes,
-    )
+    blank = replace(blank_row(problem), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
     takes: dict[str, Take] = {}
     with ExitStack() as stack:
-        contestants = {name: Contestant(setup, file) for name, file in candidates.items()}
-        for contestant in contestants.values():
-            stack.callback(contestant.close)
+        guests = {name: contestant(setup, file) for name, file in candidates.items()}
+        for guest in guests.values():
+            stack.callback(guest.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
         for row, take in _residents(problem, device, blank, setup, kinds):
             rows[row.contestant] = row
             if take is not None:
                 takes[row.contestant] = take
-        for name, contestant in contestants.items():
+        for name, guest in guests.items():
             say(name)
             row, standing = replace(blank, contestant=name), Standing(name, candidates[name])
             try:
-                proof = contestant.prove(limit)
-                contestant.bind(limit)
+                proof: Proof = ask(guest, "prove", limit)
+                ask(guest, "bind", limit)
             except (Disqualified, Refused) as error:
-                contestant.close()
+                guest.close()
                 rows[name], standings[name] = _out(row, standing, error)
             else:
                 rows[name] = replace(row, **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standing, config=proof.config, factor=proof.factor)
-                takes[name] = _turn(name, contestant, limit, rows, standings)
+                takes[name] = _turn(name, guest, limit, rows, standings)
         say(f"timing {len(takes)} contestants")
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
     for name, taken in times.items():
@@ -114,7 +112,7 @@ def _out(row: Row, standing: Standing, error: Exception) -> tuple[Row, Standing]
 
 def _turn(
     name: str,
-    contestant: Contestant,
+    guest: Contestant,
     limit: float,
     rows: dict[str, Row],
     standings: dict[str, Standing],
@@ -124,7 +122,7 @@ def _turn(
     def take() -> float:
         if standings[name].outcome == "raced":
             try:
-                return contestant.take(limit)
+                return float(ask(guest, "take", limit))
             except (Disqualified, Refused) as error:
                 rows[name], standings[name] = _out(rows[name], standings[name], error)
         return math.nan
@@ -140,22 +138,15 @@ def _residents(
     kinds: Sequence[str] | None,
 ) -> Iterator[tuple[Row, Take | None]]:
     """The engine's kernel and the peers, which are trusted to run in this process."""
-
-    def engine(given: Tensors) -> Prepared:
-        bound = ready(problem, given)
-        return Prepared(bound, bound.output)
-
-    given = copies(problem, device, setup.clock, setup.seed)
-    wanted = expected(problem, given[0])
-    compare = partial(match, problem, wanted=wanted)
-    for one in [Peer(OURS, engine), *peers(problem, device, kinds)]:
-        entry = admit(one, given, blank, compare, device)
-        row, take = entry.row, None
+    given, compare = copies(problem, setup)
+    for one in contestants(problem, device, kinds):
+        admitted = admit(one, given, blank, compare, device)
+        row, take = admitted.row, None
         try:
-            if entry.runs:
-                take = after_a_change(timing.sampler(entry.runs, setup.clock, device), device)
+            if admitted.runs:
+                take = after_a_change(timing.sampler(admitted.runs, setup.clock, device), device)
         except Exception as error:  # of a library's: the others go on
-            row = replace(row, note=reason(error))
+            row = replace(row, note=survived(row.contestant, error, device))
         yield row, take
 
 

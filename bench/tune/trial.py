@@ -26,6 +26,7 @@ from ..measure.problem import (
     expected,
     match,
     ready,
+    rotation,
     tensors,
 )
 from ..measure.timing import Clock
@@ -113,13 +114,9 @@ class TrialRunner:
         if (problem, step.name) == self._prepared:
             return
         self._copies, self._prepared = [], None  # what is let go makes room
-        generator = torch.Generator(self._device).manual_seed(SEED)
-        count = 1
-        if self._device.type == "cuda":
-            cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-            count = timing.copies_to_overflow(step.work.bytes, cache)
-        self._copies = [tensors(problem, self._device, generator) for _ in range(count)]
-        self._expected = expected(problem, self._copies[0])
+        given = tensors(problem, self._device, torch.Generator(self._device).manual_seed(SEED))
+        self._copies = rotation(given, step.work.bytes, self._device)
+        self._expected = expected(problem, given)
         self._prepared = problem, step.name
 
 
