@@ -262,15 +262,11 @@ def _ticks(axes: Axes, places: Sequence[tuple[float, float]], half: float, **dra
 def _logarithmic(
     axes: Axes, which: str, low: float, high: float, words: Callable[[float], str]
 ) -> None:
-    """A logarithmic "x" or "y" with at most seven ticks, the finest of some steps of ten."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 1.2, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
-        ticks = [digit * 10.0**power for power in powers for digit in digits]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) <= 7:
-            break
-    ticks = ticks[:: math.ceil(len(ticks) / 7) or 1]
+    """A logarithmic "x" or "y" with ticks at powers of ten, on a short one also between."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
-    set_ticks([], minor=True)
-    set_ticks(ticks, [units.trim(words(tick)) for tick in ticks])
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1,) if high / low > 200 else (1, 1.5, 2, 3, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: units.trim(words(value)))

@@ -17,13 +17,12 @@ from ...errors import Error
 from .. import units
 from ..records import OURS, Results, Row, times_best_peer
 from . import figures, story
-from .story import Table, View, right
+from .story import Duel, Table, View, right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONGEST = 300_000  # bytes of a page
-FOLDED = (99, 9, 3, 0)  # folded tables of a panel, until the page is short enough
+FOLDED = 600  # lines of folded tables, which keep a page under 300 kB
 SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
 
 
@@ -41,54 +40,41 @@ class Part:
 
 
 def page(results: Results) -> str:
-    """The whole report, under LONGEST bytes: of what is folded as much as there is room for.
-
-    Raises PageError where matplotlib or jinja2 is not installed.
-    """
+    """The whole report. Raises PageError where matplotlib or jinja2 is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
         from jinja2 import Environment
     except ImportError as error:
         raise PageError(f"a page needs {error.name}: pip install -e '.[plot]'") from None
+    makers = (network, layers, tuning, order, errors, environment)
+    panels = {make.__name__: make(results) for make in makers}
+    lines = 0
+    for parts in panels.values():
+        for part in [part for part in parts if part.folded]:
+            lines += len(part.table.rows)
+            if lines > FOLDED:
+                parts.remove(part)
+    matched, words = story.match_verdict(results)
+    networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
     source = files(__package__).joinpath("page.html").read_text("utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         source
     )
-    makers = (network, layers, roofline, tuning, order, errors, environment)
-    parts = {make.__name__: make(results) for make in makers}
-    drawn = {
-        part.table.caption: figures.svg(part.figure, f"{name}{i}", part.table.caption)
-        for name, each in parts.items()
-        for i, part in enumerate(each)
-        if part.figure
-    }
-    networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
-    for most in FOLDED:
-        html = template.render(
-            title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
-            origin=story.origin(results),
-            colours=figures.COLOURS,
-            ours=OURS,
-            strip=story.figures(results),
-            checks=checks(results),
-            parts=parts,
-            drawn=drawn,
-            most=most,
-        )
-        if len(html.encode()) <= LONGEST:
-            break
-    return html
-
-
-def checks(results: Results) -> list[tuple[str, str]]:
-    """Whether the figures may be believed: (good, bad or soft, sentence) each."""
-    matched, words = story.match_verdict(results)
-    kind = {True: "good", False: "bad", None: "soft"}[matched]
-    return [
-        (kind, f"{words[0].upper()}{words[1:]}."),
-        *(("bad", warning) for warning in story.warnings(results)),
-        *(("soft", absence) for absence in story.absences(results)),
-    ]
+    return template.render(
+        title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
+        origin=story.origin(results),
+        colours=figures.COLOURS,
+        ours=OURS,
+        strip=story.figures(results),
+        checks={
+            {True: "good", False: "bad", None: "soft"}[matched]: [f"{words}."],
+            "warn": story.warnings(results),
+            "absent": story.absences(results),
+        },
+        panels=panels,
+        svg=figures.svg,
+        left_out=lines > FOLDED,
+    )
 
 
 # --- panel by panel ---------------------------------------------------------------------------
@@ -110,43 +96,36 @@ def network(results: Results) -> list[Part]:
 
 
 def layers(results: Results) -> list[Part]:
-    """The layers of the network against their roofs and their best peers."""
+    """The layers of the network against their roofs and their best peers, then under the roofs."""
+    parts = []
     views = story.views(results, "layers")
-    parts = []
-    for view in views:
-        for batch in view.batches:
-            table, drawn = story.layers_table(view, batch), None
-            if (view, batch) in _main(results, views):
-                races = story.apart(view.duels(batch))
-                drawn = figures.bars([(d.row.problem, d.ours, d.peer, d.ratio) for d in races])
-            parts.append(Part(table, drawn, folded=drawn is None))
-    return [*parts, *(Part(contestants(view), folded=True) for view in views)]
-
-
-def roofline(results: Results) -> list[Part]:
-    """The layers and their best peers under the measured roofs."""
-    parts = []
-    for view, batch in _main(results, story.views(results, "layers")):
-        races = [duel for duel in story.apart(view.duels(batch)) if duel.row.flops]
-        rows = []
-        for duel in races:
-            rates = [f"{row.tflops:.3g} TFLOP/s" if row else "-" for row in (duel.ours, duel.peer)]
-            rows.append((duel.row.problem, units.three(duel.row.flops / duel.row.bytes), *rates))
-        caption = f"Rates under the roofs at batch {batch} ({view.name})"
-        head = ("layer", "FLOP per byte", "ours", "best peer")
-        roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
-        if races:
-            parts.append(Part(Table(caption, head, rows), figures.roofline(races, *roofs)))
+    for view in views[:1]:
+        for batch in story.main_batches(results, view):
+            duels = story.apart(view.duels(batch))
+            drawn = figures.bars([(d.row.problem, d.ours, d.peer, d.ratio) for d in duels])
+            parts.append(Part(story.layers_table(view, batch), drawn))
+            if worked := [duel for duel in duels if duel.row.flops]:
+                roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
+                table = _rates(worked, f"Rates under the roofs at batch {batch} ({view.name})")
+                parts.append(Part(table, figures.roofline(worked, *roofs)))
+    parts += [
+        Part(table, folded=True)
+        for view in views
+        for table in (*(story.layers_table(view, b) for b in view.batches), contestants(view))
+        if table.caption not in {part.table.caption for part in parts}
+    ]
     return parts
 
 
-def _main(results: Results, views: Sequence[View]) -> list[tuple[View, int]]:
-    """The view that stands for the whole, at its main and at its smallest batch."""
-    return [
-        (view, batch)
-        for view in views[:1]
-        for batch in sorted({story.main_batch(results, view), view.batches[0]})
-    ]
+def _rates(duels: Sequence[Duel], caption: str) -> Table:
+    rows = []
+    for duel in duels:
+        rates = [
+            units.si(row.tflops * 1e12, "FLOP/s") if row and row.tflops else "-"
+            for row in (duel.ours, duel.peer)
+        ]
+        rows.append((duel.row.problem, units.three(duel.row.flops / duel.row.bytes), *rates))
+    return Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
 
 
 def contestants(view: View) -> Table:
