@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Error
+from jinja2 import Environment
+
+from ...engine.pictures.canvas import PictureError
 from .. import units
 from ..records import OURS, Results, Row, times_best_peer
 from . import figures, story
@@ -26,10 +29,6 @@ FOLDED = 600  # lines of folded tables, which keep a page under 300 kB
 SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
 
 
-class PageError(Error, RuntimeError):
-    """A page that cannot be made here, and what to install."""
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """A table, beside its figure or folded away."""
@@ -40,12 +39,9 @@ class Part:
 
 
 def page(results: Results) -> str:
-    """The whole report. Raises PageError where matplotlib or jinja2 is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-        from jinja2 import Environment
-    except ImportError as error:
-        raise PageError(f"a page needs {error.name}: pip install -e '.[plot]'") from None
+    """The whole report. Raises PictureError where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
     makers = (network, layers, tuning, order, errors, environment)
     panels = {make.__name__: make(results) for make in makers}
     lines = 0
@@ -88,9 +84,8 @@ def network(results: Results) -> list[Part]:
         if len({row.batch for row in rows}) > 1:
             drawn = figures.curves(view)
         else:
-            drawn = figures.bars(
-                [(row.contestant, row, None, times_best_peer(row, rows)) for row in rows]
-            )
+            duels = [Duel(r, *((r, None) if r.contestant == OURS else (None, r))) for r in rows]
+            drawn = figures.bars({duel.row.contestant: duel for duel in duels})
         parts[0] = Part(parts[0].table, drawn)
     return parts
 
@@ -102,7 +97,7 @@ def layers(results: Results) -> list[Part]:
     for view in views[:1]:
         for batch in story.main_batches(results, view):
             duels = story.apart(view.duels(batch))
-            drawn = figures.bars([(d.row.problem, d.ours, d.peer, d.ratio) for d in duels])
+            drawn = figures.bars({duel.row.problem: duel for duel in duels})
             parts.append(Part(story.layers_table(view, batch), drawn))
             if worked := [duel for duel in duels if duel.row.flops]:
                 roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
