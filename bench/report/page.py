@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -42,7 +41,7 @@ def page(results: Results) -> str:
     """The whole report. Raises PictureError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
-    makers = (network, layers, tuning, order, errors, environment)
+    makers = (network, layers, tuning, order, errors, origin)
     panels = {make.__name__: make(results) for make in makers}
     lines = 0
     for parts in panels.values():
@@ -53,10 +52,8 @@ def page(results: Results) -> str:
     matched, words = story.match_verdict(results)
     networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
     source = files(__package__).joinpath("page.html").read_text("utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        source
-    )
-    return template.render(
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return jinja.from_string(source).render(
         title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
         origin=story.origin(results),
         colours=figures.COLOURS,
@@ -91,36 +88,29 @@ def network(results: Results) -> list[Part]:
 
 
 def layers(results: Results) -> list[Part]:
-    """The layers of the network against their roofs and their best peers, then under the roofs."""
+    """The layers at the largest and the smallest batch against their roofs and best peers."""
     parts = []
     views = story.views(results, "layers")
     for view in views[:1]:
-        for batch in story.main_batches(results, view):
-            duels = story.apart(view.duels(batch))
-            drawn = figures.bars({duel.row.problem: duel for duel in duels})
-            parts.append(Part(story.layers_table(view, batch), drawn))
-            if worked := [duel for duel in duels if duel.row.flops]:
-                roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
-                table = _rates(worked, f"Rates under the roofs at batch {batch} ({view.name})")
-                parts.append(Part(table, figures.roofline(worked, *roofs)))
-    parts += [
-        Part(table, folded=True)
-        for view in views
-        for table in (*(story.layers_table(view, b) for b in view.batches), contestants(view))
-        if table.caption not in {part.table.caption for part in parts}
-    ]
+        for batch in dict.fromkeys((view.batches[-1], view.batches[0])):
+            duels = {duel.row.problem: duel for duel in view.duels(batch)}
+            parts.append(Part(story.layers_table(view, batch), figures.bars(duels)))
+            rows = []
+            for name, duel in duels.items():
+                rates = [units.si(r and r.tflops, "TFLOP/s") for r in (duel.ours, duel.peer)]
+                rows.append((name, units.three(duel.row.flops / duel.row.bytes), *rates))
+            caption = f"Rates at batch {batch} ({view.name})"
+            table = Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
+            roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
+            parts.append(Part(table, figures.roofline([*duels.values()], *roofs)))
+    for view in views:
+        for table in (
+            *(story.layers_table(view, batch) for batch in view.batches),
+            contestants(view),
+        ):
+            if table not in [part.table for part in parts]:
+                parts.append(Part(table, folded=True))
     return parts
-
-
-def _rates(duels: Sequence[Duel], caption: str) -> Table:
-    rows = []
-    for duel in duels:
-        rates = [
-            units.si(row.tflops * 1e12, "FLOP/s") if row and row.tflops else "-"
-            for row in (duel.ours, duel.peer)
-        ]
-        rows.append((duel.row.problem, units.three(duel.row.flops / duel.row.bytes), *rates))
-    return Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
 
 
 def contestants(view: View) -> Table:
@@ -203,18 +193,17 @@ def errors(results: Results) -> list[Part]:
             shares["ours" if own else "soft"].append(share if share < math.inf else math.inf)
         tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
         worst = [units.percent(100 * max(each)) if each else "-" for each in shares.values()]
-        wrong = dict.fromkeys(row.contestant for row in rows if not row.matched)
-        lines.append((*named, tolerance, *worst, ", ".join(wrong) or "none"))
+        lines.append((*named, tolerance, *worst))
         rugs.append((" ".join(named), tolerance, shares))
     if not rugs:
         return []
-    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most", "wrong")
+    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
     caption = "Largest errors, as shares of the tolerance"
     drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
     return [Part(Table(caption, head, lines, words=2), drawn)]
 
 
-def environment(results: Results) -> list[Part]:
+def origin(results: Results) -> list[Part]:
     """Where it was measured, the roofs, and notes."""
     facts = [(name, value or "-") for name, value in results.environment.items()]
     for name, rate in results.roofs.items():

@@ -51,13 +51,10 @@ class Duel:
     def cells(self) -> tuple[str, ...]:
         """What a table says of it, under CELLS."""
         ours, peer = self.ours, self.peer
-        return (
-            units.time(ours.median_us if ours else None),
-            peer.contestant if peer else "-",
-            units.time(peer.median_us if peer else None),
-            units.times(self.ratio),
-            units.percent(ours.percent_of_roof if ours else None),
-        )
+        name = peer.contestant if peer else "-"
+        times = [units.time(row and row.median_us) for row in (ours, peer)]
+        roof = units.percent(ours and ours.percent_of_roof)
+        return (times[0], name, times[1], units.times(self.ratio), roof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +105,6 @@ def right(row: Row) -> bool:
     return row.matched and row.median_us is not None
 
 
-def apart(duels: Sequence[Duel]) -> list[Duel]:
-    """Of one batch, layers that do not overlap: the single ones first, then fused ones.
-
-    In the order in which they came, so that they make up the network.
-    """
-    taken: set[str] = set()
-    kept = []
-    for duel in sorted(duels, key=lambda duel: duel.row.problem.count("+")):
-        layers = set(duel.row.problem.split("+"))
-        if not layers & taken:
-            taken |= layers
-            kept.append(duel)
-    return sorted(kept, key=duels.index)
-
-
 def views(results: Results, section: str) -> list[View]:
     """Every view of a section with a time, the one that stands for the whole first."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -150,22 +132,6 @@ def headline(results: Results) -> tuple[View, Row, Row] | None:
     return None
 
 
-def main_batches(results: Results, view: View) -> list[int]:
-    """Batches of layers to show: the headline's if there, else the largest; and the smallest."""
-    top = headline(results)
-    main = top[1].batch if top and top[1].batch in view.batches else view.batches[-1]
-    return list(dict.fromkeys((main, view.batches[0])))
-
-
-def network_table(view: View) -> Table:
-    """The whole network by batch size."""
-    rows = [
-        (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
-        for d in view.duels()
-    ]
-    return Table(f"The whole network ({view.name})", ("batch", *CELLS, "images/s"), rows)
-
-
 def layers_table(view: View, batch: int) -> Table:
     """The layers at one batch size."""
     rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
@@ -173,12 +139,17 @@ def layers_table(view: View, batch: int) -> Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """The two that stand for the whole: the network by batch size, then its layers at one."""
-    network, layers = (views(results, section)[:1] for section in ("model", "layers"))
-    return [
-        *(network_table(view) for view in network),
-        *(layers_table(view, main_batches(results, view)[0]) for view in layers),
-    ]
+    """The two that stand for the whole: the network by batch size, its layers at the largest."""
+    made = []
+    for view in views(results, "model")[:1]:
+        rows = [
+            (str(d.row.batch), *d.cells, units.whole(d.ours and d.ours.images_per_second))
+            for d in view.duels()
+        ]
+        head = ("batch", *CELLS, "images/s")
+        made.append(Table(f"The whole network ({view.name})", head, rows))
+    layers = views(results, "layers")[:1]
+    return [*made, *(layers_table(view, view.batches[-1]) for view in layers)]
 
 
 # --- in words ---------------------------------------------------------------------------------
