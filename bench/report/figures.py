@@ -30,7 +30,7 @@ ROW = 22  # points: a line of a figure that has lines
 
 
 def style() -> Any:
-    """matplotlib's settings while a figure is made, measured or written, and no longer."""
+    """matplotlib's settings, under which figures are made and written, and which end with that."""
     import matplotlib
 
     ink, soft = COLOURS["ink"], COLOURS["soft"]
@@ -38,7 +38,12 @@ def style() -> Any:
         {
             **{"font.family": ["DejaVu Sans"], "font.size": 10.5, "axes.titlesize": "medium"},
             **{"text.color": ink, "text.parse_math": False, "svg.fonttype": "none"},
-            **{"axes.labelcolor": soft, "axes.edgecolor": soft, "axes.titlecolor": soft},
+            **{
+                "axes.facecolor": "none",
+                "axes.labelcolor": soft,
+                "axes.edgecolor": soft,
+                "axes.titlecolor": soft,
+            },
             **{"xtick.color": soft, "ytick.color": soft, "ytick.labelcolor": ink},
             **{"axes.grid": True, "axes.axisbelow": True, "grid.color": COLOURS["thin"]},
             **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
@@ -55,7 +60,7 @@ def svg(figure: Figure, name: str, words: str) -> str:
 
     file = io.StringIO()
     told = {"Title": words, **dict.fromkeys(("Creator", "Date", "Format", "Type"))}
-    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata=told)
     text = file.getvalue()
     for what, instead in (
@@ -71,7 +76,10 @@ def svg(figure: Figure, name: str, words: str) -> str:
 
 def bars(lines: Mapping[str, Duel]) -> Figure:
     """Times as bars, ours above the best peer's, and their roofs across them."""
-    words = [f"{duel.cells[-1]}  {duel.cells[-2]}" for duel in lines.values()]
+    words = [
+        units.percent(duel.row.percent_of_roof) + f"  {units.times(duel.ratio)}" * bool(duel.ratio)
+        for duel in lines.values()
+    ]
     figure, axes = _lined(list(lines), words, "of roof, x best peer", 90 + 1.2 * ROW * len(lines))
     for kind, label, offset, height in (("ours", "ours", 0.0, 0.5), ("peer", "peer", 0.35, 0.2)):
         rows = {y: row for y, d in enumerate(lines.values()) if (row := getattr(d, kind))}
@@ -134,10 +142,8 @@ def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None)
         roofs = ([left, compute / memory, right], [memory * left, compute, compute])
         axes.plot(*roofs, color=COLOURS["ink"], label="roof")
     for kind, marker in (("peer", "D"), ("ours", "o")):
-        dots = list(points[kind].values())
-        axes.plot(
-            [x for x, _ in dots], [y for _, y in dots], marker, color=COLOURS[kind], label=kind
-        )
+        if dots := list(points[kind].values()):
+            axes.plot(*zip(*dots, strict=True), marker, color=COLOURS[kind], label=kind)
     places = sorted(points["row"].items(), key=lambda item: item[1][1])
     shares = [math.log(rate / low) / math.log(high / low) for _, (_, rate) in places]
     heights = spread(shares, min(0.055, 1 / len(duels)))
@@ -198,11 +204,10 @@ def _point(row: Row) -> tuple[float, float]:
 
 def _figure(height: float) -> tuple[Figure, Axes]:
     """Axes on 480 points by `height`, for half a page or a phone."""
-    with style():
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(480 / 72, height / 72), layout="constrained", facecolor="none")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(480 / 72, height / 72), layout="constrained", facecolor="none")
+    return figure, figure.add_subplot()
 
 
 def _lined(

@@ -17,7 +17,7 @@ from jinja2 import Environment
 
 from ...engine.pictures.canvas import PictureError
 from .. import units
-from ..records import OURS, Results, Row, times_best_peer
+from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
 from .story import Duel, Table, View, right
 
@@ -41,6 +41,11 @@ def page(results: Results) -> str:
     """The whole report. Raises PictureError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
+    with figures.style():
+        return _page(results)
+
+
+def _page(results: Results) -> str:
     makers = (network, layers, tuning, order, errors, origin)
     panels = {make.__name__: make(results) for make in makers}
     lines = 0
@@ -81,8 +86,8 @@ def network(results: Results) -> list[Part]:
         if len({row.batch for row in rows}) > 1:
             drawn = figures.curves(view)
         else:
-            duels = [Duel(r, *((r, None) if r.contestant == OURS else (None, r))) for r in rows]
-            drawn = figures.bars({duel.row.contestant: duel for duel in duels})
+            ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
+            drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
         parts[0] = Part(parts[0].table, drawn)
     return parts
 
