@@ -119,7 +119,8 @@ def test_every_label_is_inside_its_picture(
         for caption, figure in drawn(load(H100 / f"{stored}.json") if stored else results):
             written.clear()
             FigureCanvasAgg(figure).draw()
-            labels = {id(label): label for label in written if label.get_text()}.values()
+            shown = (label for label in written if label.get_text() and label.get_visible())
+            labels = {id(label): label for label in shown}.values()
             boxes = [(label.get_text(), Text.get_window_extent(label)) for label in labels]
             assert len(boxes) > 4
             whole = figure.bbox.padded(1)
@@ -182,8 +183,8 @@ def test_a_long_run_still_makes_a_short_page(results: Results) -> None:
     rows = [
         replace(r, dtype=dtype) for dtype in ("fp16", "bf16", "tf32", "fp32") for r in results.rows
     ]
-    trials = [trial(i % 50, batch=batch) for batch in range(60) for i in range(200)]
-    made = page(replace(results, rows=tuple(rows * 2), searches=tuple(trials)))
+    trials = [trial(i, batch=batch) for batch in range(60) for i in range(40)]
+    made = page(replace(results, rows=tuple(rows), searches=tuple(trials)))
     assert len(made.encode()) < 300_000
     assert "would make this page too long" in made
     assert "48 of 60 searches" in made
@@ -255,8 +256,8 @@ def test_layers_of_ours_that_could_not_be_timed_are_warned_of_and_peers_shown() 
 
 
 def test_interpreter_times_say_that_they_are(report: str) -> None:
-    assert story.NO_GPU.replace("'", "&#39;") in page(interpreted())
-    assert story.NO_GPU.replace("'", "&#39;") not in report
+    assert story.NO_GPU in text(interpreted())
+    assert "name no GPU" not in report
 
 
 def test_a_page_of_nothing_says_what_would_fill_it() -> None:
@@ -301,10 +302,11 @@ def test_the_verb_writes_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], results: Results
 ) -> None:
     stored, out = tmp_path / "results.json", tmp_path / "report.html"
-    save(results, stored)
+    save(interpreted(), stored)
     assert main(["report", str(stored), str(stored), "-o", str(out)]) == 0
     assert capsys.readouterr().out == f"report: {out}\n"
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    save(results, stored)
     assert main(["report", str(stored), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["matched"] is True

@@ -148,7 +148,7 @@ def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None)
     shares = [math.log(rate / low) / math.log(high / low) for _, (_, rate) in places]
     heights = spread(shares, min(0.055, 1 / len(duels)))
     for (name, place), height in zip(places, heights, strict=True):
-        line = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "shrinkA": 1}
+        line = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "relpos": (0, 0.5)}
         at = {"xytext": (1.05, height), "textcoords": "axes fraction", "va": "center"}
         axes.annotate(name, place, arrowprops=line, **at)
     axes.set_xlabel("FLOP per byte")
