@@ -147,10 +147,10 @@ def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None)
     places = sorted(points["row"].items(), key=lambda item: item[1][1])
     shares = [math.log(rate / low) / math.log(high / low) for _, (_, rate) in places]
     heights = spread(shares, min(0.055, 1 / len(duels)))
-    for (name, place), height in zip(places, heights, strict=True):
-        line = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "relpos": (0, 0.5)}
-        at = {"xytext": (1.05, height), "textcoords": "axes fraction", "va": "center"}
-        axes.annotate(name, place, arrowprops=line, **at)
+    lead = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "relpos": (0, 0.5)}
+    for (name, at), height in zip(places, heights, strict=True):
+        to = (1.05, height)
+        axes.annotate(name, at, to, textcoords="axes fraction", va="center", arrowprops=lead)
     axes.set_xlabel("FLOP per byte")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -175,9 +175,8 @@ def curves(view: View) -> Figure:
         )
     for duel in view.duels():
         if duel.ours and duel.ratio:
-            place = (duel.row.batch, duel.ours.images_per_second or 0)
-            away = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(units.times(duel.ratio), place, color=COLOURS["ours"], **away)
+            at, words = (duel.row.batch, duel.ours.images_per_second or 0), units.times(duel.ratio)
+            axes.annotate(words, at, (0, 8), textcoords="offset points", ha="center")
     speeds = [row.images_per_second or 0 for row in rows]
     _logarithmic(axes, "y", min(speeds) / 1.5, max(speeds) * 1.7, units.whole)
     batches = sorted({row.batch for row in rows})

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
@@ -41,38 +42,33 @@ def page(results: Results) -> str:
     """The whole report. Raises PictureError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
-    with figures.style():
-        return _page(results)
-
-
-def _page(results: Results) -> str:
     makers = (network, layers, tuning, order, errors, origin)
-    panels = {make.__name__: make(results) for make in makers}
-    lines = 0
-    for parts in panels.values():
-        for part in [part for part in parts if part.folded]:
-            lines += len(part.table.rows)
-            if lines > FOLDED:
-                parts.remove(part)
     matched, words = story.match_verdict(results)
     networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
     source = files(__package__).joinpath("page.html").read_text("utf-8")
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return jinja.from_string(source).render(
-        title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
-        origin=story.origin(results),
-        colours=figures.COLOURS,
-        ours=OURS,
-        strip=story.figures(results),
-        checks={
-            {True: "good", False: "bad", None: "soft"}[matched]: [f"{words}."],
-            "warn": story.warnings(results),
-            "absent": story.absences(results),
-        },
-        panels=panels,
-        svg=figures.svg,
-        left_out=lines > FOLDED,
-    )
+    with figures.style():
+        panels = {make.__name__: make(results) for make in makers}
+        folded = [(parts, part) for parts in panels.values() for part in parts if part.folded]
+        sizes = accumulate(len(part.table.rows) for _, part in folded)
+        for (parts, part), lines in zip(folded, sizes, strict=True):
+            if lines > FOLDED:
+                parts.remove(part)
+        return jinja.from_string(source).render(
+            title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
+            origin=story.origin(results),
+            colours=figures.COLOURS,
+            ours=OURS,
+            strip=story.figures(results),
+            checks={
+                {True: "good", False: "bad", None: "soft"}[matched]: [f"{words}."],
+                "warn": story.warnings(results),
+                "absent": story.absences(results),
+            },
+            panels=panels,
+            svg=figures.svg,
+            left_out=sum(len(part.table.rows) for _, part in folded) > FOLDED,
+        )
 
 
 # --- panel by panel ---------------------------------------------------------------------------
@@ -102,8 +98,9 @@ def layers(results: Results) -> list[Part]:
             parts.append(Part(story.layers_table(view, batch), figures.bars(duels)))
             rows = []
             for name, duel in duels.items():
-                rates = [units.si(r and r.tflops, "TFLOP/s") for r in (duel.ours, duel.peer)]
-                rows.append((name, units.three(duel.row.flops / duel.row.bytes), *rates))
+                rates = [row.tflops if row else None for row in (duel.ours, duel.peer)]
+                words = [units.si(rate and rate * 1e12, "FLOP/s") for rate in rates]
+                rows.append((name, units.three(duel.row.flops / duel.row.bytes), *words))
             caption = f"Rates at batch {batch} ({view.name})"
             table = Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
             roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
@@ -120,11 +117,11 @@ def layers(results: Results) -> list[Part]:
 
 def contestants(view: View) -> Table:
     """Every row of a view with all that was measured of it; no speed without a match."""
-    head = ("problem", "contestant", "batch", "time", "p20 to p80", "rate", "of roof")
-    head += ("x best peer", "error (tolerance)", "match")
+    timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
+    head = ("problem", "contestant", "batch", *timing, "error (tolerance)", "match")
     cells = []
     for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
-        timed = ("not shown" if row.median_us else "not timed", *["-"] * 4)
+        timed: tuple[str, ...] = ("not shown" if row.median_us else "not timed", *"----")
         if right(row):
             flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"

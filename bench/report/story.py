@@ -52,8 +52,8 @@ class Duel:
         """What a table says of it, under CELLS."""
         ours, peer = self.ours, self.peer
         name = peer.contestant if peer else "-"
-        times = [units.time(row and row.median_us) for row in (ours, peer)]
-        roof = units.percent(ours and ours.percent_of_roof)
+        times = [units.time(row.median_us if row else None) for row in (ours, peer)]
+        roof = units.percent(ours.percent_of_roof if ours else None)
         return (times[0], name, times[1], units.times(self.ratio), roof)
 
 
@@ -143,7 +143,7 @@ def tables(results: Results) -> list[Table]:
     made = []
     for view in views(results, "model")[:1]:
         rows = [
-            (str(d.row.batch), *d.cells, units.whole(d.ours and d.ours.images_per_second))
+            (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
             for d in view.duels()
         ]
         head = ("batch", *CELLS, "images/s")
