@@ -260,6 +260,12 @@ def test_interpreter_times_say_that_they_are(report: str) -> None:
     assert "name no GPU" not in report
 
 
+def test_a_page_of_what_counts_no_products_has_no_roofline() -> None:
+    rows = tuple(replace(each, flops=0) for each in interpreted().rows)
+    parts = pages.layers(replace(interpreted(), rows=rows))
+    assert [part.figure is not None for part in parts] == [True, False]
+
+
 def test_a_page_of_nothing_says_what_would_fill_it() -> None:
     made = page(Results({}, {}, ()))
     assert made.count('class="soft none"') == 7

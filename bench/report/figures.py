@@ -38,12 +38,8 @@ def style() -> Any:
         {
             **{"font.family": ["DejaVu Sans"], "font.size": 10.5, "axes.titlesize": "medium"},
             **{"text.color": ink, "text.parse_math": False, "svg.fonttype": "none"},
-            **{
-                "axes.facecolor": "none",
-                "axes.labelcolor": soft,
-                "axes.edgecolor": soft,
-                "axes.titlecolor": soft,
-            },
+            **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), soft),
+            **{"axes.facecolor": "none", "figure.facecolor": "none"},
             **{"xtick.color": soft, "ytick.color": soft, "ytick.labelcolor": ink},
             **{"axes.grid": True, "axes.axisbelow": True, "grid.color": COLOURS["thin"]},
             **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
@@ -205,7 +201,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     """Axes on 480 points by `height`, for half a page or a phone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(480 / 72, height / 72), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(480 / 72, height / 72), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -104,7 +104,8 @@ def layers(results: Results) -> list[Part]:
             caption = f"Rates at batch {batch} ({view.name})"
             table = Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
             roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
-            parts.append(Part(table, figures.roofline([*duels.values()], *roofs)))
+            if worked := [duel for duel in duels.values() if duel.row.flops]:
+                parts.append(Part(table, figures.roofline(worked, *roofs)))
     for view in views:
         for table in (
             *(story.layers_table(view, batch) for batch in view.batches),
