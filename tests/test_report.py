@@ -118,7 +118,8 @@ def test_every_label_is_inside_its_picture(
     with figures.style():
         for caption, figure in drawn(load(H100 / f"{stored}.json") if stored else results):
             written.clear()
-            FigureCanvasAgg(figure).draw()
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.draw()
             shown = (label for label in written if label.get_text() and label.get_visible())
             labels = {id(label): label for label in shown}.values()
             boxes = [(label.get_text(), Text.get_window_extent(label)) for label in labels]
@@ -148,10 +149,10 @@ def test_a_picture_shows_the_numbers(results: Results) -> None:
     view = story.views(results, "layers")[0]
     duels = {duel.row.problem: duel for duel in view.duels(64)}
     with figures.style():
-        axes = figures.bars(duels).axes[0]
+        axes: Any = figures.bars(duels).axes[0]
         widths = [bar.get_width() for bar in axes.patches]
         assert widths == [us * 2 for us in LAYERS.values()] + [us * 2.4 for us in LAYERS.values()]
-        curves = figures.curves(story.views(results, "model")[0]).axes[0]
+        curves: Any = figures.curves(story.views(results, "model")[0]).axes[0]
         assert curves.lines[0].get_label() == OURS
         assert list(curves.lines[0].get_ydata()) == [b / (80 + 3 * b) * 1e6 for b in BATCHES]
         axes = figures.rugs(
