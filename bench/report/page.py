@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Error
+from jinja2 import Environment
+
+from ...engine.pictures.canvas import PictureError
 from .. import units
-from ..records import OURS, Results, Row, times_best_peer
+from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
-from .story import Table, View, right
+from .story import Duel, Table, View, right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONGEST = 300_000  # bytes of a page
-FOLDED = (99, 9, 3, 0)  # folded tables of a panel, until the page is short enough
+FOLDED = 600  # lines of folded tables, which keep a page under 300 kB
 SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
-
-
-class PageError(Error, RuntimeError):
-    """A page that cannot be made here, and what to install."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +39,36 @@ class Part:
 
 
 def page(results: Results) -> str:
-    """The whole report, under LONGEST bytes: of what is folded as much as there is room for.
-
-    Raises PageError where matplotlib or jinja2 is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-        from jinja2 import Environment
-    except ImportError as error:
-        raise PageError(f"a page needs {error.name}: pip install -e '.[plot]'") from None
-    source = files(__package__).joinpath("page.html").read_text("utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        source
-    )
-    makers = (network, layers, roofline, tuning, order, errors, environment)
-    parts = {make.__name__: make(results) for make in makers}
-    drawn = {
-        part.table.caption: figures.svg(part.figure, f"{name}{i}", part.table.caption)
-        for name, each in parts.items()
-        for i, part in enumerate(each)
-        if part.figure
-    }
+    """The whole report. Raises PictureError where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
+    makers = (network, layers, tuning, order, errors, origin)
+    matched, words = story.match_verdict(results)
     networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
-    for most in FOLDED:
-        html = template.render(
+    source = files(__package__).joinpath("page.html").read_text("utf-8")
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    with figures.style():
+        panels = {make.__name__: make(results) for make in makers}
+        folded = [(parts, part) for parts in panels.values() for part in parts if part.folded]
+        sizes = accumulate(len(part.table.rows) for _, part in folded)
+        for (parts, part), lines in zip(folded, sizes, strict=True):
+            if lines > FOLDED:
+                parts.remove(part)
+        return jinja.from_string(source).render(
             title=f"Triton kernels of {', '.join(networks) or 'nothing'}",
             origin=story.origin(results),
             colours=figures.COLOURS,
             ours=OURS,
             strip=story.figures(results),
-            checks=checks(results),
-            parts=parts,
-            drawn=drawn,
-            most=most,
+            checks={
+                {True: "good", False: "bad", None: "soft"}[matched]: [f"{words}."],
+                "warn": story.warnings(results),
+                "absent": story.absences(results),
+            },
+            panels=panels,
+            svg=figures.svg,
+            left_out=sum(len(part.table.rows) for _, part in folded) > FOLDED,
         )
-        if len(html.encode()) <= LONGEST:
-            break
-    return html
-
-
-def checks(results: Results) -> list[tuple[str, str]]:
-    """Whether the figures may be believed: (good, bad or soft, sentence) each."""
-    matched, words = story.match_verdict(results)
-    kind = {True: "good", False: "bad", None: "soft"}[matched]
-    return [
-        (kind, f"{words[0].upper()}{words[1:]}."),
-        *(("bad", warning) for warning in story.warnings(results)),
-        *(("soft", absence) for absence in story.absences(results)),
-    ]
 
 
 # --- panel by panel ---------------------------------------------------------------------------
@@ -102,60 +82,47 @@ def network(results: Results) -> list[Part]:
         if len({row.batch for row in rows}) > 1:
             drawn = figures.curves(view)
         else:
-            drawn = figures.bars(
-                [(row.contestant, row, None, times_best_peer(row, rows)) for row in rows]
-            )
+            ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
+            drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
         parts[0] = Part(parts[0].table, drawn)
     return parts
 
 
 def layers(results: Results) -> list[Part]:
-    """The layers of the network against their roofs and their best peers."""
+    """The layers at the largest and the smallest batch against their roofs and best peers."""
+    parts = []
     views = story.views(results, "layers")
-    parts = []
+    for view in views[:1]:
+        for batch in dict.fromkeys((view.batches[-1], view.batches[0])):
+            duels = {duel.row.problem: duel for duel in view.duels(batch)}
+            parts.append(Part(story.layers_table(view, batch), figures.bars(duels)))
+            rows = []
+            for name, duel in duels.items():
+                rates = [row.tflops if row else None for row in (duel.ours, duel.peer)]
+                words = [units.si(rate and rate * 1e12, "FLOP/s") for rate in rates]
+                rows.append((name, units.three(duel.row.flops / duel.row.bytes), *words))
+            caption = f"Rates at batch {batch} ({view.name})"
+            table = Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
+            roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
+            if worked := [duel for duel in duels.values() if duel.row.flops]:
+                parts.append(Part(table, figures.roofline(worked, *roofs)))
     for view in views:
-        for batch in view.batches:
-            table, drawn = story.layers_table(view, batch), None
-            if (view, batch) in _main(results, views):
-                races = story.apart(view.duels(batch))
-                drawn = figures.bars([(d.row.problem, d.ours, d.peer, d.ratio) for d in races])
-            parts.append(Part(table, drawn, folded=drawn is None))
-    return [*parts, *(Part(contestants(view), folded=True) for view in views)]
-
-
-def roofline(results: Results) -> list[Part]:
-    """The layers and their best peers under the measured roofs."""
-    parts = []
-    for view, batch in _main(results, story.views(results, "layers")):
-        races = [duel for duel in story.apart(view.duels(batch)) if duel.row.flops]
-        rows = []
-        for duel in races:
-            rates = [f"{row.tflops:.3g} TFLOP/s" if row else "-" for row in (duel.ours, duel.peer)]
-            rows.append((duel.row.problem, units.three(duel.row.flops / duel.row.bytes), *rates))
-        caption = f"Rates under the roofs at batch {batch} ({view.name})"
-        head = ("layer", "FLOP per byte", "ours", "best peer")
-        roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
-        if races:
-            parts.append(Part(Table(caption, head, rows), figures.roofline(races, *roofs)))
+        for table in (
+            *(story.layers_table(view, batch) for batch in view.batches),
+            contestants(view),
+        ):
+            if table not in [part.table for part in parts]:
+                parts.append(Part(table, folded=True))
     return parts
-
-
-def _main(results: Results, views: Sequence[View]) -> list[tuple[View, int]]:
-    """The view that stands for the whole, at its main and at its smallest batch."""
-    return [
-        (view, batch)
-        for view in views[:1]
-        for batch in sorted({story.main_batch(results, view), view.batches[0]})
-    ]
 
 
 def contestants(view: View) -> Table:
     """Every row of a view with all that was measured of it; no speed without a match."""
-    head = ("problem", "contestant", "batch", "time", "p20 to p80", "rate", "of roof")
-    head += ("x best peer", "error (tolerance)", "match")
+    timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
+    head = ("problem", "contestant", "batch", *timing, "error (tolerance)", "match")
     cells = []
     for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
-        timed = ("not shown" if row.median_us else "not timed", *["-"] * 4)
+        timed: tuple[str, ...] = ("not shown" if row.median_us else "not timed", *"----")
         if right(row):
             flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
@@ -229,18 +196,17 @@ def errors(results: Results) -> list[Part]:
             shares["ours" if own else "soft"].append(share if share < math.inf else math.inf)
         tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
         worst = [units.percent(100 * max(each)) if each else "-" for each in shares.values()]
-        wrong = dict.fromkeys(row.contestant for row in rows if not row.matched)
-        lines.append((*named, tolerance, *worst, ", ".join(wrong) or "none"))
+        lines.append((*named, tolerance, *worst))
         rugs.append((" ".join(named), tolerance, shares))
     if not rugs:
         return []
-    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most", "wrong")
+    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
     caption = "Largest errors, as shares of the tolerance"
     drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
     return [Part(Table(caption, head, lines, words=2), drawn)]
 
 
-def environment(results: Results) -> list[Part]:
+def origin(results: Results) -> list[Part]:
     """Where it was measured, the roofs, and notes."""
     facts = [(name, value or "-") for name, value in results.environment.items()]
     for name, rate in results.roofs.items():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import printable
-from ..records import RecordError, Results, load
+from ..records import RecordError, Results, Row, load
 from . import story
 from .page import page
 from .readme import rewrite
@@ -24,20 +25,21 @@ def combined(runs: Sequence[Results]) -> Results:
 
     Raises RecordError for runs on different devices, whose times are no race.
     """
-    devices = [story.gpu(run) or run.environment.get("cpu") or "-" for run in runs]
-    if len(set(devices)) > 1:
-        raise RecordError(f"wanted results of one device, got {', '.join(dict.fromkeys(devices))}")
-    facts: dict[str, dict[str | None, None]] = {}
-    races: dict[tuple[object, ...], int] = {}
-    for i, run in enumerate(runs):
-        for name, value in run.environment.items():
-            facts.setdefault(name, {})[value] = None
-        for row in run.rows:
-            races.setdefault(row.race, i)
+    devices = {story.gpu(run) or run.environment.get("cpu") or "-": None for run in runs}
+    if len(devices) > 1:
+        raise RecordError(f"wanted results of one device, got {', '.join(devices)}")
+    rows: list[Row] = []
+    for run in runs:
+        races = {row.race for row in rows}
+        rows += [row for row in run.rows if row.race not in races]
+    facts = {
+        name: dict.fromkeys(filter(None, (run.environment.get(name) for run in runs)))
+        for name in runs[0].environment
+    }
     return Results(
-        {name: ", ".join(filter(None, values)) or None for name, values in facts.items()},
-        {name: rate for run in reversed(runs) for name, rate in run.roofs.items()},
-        tuple(row for i, run in enumerate(runs) for row in run.rows if races[row.race] == i),
+        {name: ", ".join(values) or None for name, values in facts.items()},
+        dict(ChainMap(*(run.roofs for run in runs))),
+        tuple(rows),
         tuple(trial for run in runs for trial in run.searches),
         tuple(note for run in runs for note in run.notes),
     )

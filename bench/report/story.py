@@ -10,9 +10,9 @@ from .. import units
 from ..measure.summary import warnings as warnings_of_times
 from ..records import OURS, Results, Row, best_peer, times_best_peer
 
-DTYPES = ("fp16", "bf16", "tf32", "fp32")
 CLOCKS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
-"""Which view stands for the whole is the first of these that there is."""
+PREFERRED = ("fp16", "bf16", "tf32", "fp32", *CLOCKS)
+"""Which view stands for the whole: ours, then the first of these dtypes and clocks."""
 
 MOST = 3  # warnings of a kind that are told in full
 NO_GPU = (
@@ -31,6 +31,9 @@ class Table:
     words: int = 1
 
 
+CELLS = ("ours", "best peer", "its time", "x best peer", "of roof")
+
+
 @dataclass(frozen=True, slots=True)
 class Duel:
     """Ours and the best peer of one race; None where none was right and timed."""
@@ -46,15 +49,12 @@ class Duel:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Our time, the best peer, its time, how many times as fast ours is, its share of roof."""
+        """What a table says of it, under CELLS."""
         ours, peer = self.ours, self.peer
-        return (
-            units.time(ours.median_us if ours else None),
-            peer.contestant if peer else "-",
-            units.time(peer.median_us if peer else None),
-            units.times(self.ratio),
-            units.percent(ours.percent_of_roof if ours else None),
-        )
+        name = peer.contestant if peer else "-"
+        times = [units.time(row.median_us if row else None) for row in (ours, peer)]
+        roof = units.percent(ours.percent_of_roof if ours else None)
+        return (times[0], name, times[1], units.times(self.ratio), roof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +105,6 @@ def right(row: Row) -> bool:
     return row.matched and row.median_us is not None
 
 
-def apart(duels: Sequence[Duel]) -> list[Duel]:
-    """Of one batch, layers that do not overlap: the single ones first, then fused ones.
-
-    In the order in which they came, so that they make up the network.
-    """
-    taken: set[str] = set()
-    kept = []
-    for duel in sorted(duels, key=lambda duel: duel.row.problem.count("+")):
-        layers = set(duel.row.problem.split("+"))
-        if not layers & taken:
-            taken |= layers
-            kept.append(duel)
-    return sorted(kept, key=duels.index)
-
-
 def views(results: Results, section: str) -> list[View]:
     """Every view of a section with a time, the one that stands for the whole first."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -128,14 +113,15 @@ def views(results: Results, section: str) -> list[View]:
             subject = row.network if section == "layers" else row.problem
             groups.setdefault((subject, row.dtype, row.clock), []).append(row)
     subjects = [subject for subject, _, _ in groups]
-
-    def rank(view: View) -> tuple[bool | int, ...]:
-        places = ((DTYPES, view.dtype), (tuple(CLOCKS), view.clock))
-        known = (names.index(name) if name in names else len(names) for names, name in places)
-        return (not view.ours, subjects.index(view.subject), *known)
-
     made = [View(*key, tuple(rows)) for key, rows in groups.items()]
-    return sorted((view for view in made if view.batches), key=rank)
+    return sorted(
+        (view for view in made if view.batches),
+        key=lambda v: (not v.ours, subjects.index(v.subject), *map(_rank, (v.dtype, v.clock))),
+    )
+
+
+def _rank(name: str) -> int:
+    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
 
 def headline(results: Results) -> tuple[View, Row, Row] | None:
@@ -146,32 +132,24 @@ def headline(results: Results) -> tuple[View, Row, Row] | None:
     return None
 
 
-def main_batch(results: Results, view: View) -> int:
-    """The batch a picture of layers shows first: the headline's if there, else the largest."""
-    top = headline(results)
-    return top[1].batch if top and top[1].batch in view.batches else view.batches[-1]
+def layers_table(view: View, batch: int) -> Table:
+    """The layers at one batch size."""
+    rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
+    return Table(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
 
 
 def tables(results: Results) -> list[Table]:
-    """The whole network by batch size, then the layers at one."""
+    """The two that stand for the whole: the network by batch size, its layers at the largest."""
     made = []
-    head = ("ours", "best peer", "its time", "x best peer", "of roof")
     for view in views(results, "model")[:1]:
         rows = [
             (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
             for d in view.duels()
         ]
-        made.append(Table(f"The whole network ({view.name})", ("batch", *head, "images/s"), rows))
-    for view in views(results, "layers")[:1]:
-        made.append(layers_table(view, main_batch(results, view)))
-    return made
-
-
-def layers_table(view: View, batch: int) -> Table:
-    """The layers at one batch size."""
-    head = ("layer", "ours", "best peer", "its time", "x best peer", "of roof")
-    rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
-    return Table(f"The layers at batch {batch} ({view.name})", head, rows)
+        head = ("batch", *CELLS, "images/s")
+        made.append(Table(f"The whole network ({view.name})", head, rows))
+    layers = views(results, "layers")[:1]
+    return [*made, *(layers_table(view, view.batches[-1]) for view in layers)]
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -226,30 +204,30 @@ def match_verdict(results: Results) -> tuple[bool | None, str]:
 
 def warnings(results: Results) -> list[str]:
     """What a reader should know before believing a figure, one line each."""
-    found = [] if gpu(results) else [NO_GPU]
+    told = [] if gpu(results) else [NO_GPU]
     commit = results.environment.get("commit")
     if commit is None:
-        found.append("The commit is unknown, so the run cannot be repeated exactly.")
+        told.append("The commit is unknown, so the run cannot be repeated exactly.")
     elif "+" in commit:
-        found.append(f"Files differed from commit {commit} when this was measured.")
+        told.append(f"Files differed from commit {commit} when this was measured.")
     if not results.roofs:
-        found.append("No roofs were measured, so there are no percentages of them.")
-    found += _lost(row for row in results.rows if not right(row) and not _absent(row))
+        told.append("No roofs were measured, so there are no percentages of them.")
+    told += _untimed(row for row in results.rows if not _absent(row))
     for view in views(results, "layers")[:1]:
         lost = [(d.ratio, d.row) for d in view.duels() if d.ratio is not None and d.ratio < 1]
         places = [
             f"{row.problem} at batch {row.batch} ({units.times(ratio)})"
             for ratio, row in sorted(lost, key=lambda pair: pair[0])
         ]
-        if lost:
-            told = ", ".join(_most(places, 2 * MOST))
-            found.append(f"Slower than the best peer, {view.name}: {told}.")
-    return found + _most([f"{line}." for line in warnings_of_times(results.rows)], MOST)
+        if places:
+            slower = ", ".join(_most(places, 2 * MOST))
+            told.append(f"Slower than the best peer, {view.name}: {slower}.")
+    return told + _most([f"{line}." for line in warnings_of_times(results.rows)], MOST)
 
 
 def absences(results: Results) -> list[str]:
     """Peers that were not there to be compared, one line for each reason."""
-    return _lost(row for row in results.rows if not right(row) and _absent(row))
+    return _untimed(row for row in results.rows if _absent(row))
 
 
 def _absent(row: Row) -> bool:
@@ -257,18 +235,19 @@ def _absent(row: Row) -> bool:
     return row.contestant != OURS and row.max_error is None
 
 
-def _most(lines: Sequence[str], most: int) -> list[str]:
-    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
-
-
-def _lost(rows: Iterable[Row]) -> list[str]:
+def _untimed(rows: Iterable[Row]) -> list[str]:
     """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
     groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
-        reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
-        groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
+        if not right(row):
+            reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
+            groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
     return [
         f"{', '.join(dict.fromkeys(row.contestant for _, row in group))}: not timed or not right "
         f"in {len(group)} row{'' if len(group) == 1 else 's'}: {group[0][0]}."
         for group in groups.values()
     ]
+
+
+def _most(lines: Sequence[str], most: int) -> list[str]:
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
