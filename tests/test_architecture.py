@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -79,6 +80,54 @@ def breaches(path: Path) -> list[str]:
 @each_module
 def test_imports_are_relative_and_go_down_only(path: Path) -> None:
     assert not breaches(path)
+
+
+def node(module: str) -> str:
+    """A room of a floor (`bench.tune`), or a file that lies flat in it, whatever is inside."""
+    return ".".join(module.split(".")[1:3])
+
+
+def arrows() -> dict[str, set[str]]:
+    """Who imports whom within a floor, wherever the import stands."""
+    modules = set(map(dotted, MODULES))
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        name = dotted(path)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for _, _, imported in imports(path.read_text(), package):
+            target = imported if imported in modules else imported.rpartition(".")[0]
+            if target in modules and "." in node(name) and "." in node(target):
+                found.setdefault(node(name), set()).add(node(target))
+    return {name: targets - {name} for name, targets in found.items()}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names that import one another in a ring, none if there is no ring."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_rooms_of_a_floor_do_not_import_in_a_circle() -> None:
+    assert not circle(arrows())
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"bench.tune": {"bench.measure"}, "bench.measure": set()}) == []
+    ring = circle({"bench.tune": {"bench.measure"}, "bench.measure": {"bench.tune"}})
+    assert set(ring) == {"bench.tune", "bench.measure"}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """A reader who looks a name up finds one thing."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.ClassDef):
+                homes.setdefault(statement.name, []).append(dotted(path))
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
 
 
 @pytest.mark.parametrize(

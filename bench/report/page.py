@@ -20,7 +20,7 @@ from ...engine.pictures.canvas import PictureError
 from .. import units
 from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
-from .story import Duel, Table, View, right
+from .story import Duel, Cells, View, right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,10 +30,10 @@ SEARCHES = 48  # that are shown, as many as the layers of a network at four batc
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Exhibit:
     """A table, beside its figure or folded away."""
 
-    table: Table
+    table: Cells
     figure: Figure | None = None
     folded: bool = False
 
@@ -74,9 +74,9 @@ def page(results: Results) -> str:
 # --- panel by panel ---------------------------------------------------------------------------
 
 
-def network(results: Results) -> list[Part]:
+def network(results: Results) -> list[Exhibit]:
     """The whole network by batch size, ours and the peers."""
-    parts = [Part(contestants(view), folded=True) for view in story.views(results, "model")]
+    parts = [Exhibit(contestants(view), folded=True) for view in story.views(results, "model")]
     for view in story.views(results, "model")[:1]:
         rows = sorted(filter(right, view.rows), key=lambda row: row.median_us or 0.0)
         if len({row.batch for row in rows}) > 1:
@@ -84,39 +84,39 @@ def network(results: Results) -> list[Part]:
         else:
             ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
             drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
-        parts[0] = Part(parts[0].table, drawn)
+        parts[0] = Exhibit(parts[0].table, drawn)
     return parts
 
 
-def layers(results: Results) -> list[Part]:
+def layers(results: Results) -> list[Exhibit]:
     """The layers at the largest and the smallest batch against their roofs and best peers."""
     parts = []
     views = story.views(results, "layers")
     for view in views[:1]:
         for batch in dict.fromkeys((view.batches[-1], view.batches[0])):
             duels = {duel.row.problem: duel for duel in view.duels(batch)}
-            parts.append(Part(story.layers_table(view, batch), figures.bars(duels)))
+            parts.append(Exhibit(story.layers_table(view, batch), figures.bars(duels)))
             rows = []
             for name, duel in duels.items():
                 rates = [row.tflops if row else None for row in (duel.ours, duel.peer)]
                 words = [units.si(rate and rate * 1e12, "FLOP/s") for rate in rates]
                 rows.append((name, units.three(duel.row.flops / duel.row.bytes), *words))
             caption = f"Rates at batch {batch} ({view.name})"
-            table = Table(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
+            table = Cells(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
             roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
             if worked := [duel for duel in duels.values() if duel.row.flops]:
-                parts.append(Part(table, figures.roofline(worked, *roofs)))
+                parts.append(Exhibit(table, figures.roofline(worked, *roofs)))
     for view in views:
         for table in (
             *(story.layers_table(view, batch) for batch in view.batches),
             contestants(view),
         ):
             if table not in [part.table for part in parts]:
-                parts.append(Part(table, folded=True))
+                parts.append(Exhibit(table, folded=True))
     return parts
 
 
-def contestants(view: View) -> Table:
+def contestants(view: View) -> Cells:
     """Every row of a view with all that was measured of it; no speed without a match."""
     timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
     head = ("problem", "contestant", "batch", *timing, "error (tolerance)", "match")
@@ -134,10 +134,10 @@ def contestants(view: View) -> Table:
         match += f", {row.note}" if row.note else ""
         name = row.contestant + (" (straw man)" if row.straw_man else "")
         cells.append((row.problem, name, f"{row.batch:,}", *timed, error, match))
-    return Table(f"Every contestant ({view.name})", head, cells, words=2)
+    return Cells(f"Every contestant ({view.name})", head, cells, words=2)
 
 
-def tuning(results: Results) -> list[Part]:
+def tuning(results: Results) -> list[Exhibit]:
     """Every search: how its trials spread, the best of them, and why others failed."""
     searches: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for trial in sorted(results.searches, key=lambda trial: int(trial["batch"])):
@@ -159,15 +159,15 @@ def tuning(results: Results) -> list[Part]:
         drawn = figures.rugs(rugs, head="best", ends=(1, 10), label="time of a trial over the best")
         caption = f"The best of each search, {len(rugs)} of {len(searches)} searches"
         head = ("layer", "batch", "dtype", "trials", "right", "best", "its configuration")
-        parts.append(Part(Table(caption, head, rows), drawn))
+        parts.append(Exhibit(Cells(caption, head, rows), drawn))
     if reasons:
         lines = [(*kind, str(count)) for kind, count in reasons.most_common(10)]
         caption = f"Why {sum(reasons.values())} failed: the most frequent reasons"
-        parts.append(Part(Table(caption, ("status", "reason", "trials"), lines, words=2)))
+        parts.append(Exhibit(Cells(caption, ("status", "reason", "trials"), lines, words=2)))
     return parts
 
 
-def order(results: Results) -> list[Part]:
+def order(results: Results) -> list[Exhibit]:
     """Orders of launches by batch size, against the fastest."""
     parts = []
     for view in story.views(results, "order"):
@@ -177,11 +177,11 @@ def order(results: Results) -> list[Part]:
             shares = [us / min(times) for us in times]
             rugs.append((f"batch {batch}", units.time(min(times)), {"ours": shares}))
         drawn = figures.rugs(rugs, head="fastest", ends=(1, 2), label="time over the fastest")
-        parts.append(Part(contestants(view), drawn))
+        parts.append(Exhibit(contestants(view), drawn))
     return parts
 
 
-def errors(results: Results) -> list[Part]:
+def errors(results: Results) -> list[Exhibit]:
     """The largest errors of ours and of peers by problem, as shares of what is allowed."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
@@ -203,17 +203,17 @@ def errors(results: Results) -> list[Part]:
     head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
     caption = "Largest errors, as shares of the tolerance"
     drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
-    return [Part(Table(caption, head, lines, words=2), drawn)]
+    return [Exhibit(Cells(caption, head, lines, words=2), drawn)]
 
 
-def origin(results: Results) -> list[Part]:
+def origin(results: Results) -> list[Exhibit]:
     """Where it was measured, the roofs, and notes."""
     facts = [(name, value or "-") for name, value in results.environment.items()]
     for name, rate in results.roofs.items():
         facts.append((f"measured {name}", units.si(rate, "B/s" if name == "copy" else "FLOP/s")))
     notes = [(note,) for note in results.notes]
     tables = (
-        Table("Environment", ("what", "found"), facts, words=2),
-        Table("Notes of the run", ("note",), notes),
+        Cells("Environment", ("what", "found"), facts, words=2),
+        Cells("Notes of the run", ("note",), notes),
     )
-    return [Part(table) for table in tables if table.rows]
+    return [Exhibit(table) for table in tables if table.rows]

@@ -26,7 +26,7 @@ def markdown(results: Results) -> str:
     return "\n".join([*(parts or [nothing]), f"{said}\n"])
 
 
-def _lines(table: story.Table) -> str:
+def _lines(table: story.Cells) -> str:
     lines = [table.head, ("---", *["---:"] * (len(table.head) - 1)), *table.rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in lines)
 

@@ -22,7 +22,7 @@ NO_GPU = (
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Cells:
     """Cells in words, for a page, README or a terminal; the first `words` columns are text."""
 
     caption: str
@@ -132,13 +132,13 @@ def headline(results: Results) -> tuple[View, Row, Row] | None:
     return None
 
 
-def layers_table(view: View, batch: int) -> Table:
+def layers_table(view: View, batch: int) -> Cells:
     """The layers at one batch size."""
     rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
-    return Table(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
+    return Cells(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
 
 
-def tables(results: Results) -> list[Table]:
+def tables(results: Results) -> list[Cells]:
     """The two that stand for the whole: the network by batch size, its layers at the largest."""
     made = []
     for view in views(results, "model")[:1]:
@@ -147,7 +147,7 @@ def tables(results: Results) -> list[Table]:
             for d in view.duels()
         ]
         head = ("batch", *CELLS, "images/s")
-        made.append(Table(f"The whole network ({view.name})", head, rows))
+        made.append(Cells(f"The whole network ({view.name})", head, rows))
     layers = views(results, "layers")[:1]
     return [*made, *(layers_table(view, view.batches[-1]) for view in layers)]
 
