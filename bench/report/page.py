@@ -20,7 +20,7 @@ from ...engine.pictures.canvas import PictureError
 from .. import units
 from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
-from .story import Duel, Cells, View, right
+from .story import Cells, Duel, View, right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
