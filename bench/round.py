@@ -53,7 +53,7 @@ BATCHES = {"cuda": (256, 1, 1024, 64, 8, 4096), "cpu": (1,)}  # the most telling
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
 TRIALS = {"cuda": None, "cpu": 3}  # new ones of each search
 TIMEOUT = {"cuda": 20, "cpu": 60}  # seconds of a configuration: a GPU's compiles in one
-PEERS = ("torch", "fused", "nchw")
+PEERS = ("torch", "fused", "nchw", "frontend")
 OTHERS = (("bf16", 3), ("tf32", 2), ("fp32", 2))  # dtypes beside, and for how many batches
 TESTS = {
     "cuda": ("conv", "gemm", "pool", "lrn", "stem", "epilogue", "run", "pipeline"),
@@ -138,10 +138,8 @@ def commands(phase: str, asked: Round, seconds: float) -> list[list[str]]:
                 [*model, "--batch", *map(str, asked.batches[:count]), "--dtype", dtype, *graph]
                 for dtype, count in others
             ]
-            # A plan of cuDNN's may break the GPU's context: it then costs one batch's last rows.
-            each = [[*model, "--batch", str(n), "--dtype", asked.dtype] for n in asked.batches]
             return [
-                *([*command, "--peers", *PEERS, "frontend"] for command in each),
+                [*model, *at, "--peers", *PEERS],
                 *([*command, "--peers", "torch"] for command in beside),
             ]
         case "layers":

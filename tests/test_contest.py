@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import torch
 from alexnet_triton.bench.measure import contest, contestants, problem
 from alexnet_triton.bench.measure.contest import ContextLost, admit, blank_row, race, survived
 from alexnet_triton.bench.measure.options import Effort
-from alexnet_triton.bench.measure.peers import Peer, Prepared, peers
+from alexnet_triton.bench.measure.peers import Peer, Prepared, kept, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
 from alexnet_triton.bench.measure.timing import Run
 from alexnet_triton.bench.records import OURS, Row
@@ -223,19 +225,14 @@ def test_only_a_broken_context_ends_it_all(monkeypatch: pytest.MonkeyPatch) -> N
         survived("a peer", error, cuda)
 
 
-def test_who_may_break_it_goes_last_and_the_others_rows_are_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_contestant_that_breaks_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    dangerous = Peer("dangerous", broken, last=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(contestants, "peers", lambda *given: [dangerous, *peers(*given)])
+    dangerous = Peer("dangerous", broken)  # type: ignore[arg-type]
+    monkeypatch.setattr(contestants, "peers", lambda *given: [*peers(*given), dangerous])
     monkeypatch.setattr(contest, "survived", lambda one, error, _: survived(one, error, cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    rows: list[Row] = []
     with pytest.raises(ContextLost, match="dangerous: AcceleratorError"):
-        rows.extend(race(one("fc7"), CPU, effort=QUICK))
-    assert [row.contestant for row in rows] == [OURS, "torch linear"]
-    assert all(row.median_us for row in rows)
+        list(race(one("fc7"), CPU, effort=QUICK))
 
 
 # --- who takes part in a whole network -------------------------------------------------------
@@ -279,3 +276,31 @@ def test_a_graph_reads_the_images_of_the_call(
     given.x.copy_(given.x.flip(0))  # the caller's next batch
     prepared.run()
     assert match(whole, prepared.output(), problem.expected(whole, given)).passed
+
+
+def test_what_a_graph_reads_stays_while_it_may_run(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph keeps no tensor alive: weights in a peer's own order must not be given back."""
+
+    class Forgetful(Replayed):
+        def __init__(self, runs: list[Run], device: torch.device) -> None:
+            super().__init__(runs, device)
+            self.runs = []
+
+    monkeypatch.setattr(contestants, "capture", Forgetful)
+    own: list[weakref.ref[torch.Tensor]] = []
+
+    def prepare(given: Tensors) -> Prepared:
+        weight = given.state["fc8.weight"].clone()
+        own.append(weakref.ref(weight))
+        return kept(lambda: weight[:1].clone())
+
+    whole = one("digits")
+    peer = contestants.called(Peer("orders its weights", prepare), whole, torch.device("cuda"))
+    given = problem.tensors(whole, CPU, generator)
+    assert peer.prepare is not None
+    prepared = peer.prepare(given)
+    gc.collect()
+    assert own[0]() is not None
+    prepared.run()

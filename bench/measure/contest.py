@@ -68,14 +68,12 @@ def race(
 
     `clocks` default to all that the device has; `kinds` are those of `peers`; `roofs` what
     `measure_roofs` gave, without which rows have no roof. Who cannot run, does not match or fails
-    while it is timed has rows without times and with a note. Peers that may break the GPU's
-    context take turns of their own, after all others. Raises EngineError for an unknown kind of
-    peer, ContextLost once nothing more can be measured.
+    while it is timed has rows without times and with a note. Raises EngineError for an unknown
+    kind of peer, ContextLost once nothing more can be measured.
     """
     everyone = contestants(problem, device, kinds)
     effort = effort or Effort(ROUNDS[device.type])
     blank, clocks = blank_row(problem, roofs), clocks or CLOCKS[device.type]
-    heats = ([one for one in everyone if one.last is last] for last in (False, True))
     try:
         try:
             with torch.inference_mode():
@@ -85,14 +83,13 @@ def race(
             for clock in clocks:
                 yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
             return
-        for heat in filter(None, heats):
-            for group in _groups(problem, clocks):
-                takers = heat
-                if problem.whole and group == ("host",):
-                    takers = [called(one, problem, device) for one in heat]
-                yield from _heat(problem, device, takers, copies, group, blank, compare, effort)
-                free(device)
-                heat = [replace(one, slow="") for one in heat]  # what compiles has done so
+        for group in _groups(problem, clocks):
+            takers = everyone
+            if problem.whole and group == ("host",):
+                takers = [called(one, problem, device) for one in everyone]
+            yield from _heat(problem, device, takers, copies, group, blank, compare, effort)
+            free(device)
+            everyone = [replace(one, slow="") for one in everyone]  # what compiles has done so
         del copies, compare
         free(device)
     except torch.AcceleratorError as error:  # of which no contestant was aware

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -103,6 +104,18 @@ def _scale_and_shift(
     return 1 / (255 * std), -mean / std
 
 
+def _replay(
+    graph: torch.cuda.CUDAGraph, x: torch.Tensor, images: torch.Tensor, held: Prepared
+) -> None:
+    """Run a graph that reads x on these images.
+
+    `held` is what it was captured from: a graph keeps none of the tensors that it reads, such as
+    weights in the peer's own order, and memory that is given back may be anybody's, or nobody's.
+    """
+    x.copy_(images)
+    graph.replay()
+
+
 def _as_a_graph(prepare: Prepare, order: torch.memory_format) -> Prepare:
     """The peer as one CUDA graph on images of its own, which a call fills from the caller's."""
 
@@ -112,10 +125,6 @@ def _as_a_graph(prepare: Prepare, order: torch.memory_format) -> Prepare:
         peer.run()  # compiles, and lets libraries choose
         graph = capture([peer.run], x.device)
 
-        def run() -> None:
-            x.copy_(given.x)
-            graph.replay()
-
-        return replace(peer, run=run)
+        return replace(peer, run=partial(_replay, graph, x, given.x, peer))
 
     return prepared

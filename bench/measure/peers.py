@@ -58,7 +58,6 @@ class Peer:
     straw_man: bool = False
     note: str = ""
     slow: str = ""  # what to say before it is prepared, where that takes long
-    last: bool = False  # it may break the GPU's context, so all others go before
 
 
 def peers(problem: Problem, device: torch.device, kinds: Sequence[str] | None = None) -> list[Peer]:
@@ -145,7 +144,7 @@ def _of_kind(kind: str, problem: Problem) -> Iterator[Peer]:
             fuse = partial(cudnn_graph.conv_relu, arithmetic=problem.plan.arithmetic)
             for peer in fused_peers(problem, "cudnn frontend", fuse):
                 absent = replace(peer, prepare=None, note=missing or "")
-                yield absent if missing else replace(peer, last=True)
+                yield absent if missing else peer
 
 
 def fused_peers(problem: Problem, name: str, fuse: Fuse) -> Iterator[Peer]:
