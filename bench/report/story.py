@@ -144,7 +144,8 @@ def tables(results: Results) -> list[Cells]:
     for view in views(results, "model")[:1]:
         rows = [
             (str(d.row.batch), *d.cells, units.whole(d.ours.images_per_second if d.ours else None))
-            for d in view.duels()
+            for batch in view.batches
+            for d in view.duels(batch)
         ]
         head = ("batch", *CELLS, "images/s")
         made.append(Cells(f"The whole network ({view.name})", head, rows))
