@@ -17,8 +17,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -74,27 +76,13 @@ def sanitized() -> Iterator[list[Violation]]:
         for owner, name, wrapper in (
             (interpreter.GridExecutor, "__call__", watch.launch),
             (interpreter, "_implicit_cvt", watch.argument),
-            (builder, "create_masked_load", watch.load),
-            (builder, "create_masked_store", watch.store),
-            (builder, "create_atomic_rmw", watch.atomic),
+            (builder, "create_masked_load", partial(watch.masked, "load", 0, 1)),
+            (builder, "create_masked_store", partial(watch.masked, "store", 0, 2)),
+            (builder, "create_atomic_rmw", partial(watch.masked, "atomic", 1, 3)),
             (builder, "create_atomic_cas", watch.exchange),
         ):
-            stack.enter_context(_replaced(owner, name, wrapper(getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, wrapper(getattr(owner, name))))
         yield watch.violations
-
-
-@contextmanager
-def _replaced(owner: object, name: str, new: object) -> Iterator[None]:
-    own = name in vars(owner)
-    old = getattr(owner, name)
-    setattr(owner, name, new)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, old)
-        else:
-            delattr(owner, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,29 +158,17 @@ class _Watch:
 
         return convert
 
-    def load(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """(pointers, mask, ...)"""
-        return lambda pointers, mask, *rest, **options: original(
-            *self._checked("load", pointers, mask), *rest, **options
-        )
+    def masked(
+        self, access: str, pointers: int, mask: int, original: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Whose pointers and mask stand at these places among its arguments."""
 
-    def store(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """(pointers, values, mask, ...)"""
+        def call(*args: Any, **options: Any) -> Any:
+            given = list(args)
+            given[pointers], given[mask] = self._checked(access, args[pointers], args[mask])
+            return original(*given, **options)
 
-        def store(pointers: Any, values: Any, mask: Any, *rest: Any, **options: Any) -> Any:
-            pointers, mask = self._checked("store", pointers, mask)
-            return original(pointers, values, mask, *rest, **options)
-
-        return store
-
-    def atomic(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """(operation, pointers, values, mask, ...)"""
-
-        def atomic(kind: Any, pointers: Any, values: Any, mask: Any, *rest: Any) -> Any:
-            pointers, mask = self._checked("atomic", pointers, mask)
-            return original(kind, pointers, values, mask, *rest)
-
-        return atomic
+        return call
 
     def exchange(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """(pointers, compared, values, ...): nothing masks it, so what is wrong goes to a dummy."""

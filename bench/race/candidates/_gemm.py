@@ -8,6 +8,7 @@ can step over rows; y may have any strides with n innermost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +18,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ....kernels.epilogue import Activated, finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
 
-Config = dict[str, Any]
-
 
 def pitch(k: int) -> int:
     """Elements from row to row of a and w: K rounded up to a multiple of 8."""
     return -(-k // 8) * 8
+
+
+def pitched(rows: torch.Tensor) -> torch.Tensor:
+    """A copy of [B, N, K] with rows `pitch(K)` apart."""
+    k = rows.shape[2]
+    padded = rows.new_zeros((*rows.shape[:2], pitch(k)))
+    padded[..., :k] = rows
+    return padded[..., :k]
 
 
 @jit(do_not_specialize=("M",))
@@ -69,7 +76,9 @@ def _gemm_kernel(
     tl.store(target, acc.to(y.dtype.element_ty), mask=mask)
 
 
-def configs(m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int | None) -> Any:
+def configs(
+    m: int, n: int, k: int, dtype: torch.dtype, precision: str, arch: int | None
+) -> list[dict[str, Any]]:
     """Tiles to try for [m, k] x [k, n]; few and large where kernels are interpreted."""
     if arch is None:
         block_n, block_k = power_of_two(n, 16, 512), power_of_two(k, 16, 512)
@@ -94,7 +103,7 @@ def gemm(
     w: torch.Tensor,
     bias: torch.Tensor | None,
     y: torch.Tensor,
-    config: Config,
+    config: Mapping[str, Any],
     arch: int | None,
     activation: Activated = None,
     precision: str = "ieee",
@@ -104,21 +113,10 @@ def gemm(
     n, step = w.shape[1], pitch(k)
     descriptors = arch is not None and arch >= 90
     arguments = {
-        "a": a,
-        "w": w,
-        "bias": bias,
-        "y": y,
-        "M": m,
-        "y_batch": y.stride(0),
-        "y_row": y.stride(1),
-        "N": n,
-        "K": k,
-        "BLOCK_M": config["BLOCK_M"],
-        "BLOCK_N": config["BLOCK_N"],
-        "BLOCK_K": config["BLOCK_K"],
-        "DESCRIPTORS": descriptors,
-        "ACTIVATION": activation,
-        "PRECISION": precision,
+        **{"a": a, "w": w, "bias": bias, "y": y, "y_batch": y.stride(0), "y_row": y.stride(1)},
+        **{"M": m, "N": n, "K": k, "DESCRIPTORS": descriptors},
+        **{name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")},
+        **{"ACTIVATION": activation, "PRECISION": precision},
     }
     if descriptors:
         blocks = {"a": config["BLOCK_M"], "w": config["BLOCK_N"]}

@@ -20,6 +20,7 @@ arXiv:1312.5851 (2013).
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ....kernels.epilogue import activated
 from ...units import si
@@ -54,25 +55,20 @@ def note(problem: Conv2dProblem) -> str:
     return f"grid {rows}x{columns}, spectra {si(8 * frequencies * numbers, 'B')} in all"
 
 
-def prepare(problem: Conv2dProblem, weight: torch.Tensor, config: Config) -> torch.Tensor:
+def prepare(problem: Conv2dProblem, weight: Tensor, config: Config) -> Tensor:
     """The filters' conjugated spectra, complex64 [rows, columns/2 + 1, C, OC]."""
     if problem.dilation > 1 or problem.groups > 1:
         raise Refused(
             f"wants dilation 1 and one group, got {problem.dilation} and {problem.groups}"
         )
     spectra = torch.fft.rfft2(weight.float().permute(2, 3, 1, 0), s=grid(problem), dim=(0, 1))
-    conjugated: torch.Tensor = spectra.conj().resolve_conj().contiguous()
+    conjugated: Tensor = spectra.conj().resolve_conj().contiguous()
     return conjugated
 
 
 def run(
-    problem: Conv2dProblem,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    config: Config,
-) -> torch.Tensor:
+    problem: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config
+) -> Tensor:
     """The answer, [N, OC, OH, OW]."""
     p, size = problem, grid(problem)
     padded = torch.nn.functional.pad(x.float(), (p.padding,) * 4)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton.language as tl
+from torch import Tensor
 
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
 from ...units import si
 from ..candidate import Config, Conv2dProblem
 from ._gemm import configs as gemm_configs
-from ._gemm import gemm, pitch
+from ._gemm import gemm, pitch, pitched
 
 OPERATION = "conv2d"
 
@@ -75,26 +75,17 @@ def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:
     """Tiles of the GEMM to try."""
     p = problem
     size = (p.N * p.OH * p.OW, p.OC // p.groups, p.C // p.groups * p.KH * p.KW)
-    found: list[dict[str, Any]] = gemm_configs(*size, p.dtype, p.precision, p.arch)
-    return found
+    return gemm_configs(*size, p.dtype, p.precision, p.arch)
 
 
-def prepare(problem: Conv2dProblem, weight: torch.Tensor, config: Config) -> torch.Tensor:
+def prepare(problem: Conv2dProblem, weight: Tensor, config: Config) -> Tensor:
     """The filters as [groups, OC/groups, KH*KW*C/groups], rows padded."""
-    rows = weight.permute(0, 2, 3, 1).reshape(problem.groups, problem.OC // problem.groups, -1)
-    columns = rows.shape[2]
-    padded = rows.new_zeros((*rows.shape[:2], pitch(columns)))
-    padded[..., :columns] = rows
-    return padded[..., :columns]
+    rows = weight.permute(0, 2, 3, 1)
+    return pitched(rows.reshape(problem.groups, problem.OC // problem.groups, -1))
 
 
 def run(
-    problem: Conv2dProblem,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    config: Config,
+    problem: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config
 ) -> None:
     """Fill out."""
     p = problem
@@ -103,10 +94,10 @@ def run(
     unfold(problem, x, matrix)()
     # out is [N*OH*OW, groups, OC/groups] in memory.
     y = out.permute(0, 2, 3, 1).reshape(rows, p.groups, -1).transpose(0, 1)
-    gemm(matrix, weight, bias, y, dict(config), p.arch, p.activation, p.precision)()
+    gemm(matrix, weight, bias, y, config, p.arch, p.activation, p.precision)()
 
 
-def unfold(problem: Conv2dProblem, x: torch.Tensor, matrix: torch.Tensor) -> Launch:
+def unfold(problem: Conv2dProblem, x: Tensor, matrix: Tensor) -> Launch:
     """Bind the kernel that writes the matrix [groups, rows, columns]."""
     p = problem
     _, rows, columns = matrix.shape

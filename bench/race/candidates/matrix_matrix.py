@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....kernels import gemm, layout
 from ..candidate import Config, LinearProblem, Refused
@@ -36,19 +37,14 @@ def configs(problem: LinearProblem) -> list[dict[str, Any]]:
     return [asdict(replace(default, SPLIT_K=split)) for split in splits]
 
 
-def prepare(problem: LinearProblem, weight: torch.Tensor, config: Config) -> torch.Tensor:
+def prepare(problem: LinearProblem, weight: Tensor, config: Config) -> Tensor:
     """The weights as [1, OC, features], rows padded."""
     return gemm.pack_weight(weight)
 
 
 def run(
-    problem: LinearProblem,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    config: Config,
-) -> torch.Tensor:
+    problem: LinearProblem, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config
+) -> Tensor:
     """The answer, [N, OC]."""
     y = layout.empty(1, 1, problem.N, problem.OC, x.dtype, x.device)
     tiles = gemm.LinearConfig(**config)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton.language as tl
+from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
@@ -64,12 +64,7 @@ def configs(problem: LinearProblem) -> list[dict[str, Any]]:
 
 
 def run(
-    problem: LinearProblem,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    config: Config,
+    problem: LinearProblem, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config
 ) -> None:
     """Fill out."""
     arguments = {

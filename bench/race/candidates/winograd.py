@@ -25,13 +25,14 @@ from typing import Any
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
 from ...units import si
 from ..candidate import Config, Conv2dProblem, Refused
 from ._gemm import configs as gemm_configs
-from ._gemm import gemm, pitch
+from ._gemm import gemm, pitch, pitched
 
 OPERATION = "conv2d"
 TOLERANCE = 2.0
@@ -43,23 +44,21 @@ G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 @jit
+def _input_pixel(at, ih, inside, H):
+    mask = inside & (ih >= 0)[:, None] & (ih < H)[:, None]
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@jit
 def _input_column(x, ih, iw, wanted, H, W, C: tl.constexpr):
     """Column iw of B^T d: four rows from the inputs at rows ih to ih + 3."""
     inside = wanted & (iw >= 0)[:, None] & (iw < W)[:, None]
     at = x + (ih.to(tl.int64) * W + iw)[:, None] * C
     rise = W * C
-    d0 = tl.load(at, mask=inside & (ih >= 0)[:, None] & (ih < H)[:, None], other=0.0)
-    d1 = tl.load(at + rise, mask=inside & (ih >= -1)[:, None] & (ih < H - 1)[:, None], other=0.0)
-    d2 = tl.load(
-        at + 2 * rise, mask=inside & (ih >= -2)[:, None] & (ih < H - 2)[:, None], other=0.0
-    )
-    d3 = tl.load(
-        at + 3 * rise, mask=inside & (ih >= -3)[:, None] & (ih < H - 3)[:, None], other=0.0
-    )
-    d0 = d0.to(tl.float32)
-    d1 = d1.to(tl.float32)
-    d2 = d2.to(tl.float32)
-    d3 = d3.to(tl.float32)
+    d0 = _input_pixel(at, ih, inside, H)
+    d1 = _input_pixel(at + rise, ih + 1, inside, H)
+    d2 = _input_pixel(at + 2 * rise, ih + 2, inside, H)
+    d3 = _input_pixel(at + 3 * rise, ih + 3, inside, H)
     return d0 - d2, d1 + d2, d2 - d1, d1 - d3
 
 
@@ -182,29 +181,18 @@ def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:
             f"wants 3x3 filters at stride 1 and dilation 1 in one group, got {p.KH}x{p.KW} at "
             f"stride {p.stride} and dilation {p.dilation} in {p.groups}"
         )
-    found: list[dict[str, Any]] = gemm_configs(
-        p.N * th * tw, p.OC, p.C, p.dtype, p.precision, p.arch
-    )
-    return found
+    return gemm_configs(p.N * th * tw, p.OC, p.C, p.dtype, p.precision, p.arch)
 
 
-def prepare(problem: Conv2dProblem, weight: torch.Tensor, config: Config) -> torch.Tensor:
+def prepare(problem: Conv2dProblem, weight: Tensor, config: Config) -> Tensor:
     """The filters transformed, U = G g G^T [16, OC, C], rows padded."""
     transform = torch.tensor(G, dtype=torch.float64, device=weight.device)
     u = torch.einsum("ik,ockl,jl->ijoc", transform, weight.double(), transform)
-    oc, c = weight.shape[:2]
-    padded = weight.new_zeros((16, oc, pitch(c)))
-    padded[..., :c] = u.reshape(16, oc, c)
-    return padded[..., :c]
+    return pitched(u.reshape(16, *weight.shape[:2]).to(weight.dtype))
 
 
 def run(
-    problem: Conv2dProblem,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    config: Config,
+    problem: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config
 ) -> None:
     """Fill out."""
     p, (th, tw) = problem, _tiles(problem)
@@ -214,7 +202,7 @@ def run(
     places = {"tiles": tiles, "TH": th, "TW": tw}
     into = {"x": x, "v": v, "H": p.H, "W": p.W, "pad": p.padding, "C": p.C, "PITCH": pitch(p.C)}
     _over_tiles(_input_kernel, problem, p.C, tiles, places | into)()
-    gemm(v, weight, None, m, dict(config), p.arch, None, p.precision)()
+    gemm(v, weight, None, m, config, p.arch, None, p.precision)()
     back = {"m": m, "bias": bias, "y": out, "OH": p.OH, "OW": p.OW, "OC": p.OC}
     _over_tiles(
         _output_kernel, problem, p.OC, tiles, places | back | {"ACTIVATION": p.activation}
