@@ -12,7 +12,7 @@ import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.race.contestant import Setup
-from alexnet_triton.bench.race.league import League, Standing
+from alexnet_triton.bench.race.race import League, Standing
 from alexnet_triton.bench.records import OURS, Results, Row, load
 
 LIMIT = 15.0  # seconds for a question to a candidate: a busy machine must do an honest one in it

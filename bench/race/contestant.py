@@ -23,14 +23,7 @@ from ...engine.plan import ARITHMETIC
 from ..measure import timing
 from ..measure.contest import Compare, inputs
 from ..measure.peers import libraries
-from ..measure.problem import (
-    Match,
-    Problem,
-    Tensors,
-    problems,
-    tensors,
-    tuned_planner,
-)
+from ..measure.problem import Match, Problem, Tensors, problems, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..worker import Lost, Worker, summary
 from .candidate import (
@@ -106,7 +99,12 @@ def after_a_change(sample: Callable[[], float], device: torch.device) -> Callabl
 
 def contestant(setup: Setup, file: str) -> Contestant:
     """A candidate's process; it starts at once. Close it in the end."""
-    worker: Contestant = Worker(Examiner(setup, file), file=file, env=_environment(setup.device))
+    # Triton reads while it is imported whether `@triton.jit` is to interpret.
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if torch.device(setup.device).type == "cpu":
+        # One thread for NumPy's products: they are small, and more threads only cost.
+        env.update(TRITON_INTERPRET="1", OPENBLAS_NUM_THREADS="1")
+    worker: Contestant = Worker(Examiner(setup, file), file=file, env=env)
     worker.start()
     return worker
 
@@ -123,16 +121,6 @@ def ask(one: Contestant, question: Question, limit: float) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _environment(device: str) -> dict[str, str]:
-    """The worker's: Triton reads while it is imported whether `@triton.jit` is to interpret."""
-    kept = dict(os.environ)
-    kept.pop("TRITON_INTERPRET", None)
-    if torch.device(device).type == "cpu":
-        # One thread for NumPy's products: they are small, and more threads only cost.
-        kept.update(TRITON_INTERPRET="1", OPENBLAS_NUM_THREADS="1")
-    return kept
 
 
 # --- the worker's side -----------------------------------------------------------------------

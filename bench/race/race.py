@@ -12,22 +12,26 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
+from ...engine import table
 from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolve
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
+from .. import units
+from ..env import environment
 from ..measure import timing
 from ..measure.contest import admit, blank_row, survived
 from ..measure.contestants import contestants
 from ..measure.peers import libraries
-from ..measure.problem import Problem
 from ..measure.timing import CLOCKS, Clock
-from ..records import OURS, Row
+from ..records import OURS, Results, Row, best_peer
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
 from .contestant import (
@@ -40,13 +44,98 @@ from .contestant import (
     copies,
     find_problem,
 )
-from .league import League, Outcome, Standing
 from .proof import Disqualified
 
 ROUNDS = {"cuda": 25, "cpu": 5}
 GPU_PEERS = ("torch", "fused", "frontend")  # torch.compile wants minutes; `--peers` can ask for it
 
-Take = Callable[[], float]  # one time, in microseconds a run
+
+Outcome = Literal["raced", "refused", "disqualified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of one candidate; `factor` is its own on the bound of an ordinary sum."""
+
+    candidate: str
+    file: str
+    outcome: Outcome = "raced"
+    reason: str = ""
+    config: Mapping[str, Any] | None = None
+    factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class League:
+    """A race that was run: a row for every contestant, a standing for every candidate."""
+
+    setup: Setup
+    rows: tuple[Row, ...]
+    standings: tuple[Standing, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether a candidate was raced, and none was disqualified."""
+        outcomes = [standing.outcome for standing in self.standings]
+        return "raced" in outcomes and "disqualified" not in outcomes
+
+    def to_dict(self) -> dict[str, Any]:
+        """A results file of `records.py`, with the verdicts beside the rows."""
+        return {
+            **Results(environment(torch.device(self.setup.device)), {}, self.rows).to_dict(),
+            "seed": self.setup.seed,
+            "verdicts": [asdict(standing) for standing in self.standings],
+            "passed": self.passed,
+        }
+
+    def __str__(self) -> str:
+        setup = self.setup
+        lines = [
+            f"{setup.layer} of {setup.model}, batch {setup.batch}, {setup.dtype}, on "
+            f"{setup.device}, clock {setup.clock}"
+        ]
+        if torch.device(setup.device).type == "cpu":
+            lines.append("Triton's interpreter: these times say nothing of a GPU's")
+        standings = {standing.candidate: standing for standing in self.standings}
+        timed = [row for row in self.rows if row.median_us is not None]
+        timed.sort(key=lambda row: row.median_us or 0.0)
+        (ours,) = (row for row in self.rows if row.contestant == OURS)
+        peer = best_peer(ours, [row for row in self.rows if row.contestant not in standings])
+        width = max(len(row.contestant) for row in self.rows)
+
+        def times_ours(row: Row) -> float | None:
+            if ours.median_us is None or row.median_us is None:
+                return None
+            return ours.median_us / row.median_us
+
+        def notes(row: Row) -> str:
+            """What a reader must know to compare this row with the others."""
+            marks = ["best peer"] if row is peer else []
+            if row.straw_man:
+                marks.append("straw man")
+            if (standing := standings.get(row.contestant)) and standing.factor not in (None, 1.0):
+                marks.append(f"bound x{standing.factor:g}")
+            return " " + "; ".join(filter(None, [*marks, row.note]))
+
+        columns: table.Columns[Row] = (
+            ("", 3, lambda row: str(1 + timed.index(row))),
+            ("", -width, lambda row: row.contestant),
+            ("max error", 9, lambda row: units.power(row.max_error)),
+            ("RMS", 7, lambda row: units.power(row.rms_error)),
+            ("bound", 7, lambda row: units.power(row.tolerance)),
+            ("median", 8, lambda row: units.time(row.median_us)),
+            ("p20", 8, lambda row: units.time(row.p20_us)),
+            ("p80", 8, lambda row: units.time(row.p80_us)),
+            ("x ours", 7, lambda row: units.times(times_ours(row))),
+            ("", 0, notes),
+        )
+        lines += table.columns(timed, columns)
+        for row in self.rows:
+            if row.median_us is None:
+                standing = standings.get(row.contestant)
+                outcome = standing.outcome if standing else "not timed"
+                lines.append(f"{'-':>3} {row.contestant:<{width}} {outcome}: {row.note}")
+        return "\n".join(lines)
 
 
 def race(
@@ -68,86 +157,59 @@ def race(
     blank = replace(blank_row(problem), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
-    takes: dict[str, Take] = {}
+    takes: dict[str, Callable[[], float]] = {}  # one time each, in microseconds a run
+
+    def drop(name: str, error: Exception) -> None:
+        outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
+        rows[name] = replace(rows[name], note=str(error))
+        standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
+
+    def turn(name: str, guest: Contestant) -> float:
+        """A candidate's time; once it fell out, NaN."""
+        if standings[name].outcome == "raced":
+            try:
+                return float(ask(guest, "take", limit))
+            except (Disqualified, Refused) as error:
+                drop(name, error)
+        return math.nan
+
     with ExitStack() as stack:
         guests = {name: contestant(setup, file) for name, file in candidates.items()}
         for guest in guests.values():
             stack.callback(guest.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
-        for row, take in _residents(problem, device, blank, setup, kinds):
-            rows[row.contestant] = row
-            if take is not None:
-                takes[row.contestant] = take
+        given, compare = copies(problem, setup)
+        # The engine's kernel and the peers are trusted to run in this process.
+        for one in contestants(problem, device, kinds):
+            admitted = admit(one, given, blank, compare, device)
+            name, rows[admitted.row.contestant] = admitted.row.contestant, admitted.row
+            try:
+                if admitted.runs:
+                    sample = timing.sampler(admitted.runs, setup.clock, device)
+                    takes[name] = after_a_change(sample, device)
+            except Exception as error:  # of a library's: the others go on
+                rows[name] = replace(admitted.row, note=survived(name, error, device))
         for name, guest in guests.items():
             say(name)
-            row, standing = replace(blank, contestant=name), Standing(name, candidates[name])
+            rows[name] = replace(blank, contestant=name)
+            standings[name] = Standing(name, candidates[name])
             try:
                 proof: Proof = ask(guest, "prove", limit)
                 ask(guest, "bind", limit)
             except (Disqualified, Refused) as error:
                 guest.close()
-                rows[name], standings[name] = _out(row, standing, error)
+                drop(name, error)
             else:
-                rows[name] = replace(row, **asdict(proof.match), note=proof.note)
-                standings[name] = replace(standing, config=proof.config, factor=proof.factor)
-                takes[name] = _turn(name, guest, limit, rows, standings)
+                rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
+                standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
+                takes[name] = partial(turn, name, guest)
         say(f"timing {len(takes)} contestants")
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
     for name, taken in times.items():
         if name not in standings or standings[name].outcome == "raced":
             rows[name] = rows[name].timed(taken)
     return League(setup, tuple(rows.values()), tuple(standings.values()))
-
-
-# --- who takes part --------------------------------------------------------------------------
-
-
-def _out(row: Row, standing: Standing, error: Exception) -> tuple[Row, Standing]:
-    """A candidate's row and standing once it is out of the race."""
-    outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
-    said = str(error)
-    return replace(row, note=said), replace(standing, outcome=outcome, reason=said)
-
-
-def _turn(
-    name: str,
-    guest: Contestant,
-    limit: float,
-    rows: dict[str, Row],
-    standings: dict[str, Standing],
-) -> Take:
-    """A candidate's turn; once it fell out, NaN."""
-
-    def take() -> float:
-        if standings[name].outcome == "raced":
-            try:
-                return float(ask(guest, "take", limit))
-            except (Disqualified, Refused) as error:
-                rows[name], standings[name] = _out(rows[name], standings[name], error)
-        return math.nan
-
-    return take
-
-
-def _residents(
-    problem: Problem,
-    device: torch.device,
-    blank: Row,
-    setup: Setup,
-    kinds: Sequence[str] | None,
-) -> Iterator[tuple[Row, Take | None]]:
-    """The engine's kernel and the peers, which are trusted to run in this process."""
-    given, compare = copies(problem, setup)
-    for one in contestants(problem, device, kinds):
-        admitted = admit(one, given, blank, compare, device)
-        row, take = admitted.row, None
-        try:
-            if admitted.runs:
-                take = after_a_change(timing.sampler(admitted.runs, setup.clock, device), device)
-        except Exception as error:  # of a library's: the others go on
-            row = replace(row, note=survived(row.contestant, error, device))
-        yield row, take
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -171,13 +233,13 @@ def run(options: argparse.Namespace) -> int:
     files = [*options.candidate, *(shipped() if options.all_shipped else ())]
     setup = Setup(options.model, options.layer, batch, dtype, str(device), options.seed, clock)
     kinds = GPU_PEERS if options.peers is None and gpu else options.peers
-    league = race(setup, _named(files), options.timeout, options.seconds, kinds, _progress)
+
+    def say(line: str) -> None:
+        print(f"{line} ...", file=sys.stderr, flush=True)
+
+    league = race(setup, _named(files), options.timeout, options.seconds, kinds, say)
     print(json.dumps(league.to_dict(), indent=2) if options.json else league)
     return 0 if league.passed else 1
-
-
-def _progress(line: str) -> None:
-    print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 def _named(files: Sequence[str]) -> dict[str, str]:
