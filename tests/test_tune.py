@@ -15,9 +15,9 @@ from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure.problem import Problem, Tensors, problems, ready, tensors
 from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
-from alexnet_triton.bench.tune.outcome import reasons, table
 from alexnet_triton.bench.tune.trial import TrialRunner, judge, launches
-from alexnet_triton.bench.tune.tuner import Tuner, tune
+from alexnet_triton.bench.tune.tune import table
+from alexnet_triton.bench.tune.tuner import Tuner, reasons, tune
 from alexnet_triton.bench.worker import Worker
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC

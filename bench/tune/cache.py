@@ -84,12 +84,7 @@ class Cache:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._trials: dict[tuple[Subject, str], Trial] = {}
-        for trial in self._read():
-            self._trials[trial.subject, key(trial.config)] = trial
-
-    def __len__(self) -> int:
-        return len(self._trials)
+        self._trials = {(trial.subject, key(trial.config)): trial for trial in self._read()}
 
     @property
     def trials(self) -> list[Trial]:

@@ -7,16 +7,17 @@ compared anywhere and the whole path of a search is tested where there is none.
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ...engine.table import Columns, columns
 from ..records import RecordError
 from .cache import Cache, Subject, Trial
 from .search import STRATEGIES, follow
-from .space import Config, key, listed
+from .space import Config, SpaceError, key, listed
 
 NEAR = 1.05  # times the best: as good as found
 
@@ -34,38 +35,42 @@ class Replay:
     seconds: float | None  # of all that were tried; None if the search did not say
 
 
-@dataclass(frozen=True, slots=True)
-class Simulation:
-    """All replays of one stored search."""
-
-    subject: Subject
-    trials: tuple[Trial, ...]
-    replays: tuple[Replay, ...]
-
-    @property
-    def best(self) -> Trial:
-        """The fastest right configuration."""
-        return best(self.trials)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {
-            **asdict(self.subject),
-            "configurations": len(self.trials),
-            "best": self.best.to_dict(),
-            "replays": [asdict(replay) for replay in self.replays],
+def run(options: argparse.Namespace) -> int:
+    """Replay what `--simulate` names; 1 if a replay that was let run missed the best."""
+    strategies = [options.strategy] if options.strategy else list(STRATEGIES)
+    if not options.simulate.exists():
+        raise RecordError(f"{options.simulate}: No such file or directory")
+    stored = by_subject(Cache(options.simulate), options.layer)
+    if options.cache and (len(strategies) > 1 or len(stored) > 1):
+        raise SpaceError("--simulate with --cache: wanted one --strategy and one search")
+    repeats = 1 if options.cache else options.repeats
+    facts, lines, complete = [], [], True
+    for subject, trials in stored.items():
+        replays = {
+            name: [
+                replay(trials, name, options.seed + turn, Cache(options.cache), options.limit)
+                for turn in range(1 if name == "exhaustive" else repeats)
+            ]
+            for name in strategies
         }
-
-    def __str__(self) -> str:
-        right = sum(trial.status == "ok" for trial in self.trials)
-        by_strategy: dict[str, list[Replay]] = {}
-        for each in self.replays:
-            by_strategy.setdefault(each.strategy, []).append(each)
-        title = (
-            f"{self.subject}: {len(self.trials)} configurations, {right} of them right, "
-            f"best {self.best.time:.1f} us"
+        each = [one for several in replays.values() for one in several]
+        complete = complete and all(one.to_best for one in each)
+        facts.append(
+            {
+                **asdict(subject),
+                "configurations": len(trials),
+                "best": best(trials).to_dict(),
+                "replays": [asdict(one) for one in each],
+            }
         )
-        return "\n  ".join([title, *columns(by_strategy.items(), COLUMNS)])
+        right = sum(trial.status == "ok" for trial in trials)
+        title = (
+            f"{subject}: {len(trials)} configurations, {right} of them right, "
+            f"best {best(trials).time:.1f} us"
+        )
+        lines.append("\n  ".join([title, *columns(replays.items(), COLUMNS)]))
+    print(json.dumps(facts, indent=2) if options.json else "\n".join(lines))
+    return 0 if complete or options.limit else 1
 
 
 def best(trials: Iterable[Trial]) -> Trial:

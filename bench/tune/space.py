@@ -52,34 +52,32 @@ class Space:
     parameters: Values
     rules: Rules = field(default_factory=dict)
 
-    def broken(self, config: Config) -> str | None:
-        """The first rule that a configuration breaks, None if it is legal."""
-        return next((rule for rule, holds in self.rules.items() if not holds(config)), None)
+    def legal(self, config: Config) -> bool:
+        """Whether a configuration breaks no rule."""
+        return all(holds(config) for holds in self.rules.values())
 
     def configs(self) -> list[Config]:
         """Every legal configuration, the last parameter changing fastest."""
         every = itertools.product(*self.parameters.values())
         configs = (dict(zip(self.parameters, values, strict=True)) for values in every)
-        return [config for config in configs if self.broken(config) is None]
+        return [config for config in configs if self.legal(config)]
 
     def neighbours(self, config: Config) -> list[Config]:
         """Legal configurations that differ in one parameter.
 
         By one step up or down to the next legal value where values are numbers, else by any value.
         """
-        found = []
+        near: list[Config] = []
         for name, values in self.parameters.items():
             for line in _lines(values, config[name]):
                 moved = ({**config, name: value} for value in line)
-                legal = next((near for near in moved if self.has(near)), None)
-                if legal is not None:
-                    found.append(legal)
-        return found
+                near += itertools.islice(filter(self.has, moved), 1)
+        return near
 
     def has(self, config: Config) -> bool:
         """Whether it is one of them; its fields are those of the space."""
         inside = all(config[name] in values for name, values in self.parameters.items())
-        return inside and self.broken(config) is None
+        return inside and self.legal(config)
 
 
 def space(

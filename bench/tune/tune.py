@@ -13,21 +13,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ...engine import NetworkError
 from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
+from ...engine.table import Columns, columns
 from ...kernels import tuning
 from ..choices import CACHE
 from ..env import environment
-from ..records import RecordError
 from . import budget, simulate
-from .cache import Cache, Trial
-from .outcome import Outcome, short, table
-from .search import STRATEGIES
-from .space import SpaceError
-from .tuner import Tuner, tune
+from .cache import STATUSES, Cache, Trial
+from .space import Config, SpaceError
+from .tuner import Outcome, Tuner, reasons, tune
 
 # --- the verb --------------------------------------------------------------------------------
 
@@ -35,7 +34,7 @@ from .tuner import Tuner, tune
 def run(options: argparse.Namespace) -> int:
     """Search, or replay a search; 1 if a step got no configuration, 130 if interrupted."""
     try:
-        return _simulate(options) if options.simulate else _tune(options)
+        return simulate.run(options) if options.simulate else _tune(options)
     except KeyboardInterrupt:
         where = options.cache or ("nowhere" if options.simulate else CACHE)
         print(f"interrupted; trials are kept in {where}", file=sys.stderr)
@@ -145,25 +144,47 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
     return tell
 
 
-def _simulate(options: argparse.Namespace) -> int:
-    strategies = [options.strategy] if options.strategy else list(STRATEGIES)
-    if not options.simulate.exists():
-        raise RecordError(f"{options.simulate}: No such file or directory")
-    stored = simulate.by_subject(Cache(options.simulate), options.layer)
-    if options.cache and (len(strategies) > 1 or len(stored) > 1):
-        raise SpaceError("--simulate with --cache: wanted one --strategy and one search")
-    repeats = 1 if options.cache else options.repeats
-    simulations = []
-    for subject, trials in stored.items():
-        replays = [
-            simulate.replay(trials, name, seed, Cache(options.cache), options.limit)
-            for name in strategies
-            for seed in range(options.seed, options.seed + (1 if name == "exhaustive" else repeats))
-        ]
-        simulations.append(simulate.Simulation(subject, tuple(trials), tuple(replays)))
-    if options.json:
-        print(json.dumps([simulation.to_dict() for simulation in simulations], indent=2))
-    else:
-        print("\n".join(map(str, simulations)))
-    complete = all(replay.to_best for simulation in simulations for replay in simulation.replays)
-    return 0 if complete or options.limit else 1
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Each search in a line: what was tried, how it ended, default and best; then the reasons."""
+    lines = columns(outcomes, COLUMNS)
+    for outcome in outcomes:
+        for status, reason, count in reasons(outcome.trials):
+            where = f"{outcome.subject.layer} x{outcome.subject.batch}"
+            lines.append(f"{where}: {count} {status}: {reason}")
+    return "\n".join(lines)
+
+
+def short(config: Config) -> str:
+    """A configuration in one line: tiles first, then what is chosen."""
+    blocks = [str(size) for name, size in config.items() if name.startswith("BLOCK") and size]
+    rest = [
+        value if isinstance(value, str) else name if value is True else f"{name}={value}"
+        for name, value in config.items()
+        if not name.startswith("BLOCK") and value is not False
+    ]
+    return " ".join(["x".join(blocks), *rest])
+
+
+def _count(status: str, outcome: Outcome) -> str:
+    return str(sum(trial.status == status for trial in outcome.trials))
+
+
+def _us(trial: Trial | None) -> str:
+    return "-" if trial is None or trial.median_us is None else f"{trial.median_us:.2f}"
+
+
+def _best(outcome: Outcome) -> str:
+    return "nothing was right" if outcome.best is None else short(outcome.best.config)
+
+
+COLUMNS: Columns[Outcome] = (
+    ("layer", -8, lambda outcome: outcome.subject.layer),
+    ("batch", 5, lambda outcome: str(outcome.subject.batch)),
+    ("space", 6, lambda outcome: str(outcome.size)),
+    ("tried", 6, lambda outcome: str(len(outcome.trials))),
+    *((status, 7, partial(_count, status)) for status in STATUSES),
+    ("default us", 11, lambda outcome: _us(outcome.default)),
+    ("best us", 10, lambda outcome: _us(outcome.best)),
+    ("times", 6, lambda outcome: "-" if outcome.ratio is None else f"{outcome.ratio:.2f}"),
+    (" best", 0, lambda outcome: f" {_best(outcome)}"),
+)

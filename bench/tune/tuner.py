@@ -9,12 +9,15 @@ clock: what was measured minutes apart, and was the luckiest of hundreds, is not
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import queue
+import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +27,7 @@ import triton
 
 from ...engine import EngineError
 from ...engine.plan import Step
+from ...kernels import tuning
 from ...kernels.conv import Conv2dConfig, Conv2dShape
 from ...kernels.jit import architecture
 from ...kernels.stem import StemShape
@@ -32,7 +36,6 @@ from ..measure.problem import Problem, configured, ready, tensors
 from ..measure.timing import CLOCKS, Clock
 from ..worker import Lost, Worker
 from .cache import Cache, Subject, Trial, source_hash
-from .outcome import Outcome
 from .search import STRATEGIES, follow
 from .space import Config, Space, key, space, within
 from .trial import TrialRunner, judge, launches
@@ -46,7 +49,7 @@ FINAL = 2.0
 Judge = Worker[[Problem, Step, Trial, int], Trial]
 
 
-class Tuner:
+class Tuner(AbstractContextManager["Tuner"]):
     """The processes that search on one device. Close it, or use it as a context.
 
     `jobs` processes judge (default: one a core, but for one), none on a CPU, where nothing is
@@ -81,9 +84,6 @@ class Tuner:
         for each in self._judges:
             self._idle.put(each)
         self._threads = ThreadPoolExecutor(self._jobs)
-
-    def __enter__(self) -> Tuner:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -136,6 +136,76 @@ class Tuner:
         return self._runner.ask(limit, problem, step, trials, self.clock, rounds, seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A search, over or cut short. The times of `default` and `best` are from the final."""
+
+    subject: Subject
+    op: str  # the launcher's name, as tables of tuned configurations have it
+    shape: Any  # the kernel's, a dataclass
+    trials: tuple[Trial, ...]  # in the order of the search, those from the cache included
+    fresh: int  # how many were not in the cache
+    size: int  # configurations in the space
+    default: Trial  # what the engine would take without this search
+    best: Trial | None  # None if nothing was right
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the default the best is."""
+        if self.best is None or self.best.median_us is None or self.default.median_us is None:
+            return None
+        return self.default.median_us / self.best.median_us
+
+    @property
+    def row(self) -> tuning.TunedRow | None:
+        """The winner, for the table that the engine reads."""
+        if self.best is None or self.best.median_us is None:
+            return None
+        return tuning.TunedRow(
+            op=self.op,
+            shape=tuning.without_batch(self.shape),
+            dtype=self.subject.dtype,
+            batch=self.subject.batch,
+            config=self.best.config,
+            median_us=round(self.best.median_us, 3),
+            triton=self.subject.triton,
+            date=self.best.date,
+            source=self.subject.source,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints: how the trials ended, the default and the best."""
+        return {
+            **asdict(self.subject),
+            "space": self.size,
+            "tried": len(self.trials),
+            "new": self.fresh,
+            "statuses": dict(Counter(trial.status for trial in self.trials)),
+            "reasons": [
+                {"status": status, "reason": reason, "count": count}
+                for status, reason, count in reasons(self.trials)
+            ],
+            "default": self.default.to_dict(),
+            "best": self.best.to_dict() if self.best else None,
+            "ratio": self.ratio,
+        }
+
+
+def reasons(trials: Sequence[Trial]) -> list[tuple[str, str, int]]:
+    """(status, reason, how many), most frequent first.
+
+    Reasons that differ in numbers alone count as one, for which the first stands.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
+    for trial in trials:
+        if trial.status != "ok":
+            kind = trial.status, re.sub(r"[\d.,e+-]+", "#", trial.reason)
+            counts[kind] += 1
+            example.setdefault(kind, trial.reason)
+    return [(kind[0], example[kind], count) for kind, count in counts.most_common()]
+
+
 def tune(
     problem: Problem,
     tuner: Tuner,
@@ -164,11 +234,12 @@ def tune(
     """
     chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
     known_as = subject(problem, chosen, tuner.name)
-    search = _Search(problem, chosen, tuner, cache, known_as, limit, resume, told)
+    end = math.inf
+    if seconds is not None:
+        end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
+    search = _Search(problem, chosen, tuner, cache, known_as, limit, resume, told, end)
     first = _folded(problem, chosen)
     searched = within(space(chosen, problem.plan.arithmetic, tuner.arch, first), values or {})
-    if seconds is not None:
-        search.end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     assert chosen.config is not None  # space() has refused it
     default = asdict(chosen.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
@@ -191,14 +262,13 @@ class _Search:
     limit: int | None
     resume: bool
     told: Callable[[Trial], None]
-    end: float | None = None  # on time.perf_counter's clock
-    trials: list[Trial] = field(default_factory=list)
+    end: float  # on time.perf_counter's clock
+    trials: dict[str, Trial] = field(default_factory=dict)  # by `key`
     fresh: int = 0
 
     def evaluate(self, configs: Sequence[Config]) -> list[float] | None:
         """Their times, from the cache or measured; None once time or trials are up."""
-        seen = {key(trial.config): trial for trial in self.trials}
-        known = [seen.get(key(config)) or self._known(config) for config in configs]
+        known = [self.trials.get(key(config)) or self._known(config) for config in configs]
         # Nothing bad is known of these yet.
         blanks = (
             Trial(self.subject, config, "ok", clock=self.tuner.clock)
@@ -215,8 +285,8 @@ class _Search:
                     trial = self._try(judged)
                     self.cache.append(trial)
                     self.fresh += 1
-                if key(config) not in seen:
-                    self.trials.append(trial)
+                if key(config) not in self.trials:
+                    self.trials[key(config)] = trial
                     self.told(trial)
                 times.append(trial.time)
         finally:
@@ -225,24 +295,23 @@ class _Search:
 
     def outcome(self, searched: Space, start: Config) -> Outcome:
         """The final: the best few and the default take turns."""
-        trials = {key(trial.config): trial for trial in self.trials}
-        default = trials[key(start)]
-        right = [trial for trial in self.trials if trial.status == "ok"]
+        default = self.trials[key(start)]
+        right = [trial for trial in self.trials.values() if trial.status == "ok"]
         finalists = heapq.nsmallest(FINALISTS, right, key=lambda trial: trial.time)
         if default.status == "ok" and default not in finalists:
             finalists.append(default)
         if finalists:
             finalists = self._final(finalists)
-            trials |= {key(trial.config): trial for trial in finalists}
+        default = next((trial for trial in finalists if trial.config == start), default)
         standing = [trial for trial in finalists if trial.status == "ok"]
         return Outcome(
             self.subject,
             self.step.kernel.split()[0],
             table_shape(self.problem, self.step),
-            tuple(self.trials),
+            tuple(self.trials.values()),
             self.fresh,
             len(searched.configs()),
-            trials[key(start)],
+            default,
             min(standing, key=lambda trial: trial.time, default=None),
         )
 
@@ -251,7 +320,7 @@ class _Search:
         return None if trial is None or trial.clock != self.tuner.clock else trial
 
     def _over(self) -> bool:
-        late = self.end is not None and time.perf_counter() > self.end
+        late = time.perf_counter() > self.end
         enough = self.limit is not None and self.fresh >= self.limit
         return bool(self.trials) and (late or enough)  # the default is always tried
 
