@@ -7,13 +7,7 @@ import torch
 from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.bench.measure.problem import Match, Problem, problems, tensors
 from alexnet_triton.bench.race import proof
-from alexnet_triton.bench.race.candidate import (
-    Candidate,
-    Refused,
-    load,
-    locate,
-    pose,
-)
+from alexnet_triton.bench.race.candidate import Candidate, Refused, load, locate, pose
 from alexnet_triton.bench.race.candidates import shipped
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -21,7 +15,6 @@ from alexnet_triton.engine.zoo import network
 from alexnet_triton.kernels.jit import Launch, architecture
 
 CONVOLVE = ("im2col", "winograd", "fft")
-CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 def find(model: str, layer: str, arch: int | None, batch: int = 1, dtype: str = "fp32") -> Problem:
@@ -35,13 +28,12 @@ def named(name: str) -> Candidate:
 
 def answer(candidate: Candidate, problem: Problem, device: torch.device) -> Match:
     """The match of one answer, made with NaN around every tensor."""
-    posed = pose(problem)
-    config = candidate.configs(posed)[0]
-    given = proof.case(problem, posed, device, 0, candidate.layout)
+    config = candidate.configs(pose(problem))[0]
+    given = proof.case(problem, device, 0, candidate.layout)
     return given.check(candidate, given.answer(candidate, config, proof.NAN).values)
 
 
-@pytest.mark.parametrize("layer", CONVOLUTIONS)
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "conv4", "conv5"])
 @pytest.mark.parametrize("name", CONVOLVE)
 def test_they_agree_with_float64(name: str, layer: str, device: torch.device) -> None:
     candidate, problem = named(name), find("alexnet", layer, architecture(device))
@@ -61,13 +53,10 @@ def test_several_images_in_any_dtype(
     """Odd sizes and more than one image, and the whole proof: guards, poison, other seeds."""
     candidate = named(name)
     problem = find("digits", layer, architecture(device), batch=5, dtype=dtype)
-    posed = pose(problem)
-    try:
-        config = candidate.configs(posed)[0]
-    except Refused:
-        assert layer == "conv2"
-        return
-    first = proof.case(problem, posed, device, 0, candidate.layout)
+    if name == "winograd" and layer == "conv2":
+        return  # refused, as above
+    config = candidate.configs(pose(problem))[0]
+    first = proof.case(problem, device, 0, candidate.layout)
     seen = proof.examine(candidate, config, first)
     assert proof.confirm(candidate, config, seen, first, 0).passed
 
@@ -93,12 +82,6 @@ def test_linear_layers(
 ) -> None:
     problem = find("digits", layer, architecture(device), batch, dtype)
     for name in names:
-        assert answer(named(name), problem, device).passed
-
-
-def test_alexnets_last_layer(device: torch.device) -> None:
-    problem = find("alexnet", "fc8", architecture(device))
-    for name in ("matrix_vector", "matrix_matrix"):
         assert answer(named(name), problem, device).passed
 
 

@@ -18,7 +18,6 @@ from alexnet_triton.bench.race.candidate import (
     locate,
     pose,
 )
-from alexnet_triton.bench.race.candidates import shipped
 from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -51,9 +50,8 @@ def prove(tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch)
         path = tmp_path / "tried.py"
         path.write_text(f"{RIGHT}    {body}\n{extra}")
         problem, candidate = find("conv3", device), load(path)
-        posed = pose(problem)
-        (config,) = candidate.configs(posed)
-        first = proof.case(problem, posed, device, 0, candidate.layout)
+        (config,) = candidate.configs(pose(problem))
+        first = proof.case(problem, device, 0, candidate.layout)
         return proof.confirm(candidate, config, proof.examine(candidate, config, first), first, 0)
 
     return match
@@ -176,12 +174,3 @@ def test_problems_are_posed_in_full(device: torch.device) -> None:
     for layer, said in (("pool1", "is a MaxPool2d"), ("conv1+pool1", "wanted one layer")):
         with pytest.raises(CandidateError, match=said):
             pose(find(layer, device))
-
-
-def test_locate_finds_files_and_those_that_ship(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.touch()
-    assert locate(str(path)) == path
-    assert [locate(name).stem for name in shipped()] == shipped()
-    with pytest.raises(CandidateError, match="no such file, and no candidate that ships"):
-        locate("mime")

@@ -180,7 +180,7 @@ def load(path: Path) -> Candidate:
     if not callable(run):
         raise CandidateError(f"{path.name} has no function run({', '.join(ARGUMENTS)})")
     _check_arguments(path, run, ARGUMENTS)
-    prepare = getattr(module, "prepare", _as_it_is)
+    prepare = getattr(module, "prepare", lambda problem, weight, config: weight)
     _check_arguments(path, prepare, ("problem", "weight", "config"))
     layout: Any = getattr(module, "LAYOUT", "NHWC")
     if layout not in ("NHWC", "HWNC"):
@@ -225,9 +225,8 @@ def _configs(
         raise CandidateError(
             f"{path.name}: SPACE: wanted a dictionary of lists of values, got {space!r}"
         )
-    combinations = [
-        dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())
-    ]
+    every = itertools.product(*space.values())
+    combinations = [dict(zip(space, values, strict=True)) for values in every]
     chosen = getattr(module, "configs", lambda problem: combinations)
 
     def configs(problem: Conv2dProblem | LinearProblem) -> Sequence[Config]:
@@ -245,10 +244,6 @@ def _configs(
 
 def _is_list(values: object) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-
-
-def _as_it_is(problem: object, weight: torch.Tensor, config: Config) -> torch.Tensor:
-    return weight
 
 
 def _check_arguments(path: Path, function: Callable[..., Any], names: Sequence[str]) -> None:

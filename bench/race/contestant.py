@@ -26,16 +26,7 @@ from ..measure.peers import libraries
 from ..measure.problem import Match, Problem, Tensors, problems, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..worker import Lost, Worker, summary
-from .candidate import (
-    Candidate,
-    CandidateError,
-    Config,
-    Conv2dProblem,
-    LinearProblem,
-    Refused,
-    load,
-    pose,
-)
+from .candidate import Candidate, CandidateError, Config, Refused, load, pose
 from .proof import Case, Disqualified, arrange, case, check_answer, confirm, examine
 
 Question = Literal["prove", "bind", "take"]
@@ -129,11 +120,6 @@ def ask(one: Contestant, question: Question, limit: float) -> Any:
 class Examiner:
     """Proves, binds and times one candidate; made in the race's process, called in its own."""
 
-    _problem: Problem
-    _posed: Conv2dProblem | LinearProblem
-    _chosen: tuple[Candidate, Config]
-    _take: Callable[[], float]
-
     def __init__(self, setup: Setup, file: str) -> None:
         self._setup, self._file = setup, file
         self._device = torch.device(setup.device)
@@ -157,10 +143,16 @@ class Examiner:
         seed = self._setup.seed
         self._problem = find_problem(self._setup)
         self._posed = pose(self._problem)
-        self._settle()
+        # Set, for good, what holds in the whole process.
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        self._switches = ExitStack()  # which they last as long as
+        self._switches.enter_context(libraries(self._problem.plan.arithmetic))
+        torch.set_grad_enabled(False)
+        np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
         candidate = load(Path(self._file))
         configs = candidate.configs(self._posed)
-        first = case(self._problem, self._posed, self._device, seed, candidate.layout)
+        first = case(self._problem, self._device, seed, candidate.layout)
         config, seen, search = self._choose(candidate, configs, first, search_until)
         worst = confirm(candidate, config, seen, first, seed)
         self._chosen = candidate, config
@@ -169,15 +161,6 @@ class Examiner:
             key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
         }
         return Proof(worst, candidate.tolerance, shown, str(note))
-
-    def _settle(self) -> None:
-        """Set, for good, what holds in the whole process."""
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        self._switches = ExitStack()  # which they last as long as
-        self._switches.enter_context(libraries(self._problem.plan.arithmetic))
-        torch.set_grad_enabled(False)
-        np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
 
     def _choose(
         self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float

@@ -17,7 +17,7 @@ import torch
 
 from ...kernels import layout
 from ..measure.problem import Match, Problem, Tensors, checked, expected, match, tensors
-from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem
+from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem, pose
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
 
@@ -149,23 +149,12 @@ def laid_out(x: torch.Tensor, memory: Layout) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def case(
-    problem: Problem,
-    posed: Conv2dProblem | LinearProblem,
-    device: torch.device,
-    seed: int,
-    memory: Layout,
-) -> Case:
+def case(problem: Problem, device: torch.device, seed: int, memory: Layout) -> Case:
     """Fresh inputs between fences; the same seed draws the same numbers on every device."""
-    given = tensors(problem, device, torch.Generator().manual_seed(seed))
+    given, posed = tensors(problem, device, torch.Generator().manual_seed(seed)), pose(problem)
     inputs, out = arrange(given, posed, memory)
-    return Case(
-        problem,
-        posed,
-        {name: fenced(tensor) for name, tensor in inputs.items()},
-        fenced(out),
-        expected(problem, given),
-    )
+    fences = {name: fenced(tensor) for name, tensor in inputs.items()}
+    return Case(problem, posed, fences, fenced(out), expected(problem, given))
 
 
 # What stands around x, weight, bias and out, and in out, before two runs of the same input.
@@ -193,7 +182,7 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed
     matches = [seen]
     for later in range(seed + 1, seed + SEEDS):
         device = given.out.tensor.device
-        other = case(given.problem, given.posed, device, later, candidate.layout)
+        other = case(given.problem, device, later, candidate.layout)
         matches.append(other.check(candidate, other.answer(candidate, config, NAN).values))
     return Match(
         max(errors.max_error for errors in matches),

@@ -70,12 +70,9 @@ STRATEGIES: dict[str, Callable[[Space, Config, int], Strategy]] = dict(
 def follow(strategy: Strategy, evaluate: Evaluate) -> None:
     """Answer a strategy's questions until it has none, or until `evaluate` returns None."""
     asked = next(strategy, None)
-    while asked is not None:
-        told = evaluate(asked)
-        if told is None:
-            strategy.close()
-            return
+    while asked is not None and (times := evaluate(asked)) is not None:
         try:
-            asked = strategy.send(told)
+            asked = strategy.send(times)
         except StopIteration:
             return
+    strategy.close()
