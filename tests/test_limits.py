@@ -25,13 +25,11 @@ from hypothesis import strategies as st
         (90, 16, 0, 1, 32, ("blocks",)),  # 32 blocks, whatever they are
         (90, 154, 147_480, 8, 1, ("registers", "shared memory")),
         (90, 64, 73_752, 4, 3, ("shared memory",)),  # with 1 KiB of the driver's each
-        (90, 64, 77_000, 4, 2, ("shared memory",)),
         (90, 64, 232_448, 4, 1, ("shared memory",)),
         (90, 64, 232_449, 4, 0, ("shared memory",)),
         (80, 64, 166_912, 4, 1, ("shared memory",)),
         (86, 64, 101_376, 4, 1, ("shared memory",)),
         (86, 32, 0, 8, 6, ("warps",)),  # 1,536 threads
-        (90, 255, 0, 8, 1, ("registers",)),
         (90, 255, 0, 16, 0, ("registers",)),
         (90, 256, 0, 4, 0, ("registers",)),
         (90, 0, 0, 4, 16, ("warps",)),  # no registers are no limit

@@ -29,8 +29,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 SMALL = Conv2dConfig("pixels", 32, 32, 32)
-
-
 SUBJECT = Subject("a card", "3.7.1", "abc", "alexnet", "conv4", 8, "fp16")
 
 
@@ -131,9 +129,12 @@ def run(runner: TrialRunner, problem: Problem, *configs: dict[str, Any]) -> list
     return runner(problem, problem.step, trials, clock, 3, 0.2)
 
 
-def test_right_ones_take_turns_on_the_clock(runner: TrialRunner) -> None:
+def test_right_ones_take_turns_and_what_a_launcher_refuses_is_refused(runner: TrialRunner) -> None:
     problem = find("conv5")
-    for trial in run(runner, problem, {}, {"BLOCK_K": 16}):
+    *right, refused = run(runner, problem, {}, {"BLOCK_K": 16}, {"BLOCK_N2": 16})
+    assert (refused.status, refused.median_us) == ("refused", None)
+    assert "BLOCK_N2 for images" in refused.reason
+    for trial in right:
         assert trial.status == "ok"
         assert trial.max_error is not None
         assert trial.max_error <= problem.tolerance
@@ -158,12 +159,6 @@ def test_tensors_are_made_once_for_the_trials_of_a_step(
     for step in (stem, conv, conv):
         assert runner(problem, step, [], "host", 3, 0.1) == []
     assert moved == [stem.work.bytes, conv.work.bytes]
-
-
-def test_what_a_launcher_refuses_is_refused(runner: TrialRunner) -> None:
-    (trial,) = run(runner, find("conv5"), {"BLOCK_N2": 16})
-    assert (trial.status, trial.median_us) == ("refused", None)
-    assert "BLOCK_N2 for images" in trial.reason
 
 
 def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +276,7 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
         (["conv9"], "has no step 'conv9' to tune"),
         (["conv5", "--set", "BLOCK_M"], "--set: wanted NAME=VALUE,VALUE, got 'BLOCK_M'"),
         (["conv5", "--set", "BLOCK_Q=1"], "no parameter 'BLOCK_Q'"),
-        (["conv5", "--device", "cpu", "--clock", "graph"], "clock: wanted host on cpu"),
+        (["conv5", "--device", "cpu", "--clock", "graph"], "--clock on a cpu: wanted one of host"),
         (["--simulate", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
     ],
 )

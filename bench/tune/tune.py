@@ -69,7 +69,7 @@ def _tune(options: argparse.Namespace) -> int:
                     search.problem,
                     tuner,
                     cache,
-                    step=search.step.name,
+                    step=search.step,
                     strategy=options.strategy or "local",
                     seed=options.seed,
                     seconds=budget.share(work[turn:], left, least) if options.budget else None,

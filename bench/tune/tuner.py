@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import triton
 
-from ...engine import EngineError
+from ...engine.load import one_of
 from ...engine.plan import Step
 from ...kernels import tuning
 from ...kernels.conv import Conv2dConfig, Conv2dShape
@@ -69,19 +69,17 @@ class Tuner(AbstractContextManager["Tuner"]):
         self.arch = architecture(device)
         self.name = device_name(device)
         self.clock: Clock = clock or ("graph" if device.type == "cuda" else "host")
-        if self.clock not in CLOCKS[device.type]:
-            legal = " or ".join(CLOCKS[device.type])
-            raise EngineError(f"clock: wanted {legal} on {device}, got {self.clock!r}")
+        one_of(f"--clock on a {device.type}", self.clock, CLOCKS[device.type])
         self.timeout = timeout
         self._jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
         self._runner = Worker(TrialRunner(device), quiet=True)
-        self._judges = [Worker(judge, quiet=True) for _ in range(self._jobs)]
-        self._workers: list[Worker[..., Any]] = [self._runner, *self._judges]
+        judges = [Worker(judge, quiet=True) for _ in range(self._jobs)]
+        self._workers: list[Worker[..., Any]] = [self._runner, *judges]
         # To import torch and Triton takes each of them seconds: not one after the other.
         for worker in self._workers if self.arch else [self._runner]:
             worker.start()
         self._idle: queue.SimpleQueue[Judge] = queue.SimpleQueue()
-        for each in self._judges:
+        for each in judges:
             self._idle.put(each)
         self._threads = ThreadPoolExecutor(self._jobs)
 
@@ -211,7 +209,7 @@ def tune(
     tuner: Tuner,
     cache: Cache,
     *,
-    step: str | None = None,
+    step: Step | None = None,
     strategy: str = "local",
     seed: int = 0,
     seconds: float | None = None,
@@ -232,16 +230,16 @@ def tune(
     `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
     Raises SpaceError.
     """
-    chosen = next(s for s in problem.plan.steps if s.name == (step or problem.step.name))
-    known_as = subject(problem, chosen, tuner.name)
+    step = step or problem.step
+    known_as = subject(problem, step, tuner.name)
     end = math.inf
     if seconds is not None:
         end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
-    search = _Search(problem, chosen, tuner, cache, known_as, limit, resume, told, end)
-    first = _folded(problem, chosen)
-    searched = within(space(chosen, problem.plan.arithmetic, tuner.arch, first), values or {})
-    assert chosen.config is not None  # space() has refused it
-    default = asdict(chosen.config)
+    search = _Search(problem, step, tuner, cache, known_as, limit, resume, told, end)
+    first = _folded(problem, step)
+    searched = within(space(step, problem.plan.arithmetic, tuner.arch, first), values or {})
+    assert step.config is not None  # space() has refused it
+    default = asdict(step.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
     starts = [start for start in starts if start == default or searched.has(start)]
     if (times := search.evaluate(starts)) is not None:
