@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,27 @@ def fenced(
     for buffer in buffers:
         ends = torch.cat([buffer[:fence], buffer[-fence:]])
         assert ends.eq(torch.inf).all(), "a kernel wrote outside its tensor"
+
+
+@pytest.fixture
+def run(
+    request: pytest.FixtureRequest, fenced: Callable[[Sequence[int], torch.dtype], torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    """The kernel's `answer`, as the test's file defines it, to operands between fences."""
+    return partial(request.module.answer, fenced)
+
+
+@pytest.fixture(
+    params=[
+        torch.float32,
+        torch.float16,
+        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter truncates it
+    ],
+    ids=str,
+)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """What kernels compute in, each in turn."""
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
