@@ -11,22 +11,34 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from alexnet_triton.engine.spec import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
     Conv2d,
+    Dropout,
     Flatten,
+    Layer,
     Linear,
     LocalResponseNorm,
+    MaxPool2d,
     Network,
     Preprocess,
     ReLU,
+    Shape,
+    Sigmoid,
+    Softmax,
 )
 from alexnet_triton.kernels.jit import interpreter_problem
 from hypothesis import settings
+from torch import nn
 
 settings.register_profile(
     "suite", deadline=None, max_examples=40, derandomize="CI" in os.environ, print_blob=True
@@ -117,6 +129,27 @@ def fenced(
         assert ends.eq(torch.inf).all(), "a kernel wrote outside its tensor"
 
 
+@pytest.fixture
+def run(
+    request: pytest.FixtureRequest, fenced: Callable[[Sequence[int], torch.dtype], torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    """The kernel's `answer`, as the test's file defines it, to operands between fences."""
+    return partial(request.module.answer, fenced)
+
+
+@pytest.fixture(
+    params=[
+        torch.float32,
+        torch.float16,
+        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter truncates it
+    ],
+    ids=str,
+)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """What kernels compute in, each in turn."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="session")
 def tiny2012() -> Network:
     """Two towers with few pixels, for what compares bits under one BLAS after another."""
@@ -135,6 +168,80 @@ def tiny2012() -> Network:
     )
     preset = Preprocess(15, 15, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     return Network("tiny2012", (3, 15, 15), layers, preset, "")
+
+
+@pytest.fixture(scope="session")
+def module() -> Callable[[Layer, Shape], nn.Module]:
+    """`module(layer, shape)`: torch's own module for a layer that receives this shape."""
+    return _module
+
+
+@pytest.fixture(scope="session")
+def twin() -> Callable[[Network, dict[str, torch.Tensor]], nn.Sequential]:
+    """`twin(network, state)`: the network in torch's modules with these weights, evaluating."""
+
+    def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Sequential:
+        model = nn.Sequential()
+        for name, layer, shape, _ in net.walk():
+            model.add_module(name, _module(layer, shape))
+        missing, extra = model.load_state_dict(state, strict=False)
+        assert all(name.endswith("num_batches_tracked") for name in missing)
+        assert extra == []
+        return model.eval()
+
+    return twin
+
+
+class _Towers(nn.Module):
+    """A module without weights on each tower by itself."""
+
+    def __init__(self, inner: nn.Module, towers: int) -> None:
+        super().__init__()
+        self.inner, self.towers = inner, towers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.inner(part) for part in x.chunk(self.towers, 1)], 1)
+
+
+def _module(layer: Layer, shape: Shape) -> nn.Module:
+    match layer:
+        case Conv2d(channels, kernel, stride, padding, dilation, groups):
+            return nn.Conv2d(shape[0], channels, kernel, stride, padding, dilation, groups)
+        case Linear(features):
+            return nn.Linear(shape[0], features)
+        case MaxPool2d(kernel, stride, padding, ceil_mode):
+            return nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+        case AvgPool2d(kernel, stride, padding, ceil_mode, counted):
+            return nn.AvgPool2d(kernel, stride, padding, ceil_mode, counted)
+        case AdaptiveAvgPool2d(size):
+            return nn.AdaptiveAvgPool2d(size)
+        case BatchNorm2d(eps):
+            return nn.BatchNorm2d(shape[0], eps)
+        case LocalResponseNorm(size, alpha, beta, k, 1):
+            return nn.LocalResponseNorm(size, alpha, beta, k)
+        case LocalResponseNorm(size, alpha, beta, k, groups):
+            return _Towers(nn.LocalResponseNorm(size, alpha, beta, k), groups)
+        case Dropout(p):
+            return nn.Dropout(p)
+        case Softmax():
+            return nn.Softmax(1)
+        case ReLU() | Sigmoid() | Flatten():
+            return getattr(nn, type(layer).__name__)()  # type: ignore[no-any-return]
+    raise AssertionError(f"torch has no module for {layer}")
+
+
+@pytest.fixture(scope="session")
+def narrowed() -> Callable[[Network], Network]:
+    """`narrowed(network)`: the same layers at a sixteenth of the width, every shape its own."""
+
+    def thin(layer: Layer) -> Layer:
+        if isinstance(layer, Conv2d):
+            return replace(layer, out_channels=layer.out_channels // 16)
+        if isinstance(layer, Linear):
+            return replace(layer, out_features=max(1, layer.out_features // 16))
+        return layer
+
+    return lambda net: replace(net, layers=tuple((name, thin(each)) for name, each in net.layers))
 
 
 @pytest.fixture(scope="session")

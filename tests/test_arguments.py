@@ -169,24 +169,19 @@ each_function = pytest.mark.parametrize(("function", "args"), FUNCTIONS.items(),
 FUSING = [pytest.param(name, FUNCTIONS[name], id=name) for name in ("conv2d", "linear")]
 
 
+OTHER: list[tuple[Any, str]] = [
+    *((to, str(to)) for to in (torch.float64, torch.int32, torch.uint8, torch.complex64)),
+    (torch.bfloat16, "use float32"),  # on a CPU
+    ("meta", "input is torch.float32 on meta"),
+]
+
+
 @each_function
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.uint8, torch.complex64])
-def test_other_dtypes_are_refused_by_name(
-    function: str, args: tuple[Any, ...], dtype: torch.dtype
+@pytest.mark.parametrize(("to", "part"), OTHER)
+def test_other_dtypes_and_devices_are_refused(
+    function: str, args: tuple[Any, ...], to: Any, part: str
 ) -> None:
-    refuses(NotImplementedError, function, str(dtype), converted(args, dtype), {})
-
-
-@each_function
-def test_bfloat16_on_a_cpu_is_refused_with_a_cure(function: str, args: tuple[Any, ...]) -> None:
-    refuses(NotImplementedError, function, "use float32", converted(args, torch.bfloat16), {})
-
-
-@each_function
-def test_other_devices_are_refused(function: str, args: tuple[Any, ...]) -> None:
-    refuses(
-        NotImplementedError, function, "input is torch.float32 on meta", converted(args, "meta"), {}
-    )
+    refuses(NotImplementedError, function, part, converted(args, to), {})
 
 
 @pytest.mark.parametrize(("function", "args"), FUSING)
@@ -212,10 +207,8 @@ def test_a_gradient_is_refused_not_lost(function: str, args: tuple[Any, ...]) ->
 @pytest.mark.parametrize(("function", "args"), FUSING)
 def test_words_that_torch_does_not_have(function: str, args: tuple[Any, ...]) -> None:
     for options in (
-        {"activation": "tanh"},
-        {"activation": ""},
-        {"precision": "fp16"},
-        {"precision": "TF32"},
+        *({"activation": value} for value in ("tanh", "")),
+        *({"precision": value} for value in ("fp16", "TF32")),
     ):
         (argument,) = options
         refuses(ValueError, function, argument, args, options)

@@ -6,11 +6,10 @@ read or written where it should not be, or not written at all, shows.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,13 +27,9 @@ Check = Callable[..., None]
 Affine = tuple[torch.Tensor, torch.Tensor]
 Tiling = Literal["images", "pixels"]
 
-HALVES = [
-    torch.float16,
-    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter cannot multiply it
-]
-PATHS: list[tuple[Tiling, bool]] = list(itertools.product(("images", "pixels"), (True, False)))
+TILINGS: tuple[Tiling, Tiling] = ("images", "pixels")
+PATHS: list[tuple[Tiling, bool]] = list(itertools.product(TILINGS, (True, False)))
 
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 each_path = pytest.mark.parametrize(("tiling", "descriptors"), PATHS)
 
 # Small where the interpreter pays by the tap, with more images, filters and channels than one tile
@@ -61,12 +56,6 @@ PROBLEMS = {
     "odd groups": Conv2dShape(3, 15, 2, 2, 21, 2, 3, padding=(1, 0, 1, 1), groups=3),
     "depthwise": Conv2dShape(3, 3, 2, 3, 6, 3, 3, padding=(1, 1, 1, 1), groups=3),
 }
-
-
-@pytest.fixture
-def run(fenced: Fenced) -> Run:
-    """`answer` to operands between fences."""
-    return partial(answer, fenced)
 
 
 def random_operands(
@@ -143,47 +132,44 @@ def check(run: Run, generator: torch.Generator, assert_close: Close) -> Check:
 
 
 HALF = ("multiples of nothing", "aligned groups", "odd groups")
+
+
+def each(
+    problems: Iterable[str],
+    config: Conv2dConfig,
+    dtype: torch.dtype = torch.float32,
+    precision: str = "ieee",
+    gpu: bool = False,
+) -> list[Any]:
+    marks = [pytest.mark.gpu] if gpu else []
+    return [pytest.param(name, dtype, config, precision, marks=marks) for name in problems]
+
+
+FULL = ("multiples of nothing", "one of everything", "odd groups")
 NUMBERS = [
-    *((problem, torch.float32, "ieee") for problem in PROBLEMS),
-    *((problem, torch.float16, "ieee") for problem in HALF),
-    *(pytest.param(problem, torch.bfloat16, "ieee", marks=pytest.mark.gpu) for problem in HALF),
-    *(pytest.param(problem, torch.float32, "tf32", marks=pytest.mark.gpu) for problem in PROBLEMS),
+    case
+    for tiling, descriptors in PATHS
+    for config in [Conv2dConfig(tiling, *TILE, descriptors=descriptors)]
+    for case in (
+        *each(PROBLEMS, config),
+        *each(HALF, config, torch.float16),
+        *each(HALF, config, torch.bfloat16, gpu=True),
+        *each(PROBLEMS, replace(config, BLOCK_M=64, BLOCK_K=32), precision="tf32", gpu=True),
+    )
 ]
+for with_descriptors in (True, False):
+    # Filters that fill both accumulators, that end in the second, and that do not reach it.
+    two = Conv2dConfig("images", *TILE, descriptors=with_descriptors, BLOCK_N2=16)
+    NUMBERS += each(("multiples of the tile", *FULL), two)
+for parts in (2, 5):  # also more of them than there is to add
+    NUMBERS += each(("strides", *FULL), Conv2dConfig("pixels", *TILE, SPLIT_K=parts))
 
 
-@pytest.mark.parametrize(("problem", "dtype", "precision"), NUMBERS)
-@each_path
+@pytest.mark.parametrize(("problem", "dtype", "config", "precision"), NUMBERS)
 def test_equals_float64(
-    problem: str,
-    dtype: torch.dtype,
-    precision: str,
-    tiling: Tiling,
-    descriptors: bool,
-    check: Check,
+    problem: str, dtype: torch.dtype, config: Conv2dConfig, precision: str, check: Check
 ) -> None:
-    tile = (64, 32, 32) if precision == "tf32" else TILE
-    config = Conv2dConfig(tiling, *tile, descriptors=descriptors)
     check(PROBLEMS[problem], dtype, config, precision)
-
-
-@pytest.mark.parametrize(
-    "problem", ["multiples of the tile", "multiples of nothing", "one of everything", "odd groups"]
-)
-@pytest.mark.parametrize("descriptors", [True, False])
-def test_two_accumulators_equal_float64(problem: str, descriptors: bool, check: Check) -> None:
-    """Filters that fill both, that end in the second, and that do not reach it."""
-    config = Conv2dConfig("images", 16, 32, 16, descriptors=descriptors, BLOCK_N2=16)
-    check(PROBLEMS[problem], torch.float32, config)
-
-
-@pytest.mark.parametrize(
-    "problem", ["multiples of nothing", "one of everything", "strides", "odd groups"]
-)
-@pytest.mark.parametrize("parts", [2, 5])
-def test_a_split_sum_equals_float64(problem: str, parts: int, check: Check) -> None:
-    """Also where there are more parts than there is to add."""
-    config = Conv2dConfig("pixels", *TILE, SPLIT_K=parts)
-    check(PROBLEMS[problem], torch.float32, config)
 
 
 def test_a_split_sum_ends_like_a_whole_one(
@@ -194,7 +180,7 @@ def test_a_split_sum_ends_like_a_whole_one(
     x, weight, bias = random_operands(shape, torch.float32, generator)
     affine = (torch.rand(24, generator=generator), torch.rand(24, generator=generator))
     whole = Conv2dConfig("pixels", 64, 32, 16)
-    split = dataclasses.replace(whole, SPLIT_K=3)
+    split = replace(whole, SPLIT_K=3)
     one, other = (
         run(x, weight, bias, shape, config, "relu", affine=affine) for config in (whole, split)
     )
@@ -240,7 +226,7 @@ def test_views_of_larger_activations(
     assert int(rows.isnan().sum()) == rows.numel() - out.numel(), "it wrote beside its view"
 
 
-@pytest.mark.parametrize("tiling", ["images", "pixels"])
+@pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_scale_and_shift_follow_the_activation(
     tiling: Tiling, groups: int, run: Run, generator: torch.Generator, assert_close: Close
@@ -258,12 +244,9 @@ def test_scale_and_shift_follow_the_activation(
     assert_close(y, wanted, torch.float16, products(shape) + 2, scale=size)
 
 
-@pytest.mark.parametrize("tiling", ["images", "pixels"])
+@pytest.mark.parametrize("tiling", TILINGS)
 def test_nan_and_infinity_come_through(
-    tiling: Tiling,
-    run: Run,
-    generator: torch.Generator,
-    assert_close: Close,
+    tiling: Tiling, run: Run, generator: torch.Generator, assert_close: Close
 ) -> None:
     """And reach no other output."""
     shape = Conv2dShape(3, 4, 5, 5, 7, 2, 2)
@@ -287,15 +270,13 @@ def test_tilings_agree_bit_for_bit(problem: str, run: Run, generator: torch.Gene
     shape = PROBLEMS[problem]
     x, weight, bias = random_operands(shape, torch.float32, generator)
     images, pixels = (
-        run(x, weight, bias, shape, Conv2dConfig(tiling, 32, 32, 16))
-        for tiling in ("images", "pixels")
+        run(x, weight, bias, shape, Conv2dConfig(tiling, 32, 32, 16)) for tiling in TILINGS
     )
     assert torch.equal(images, pixels)
 
 
 @pytest.mark.bits
 @each_path
-@each_dtype
 def test_an_image_does_not_see_its_neighbours(
     tiling: Tiling, descriptors: bool, dtype: torch.dtype, run: Run, generator: torch.Generator
 ) -> None:
@@ -317,7 +298,7 @@ def test_batch_invariant_configuration(
     """An image gives the same bits alone and in a batch of any size."""
     batch = Conv2dShape(20, 16, 3, 3, 24, 2, 2, padding=(1, 0, 0, 0))
     x, weight, bias = random_operands(batch, torch.float32, generator)
-    part = dataclasses.replace(batch, N=images)
+    part = replace(batch, N=images)
     whole, some = (
         run(
             x[: shape.N],
@@ -374,13 +355,6 @@ def test_work_equals_a_count_of_taps(shape: Conv2dShape, dtype: torch.dtype) -> 
     assert work.bytes == elements * dtype.itemsize
 
 
-def test_too_many_rows_are_refused() -> None:
-    shape = Conv2dShape(2**21, 8, 32, 32, 8, 1, 1)
-    nothing = torch.empty(0, device="meta")
-    with pytest.raises(ValueError, match=r"conv2d: 2147483648 rows .* smaller batch"):
-        conv.conv2d(nothing, nothing, None, nothing, shape, Conv2dConfig("pixels", 64, 64, 64))
-
-
 # Default configurations
 
 
@@ -421,7 +395,7 @@ def test_default_configuration(
     assert config.SPLIT_K == 1 or config.tiling == "pixels"
     if invariant:
         for n in (1, 65, 5000):
-            other = dataclasses.replace(shape, N=n)
+            other = replace(shape, N=n)
             assert config.SPLIT_K == 1, "one order of summation at every batch size"
             assert conv.default_config(other, dtype, precision, arch, invariant) == config
 
@@ -431,17 +405,16 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
     x = layout.empty(5, 5, 64, 6, torch.float32, "cpu")
     out = layout.empty(3, 3, 64, 4, torch.float32, "cpu")
     weight = conv.pack_weight(torch.zeros(4, 3, 3, 3))
-    images = Conv2dConfig("images", 16, 16, 16)
-    with pytest.raises(ValueError, match="3 channels a group are no multiple of 16 bytes"):
-        conv.conv2d(x, weight, None, out, shape, images)
-    with pytest.raises(ValueError, match=r"conv2d: activation must be one of .* got 'gelu'"):
-        conv.conv2d(x, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16), "gelu")
-    for config in (
-        Conv2dConfig("pixels", 16, 16, 16, BLOCK_N2=16),
-        Conv2dConfig("images", 16, 16, 16, descriptors=False, SPLIT_K=2),
+    images, pixels = (Conv2dConfig(tiling, 16, 16, 16) for tiling in TILINGS)
+    split = Conv2dConfig("images", 16, 16, 16, descriptors=False, SPLIT_K=2)
+    crooked, many = torch.zeros(5, 5, 64, 7)[..., :6], Conv2dShape(2**21, 8, 32, 32, 8, 1, 1)
+    for operand, problem, config, activation, message in (
+        (x, shape, images, None, "3 channels a group are no multiple of 16 bytes"),
+        (x, shape, pixels, "gelu", r"conv2d: activation must be one of .* got 'gelu'"),
+        (x, shape, replace(pixels, BLOCK_N2=16), None, "SPLIT_K is for the pixels tiling"),
+        (x, shape, split, None, "SPLIT_K is for the pixels tiling"),
+        (crooked, shape, pixels, None, "wanted dense channels and multiples of 8"),
+        (x, many, pixels, None, "conv2d: 2147483648 rows .* smaller batch"),
     ):
-        with pytest.raises(ValueError, match="SPLIT_K is for the pixels tiling and BLOCK_N2 for"):
-            conv.conv2d(x, weight, None, out, shape, config)
-    crooked = torch.zeros(5, 5, 64, 7)[..., :6]
-    with pytest.raises(ValueError, match=r"wanted dense channels and multiples of 8"):
-        conv.conv2d(crooked, weight, None, out, shape, Conv2dConfig("pixels", 16, 16, 16))
+        with pytest.raises(ValueError, match=message):
+            conv.conv2d(operand, weight, None, out, problem, config, activation)

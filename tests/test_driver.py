@@ -425,22 +425,16 @@ def test_every_rule_is_seen_to_refuse_and_names_its_source() -> None:
     assert all(rule.source for rule in RULES)
 
 
-def test_before_hopper_a_descriptor_is_pointers() -> None:
+def test_what_is_no_refusal() -> None:
     odd = described(GOOD(), strides=[1, 1, 388, 1])
-    assert refusals(odd, 89) == []
     assert refusals(odd, 120)
+    assert refusals(odd, 89) == [], "before Hopper a descriptor is pointers"
+    assert refusals(large(True), 90) == [], "large filters are read through descriptors"
+    # Distances of more than 32 bits take another binary, which multiplies them in 64 bits as here.
+    assert refusals(changed(launch_of("input", 1, "fp16", 90), stride_n=2**33), 90) == []
 
 
 def test_a_block_of_512_is_loaded_in_boxes_of_256() -> None:
     wide = described(GOOD(), block_shape=[1, 1, 512, 64])
     assert refusals(wide, 90) == []
     assert {t.name: t.box for t in tensor_maps(wide)}["x"] == (64, 256, 1, 1)
-
-
-def test_large_filters_are_read_through_descriptors() -> None:
-    assert refusals(large(True), 90) == []
-
-
-def test_distances_of_more_than_32_bits_are_no_refusal() -> None:
-    """They take another binary, which multiplies them in 64 bits as this one does."""
-    assert refusals(changed(launch_of("input", 1, "fp16", 90), stride_n=2**33), 90) == []

@@ -181,26 +181,6 @@ def conv2d_calls(draw: st.DrawFn) -> Call:
     )
 
 
-@pytest.mark.parametrize("images", [3, 66])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"padding": "same", "dilation": (1, 3)},
-        {"padding": (0, 3, 2, 1), "stride": (2, 1)},
-        {"padding": (2, 1), "stride": (2, 3)},
-        {"padding": 1, "dilation": (3, 1), "groups": 3},
-    ],
-    ids=str,
-)
-def test_conv2d_of_uneven_numbers(
-    options: dict[str, Any], images: int, device: torch.device, assert_close: Close
-) -> None:
-    """Nothing is the same up and down, left and right, or across, so that no mix-up is hidden."""
-    channels = 5 * options.get("groups", 1)
-    operands = Operand((images, channels, 9, 8)), Operand((6, 5, 2, 4), seed=1), Operand((6,))
-    check(Call("conv2d", operands, 40, options), device, assert_close)
-
-
 @st.composite
 def pool2d_calls(draw: st.DrawFn, function: str) -> Call:
     kernel_size = draw(one_or_two(1, 4))
@@ -229,22 +209,6 @@ def pool2d_calls(draw: st.DrawFn, function: str) -> Call:
         reduction=kernel[0] * kernel[1] if function == "avg_pool2d" else 0,
         options=options,
     )
-
-
-@pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize(
-    ("function", "more"),
-    [
-        ("max_pool2d", {"dilation": (2, 1)}),
-        ("avg_pool2d", {"count_include_pad": False}),
-        ("avg_pool2d", {"count_include_pad": True}),
-    ],
-)
-def test_pooling_of_uneven_numbers(
-    function: str, more: dict[str, Any], ceil_mode: bool, device: torch.device, assert_close: Close
-) -> None:
-    options = {"kernel_size": (2, 4), "stride": (4, 3), "padding": (1, 2), "ceil_mode": ceil_mode}
-    check(Call(function, (Operand((2, 5, 8, 9)),), 8, options | more), device, assert_close)
 
 
 @st.composite
@@ -463,25 +427,3 @@ def test_what_is_not_finite_spreads_as_in_torch(
     assert not reference.isfinite().all(), "the case has lost its point"
     actual = getattr(kernels, function)(*converted((x, *others), device), **options)
     assert_close(actual, reference, torch.float32, 49)
-
-
-# --- relations that hold exactly -----------------------------------------------------------------
-
-
-@pytest.mark.bits
-@pytest.mark.parametrize("images", [5, 70])
-def test_images_do_not_see_each_other(
-    images: int, device: torch.device, generator: torch.Generator
-) -> None:
-    x = torch.randn((images, 3, 7, 7), generator=generator).to(device)
-    w = torch.randn((4, 3, 3, 3), generator=generator).to(device)
-    order = torch.randperm(images, generator=generator).to(device)
-    calls: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
-        lambda x: kernels.conv2d(x, w, padding=1),
-        lambda x: kernels.linear(x.flatten(1), w.new_ones((5, 147))),
-        lambda x: kernels.max_pool2d(x, 3),
-        lambda x: kernels.avg_pool2d(x, 3),
-        lambda x: kernels.local_response_norm(x, 3),
-    )
-    for call in calls:
-        assert torch.equal(call(x[order]), call(x)[order])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -66,12 +65,6 @@ def answer(
     for launch in launches:
         launch()
     return out[0, 0].cpu()
-
-
-@pytest.fixture
-def run(fenced: Fenced) -> Run:
-    """`answer` to operands between fences."""
-    return partial(answer, fenced)
 
 
 def random_operands(

@@ -129,16 +129,8 @@ def test_names_that_do_not_fit_are_refused_before_weights_are_read(tmp_path: Pat
     binary.write_bytes(b"\xff\xfe\x00")
     short.write_text("one\n\nthree\n")
     wrong: list[Any] = [
-        "~nobody-has-this-name/x",
-        "x" * 5000,
-        tmp_path / "none",
-        tmp_path,
-        binary,
-        short,
-        5,
-        {"a", "b"},
-        ["a", 5],
-        [""],
+        *("~nobody-has-this-name/x", "x" * 5000, tmp_path / "none", tmp_path, binary, short),
+        *(5, {"a", "b"}, ["a", 5], [""]),
     ]
     for classes in wrong:
         with pytest.raises(EngineError, match="classes"):
@@ -215,12 +207,9 @@ def test_weights_that_require_grad_are_taken_detached(state: State) -> None:
 @pytest.mark.parametrize(
     ("dtype", "name"),
     [
-        (torch.float16, "fp16"),
-        ("float16", "fp16"),
-        (torch.float32, "fp32"),
-        ("float32", "fp32"),
-        (torch.bfloat16, "bf16"),
-        ("bfloat16", "bf16"),
+        *((dtype, "fp16") for dtype in (torch.float16, "float16")),
+        *((dtype, "fp32") for dtype in (torch.float32, "float32")),
+        *((dtype, "bf16") for dtype in (torch.bfloat16, "bfloat16")),
         ("tf32", "tf32"),
     ],
 )

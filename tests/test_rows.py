@@ -370,6 +370,7 @@ def test_errors_are_done_again_and_good_rows_stay(
 
 def test_a_kill_while_errors_are_done_again_loses_and_doubles_nothing(output: Path) -> None:
     write(output, [row("0"), row("1", "is empty"), row("2"), row("3", "is empty")])
+    before = sorted(os.listdir(output.parent))
     for again, at, there in (
         ([], "", "0123"),
         ([row("1")], "replace", "0123"),
@@ -378,17 +379,9 @@ def test_a_kill_while_errors_are_done_again_loses_and_doubles_nothing(output: Pa
     ):
         killed(output, again, "retry", at)
         assert kept(output) == [*there]
+        assert sorted(os.listdir(output.parent)) == before, "what the kill left is gone"
     write(output, [row("3")], "resume")
     assert read(output) == [row(name).to_dict() for name in "0213"]
-
-
-@pytest.mark.parametrize("at", ["replace", "dup2"])
-def test_what_a_kill_leaves_is_gone_when_the_job_is_done(output: Path, at: str) -> None:
-    write(output, [row("0"), row("1", "is empty")])
-    before = sorted(os.listdir(output.parent))
-    killed(output, [row("1")], "retry", at)
-    kept(output)
-    assert sorted(os.listdir(output.parent)) == before
 
 
 # A disk that is full

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,20 +98,6 @@ def test_alexnet_batches_of_3_and_5_and_their_bits(
     assert relative(engine(images[:3]), float64(ALEXNET, state, images[:3])) < 1e-4
 
 
-def test_alexnet_batch_invariant_at_every_batch_size(
-    alexnet: tuple[Engine, dict[str, torch.Tensor]],
-    generator: torch.Generator,
-    device: torch.device,
-) -> None:
-    _, state = alexnet
-    engine = Engine.load("alexnet", state, device=device, dtype="fp32", batch_invariant=True)
-    images = torch.randn(3, 3, 95, 63, generator=generator)
-    together = engine(images)
-    assert relative(together, float64(ALEXNET, state, images)) < 1e-4
-    parts = [engine(part) for part in images.split((1, 2))]
-    assert torch.equal(torch.cat(parts), together)
-
-
 # --- the small network: everything else --------------------------------------------------------
 
 
@@ -168,17 +153,10 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
             recording._launch()
 
     def alone() -> bool:  # whether nobody else could hold the lock now
-        taken = []
-
-        def take() -> None:
-            if ALONE.acquire(blocking=False):
-                ALONE.release()
-                taken.append(True)
-
-        other = threading.Thread(target=take)
-        other.start()
-        other.join()
-        return not taken
+        with ThreadPoolExecutor(1) as other:
+            if free := other.submit(ALONE.acquire, blocking=False).result():
+                other.submit(ALONE.release).result()
+        return not free
 
     @contextmanager
     def record(graph: Graph, stream: object = None, capture_error_mode: str = "") -> Iterator[None]:

@@ -276,38 +276,32 @@ EVEN = Conv2dShape(17, 67, 1, 2, 40, 1, 2, padding=(0, 1, 0, 0))  # 40 channels:
 SIZES = (19, 1, 70, 40)
 
 
+def on_pixels(module: Any) -> list[Launch]:
+    return convolution(EVEN, PIXELS, module=module)
+
+
+def on_averages(module: Any) -> list[Launch]:
+    return pooling(module.avg_pool2d, ENDS, True)
+
+
+def on_softmax(module: Any) -> list[Launch]:
+    return probabilities(SoftmaxShape(3, 16), module)
+
+
 # A module, a part of a mask in it, what to put there, whose elements are reached then, and how to
 # launch the kernel from a copy of the module.
 MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launch]]]] = {
     "images": (conv, "image < N", "image <= N", "x", lambda m: convolution(EVEN, IMAGES, module=m)),
-    "pixels": (conv, "ih < H", "ih <= H", "x", lambda m: convolution(EVEN, PIXELS, module=m)),
-    "filters": (conv, "n < OC", "n <= OC", "w", lambda m: convolution(EVEN, PIXELS, module=m)),
-    "tail": (
-        conv,
-        "channel < OC",
-        "channel <= OC",
-        "bias",
-        lambda m: convolution(EVEN, PIXELS, module=m),
-    ),
+    "pixels": (conv, "ih < H", "ih <= H", "x", on_pixels),
+    "filters": (conv, "n < OC", "n <= OC", "w", on_pixels),
+    "tail": (conv, "channel < OC", "channel <= OC", "bias", on_pixels),
     "linear": (gemm, "image < N", "image <= N", "x", lambda m: linear(SIZES, WHOLE, module=m)),
     "split": (gemm, "channel < OC", "channel <= OC", "y", lambda m: linear(SIZES, SPLIT, module=m)),
     "parts": (split_k, "row < M", "row <= M", "parts", summing),
     "max": (pool, "inside & valid[:, None]", "inside", "x", lambda m: pooling(m.max_pool2d, ENDS)),
-    "average": (
-        pool,
-        "inside & valid[:, None]",
-        "inside",
-        "x",
-        lambda m: pooling(m.avg_pool2d, ENDS, True),
-    ),
+    "average": (pool, "inside & valid[:, None]", "inside", "x", on_averages),
     "lrn": (lrn, "row < M", "row <= M", "y", lambda m: normalisation(LRNShape(18, 16, 5), m)),
-    "softmax": (
-        softmax,
-        "row < M",
-        "row <= M",
-        "y",
-        lambda m: probabilities(SoftmaxShape(3, 16), m),
-    ),
+    "softmax": (softmax, "row < M", "row <= M", "y", on_softmax),
     "stem": (stem, "iw < W", "iw <= W", "image", lambda m: entry(torch.zeros(2, 3, 9, 7), m)),
 }
 
@@ -414,31 +408,25 @@ def test_a_watched_kernel_computes_what_it_does_unwatched(generator: torch.Gener
 
 
 @pytest.mark.parametrize(
-    ("read", "write", "access", "argument", "lowest", "highest", "program"),
+    ("read", "write", "where", "program"),
     [
-        (1, 0, "load", "x", 13, 13, (1, 0, 0)),
-        (-3, 0, "load", "x", -3, -1, (0, 0, 0)),
-        (0, 2, "store", "y", 13, 14, (1, 0, 0)),
-        (0, -1, "store", "y", -1, -1, (0, 0, 0)),
+        (1, 0, ("load", "x", 13, 13), (1, 0, 0)),
+        (-3, 0, ("load", "x", -3, -1), (0, 0, 0)),
+        (0, 2, ("store", "y", 13, 14), (1, 0, 0)),
+        (0, -1, ("store", "y", -1, -1), (0, 0, 0)),
     ],
 )
 def test_a_planted_fault_is_named_and_does_no_harm(
-    read: int,
-    write: int,
-    access: str,
-    argument: str,
-    lowest: int,
-    highest: int,
-    program: tuple[int, int, int],
+    read: int, write: int, where: tuple[str, str, int, int], program: tuple[int, int, int]
 ) -> None:
     """Though what lies on both sides is memory, and even the other tensor's."""
     memory = torch.arange(42.0)
     x, y, between = memory[3:16], memory[19:32], memory[16:19].clone()
     (found,) = watched([copying(x, y, read, write)])
-    assert (found.kernel, found.access, found.argument) == ("_copy_kernel", access, argument)
-    assert (found.elements, found.lowest, found.highest) == (13, lowest, highest)
-    assert found.count == highest - lowest + 1
-    assert found.program == program
+    access, _, lowest, highest = where
+    assert (found.access, found.argument, found.lowest, found.highest) == where
+    assert (found.elements, found.count) == (13, highest - lowest + 1)
+    assert (found.kernel, found.program) == ("_copy_kernel", program)
     source, first = inspect.getsourcelines(_copy_kernel.fn)
     (at,) = (i for i, text in enumerate(source) if f"tl.{access}(" in text)
     assert found.line == f"test_sanitizer.py:{first + at}"

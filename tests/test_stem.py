@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import pytest
@@ -20,11 +19,6 @@ Run = Callable[..., torch.Tensor]
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
 
-HALVES = [
-    torch.float16,
-    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # the interpreter truncates it
-]
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 
 # 9x7 pixels fold by 2 into 6x5, with a border on every side.
 SHAPE = StemShape(N=2, C=3, H=9, W=7, OH=6, OW=5, S=2, padding=(1, 2))
@@ -47,12 +41,6 @@ def answer(
     return out
 
 
-@pytest.fixture
-def run(fenced: Fenced) -> Run:
-    """`answer` to operands between fences."""
-    return partial(answer, fenced)
-
-
 def pixels(*size: int, generator: torch.Generator) -> torch.Tensor:
     """Random bytes."""
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
@@ -71,29 +59,20 @@ LAYOUTS: dict[str, Callable[[torch.Generator], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_bytes_in_any_layout(
-    kind: str, device: torch.device, run: Run, generator: torch.Generator, assert_close: Close
-) -> None:
-    images = LAYOUTS[kind](generator)
-    y = run(images.to(device), SHAPE, torch.float32, TILE)
-    # A byte, a mean and a quotient are rounded: as many steps as a sum of three.
-    assert_close(layout.unpack(y), stem.reference(images, MEAN, STD, SHAPE), torch.float32, 3)
-
-
-@each_dtype
-def test_bytes_to_every_precision(
+def test_bytes_in_any_layout_to_every_precision(
+    kind: str,
     dtype: torch.dtype,
     device: torch.device,
     run: Run,
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
-    images = pixels(2, 3, 9, 7, generator=generator)
+    images = LAYOUTS[kind](generator)
     y = run(images.to(device), SHAPE, dtype, TILE)
+    # A byte, a mean and a quotient are rounded: as many steps as a sum of three.
     assert_close(layout.unpack(y), stem.reference(images, MEAN, STD, SHAPE), dtype, 3)
 
 
-@each_dtype
 def test_floats_are_taken_as_normalised(
     dtype: torch.dtype, device: torch.device, run: Run, generator: torch.Generator
 ) -> None:
@@ -105,37 +84,6 @@ def test_floats_are_taken_as_normalised(
     assert int(wanted.isnan().sum()) == 1
     assert torch.equal(y.isnan(), wanted.isnan())
     assert torch.equal(y.double().nan_to_num(), wanted.nan_to_num())
-
-
-def test_border_is_zero_after_normalisation(
-    device: torch.device, fenced: Fenced, run: Run, assert_close: Close
-) -> None:
-    """A mean folded into the bias would make the border -mean/std, and the filter would see it."""
-    value, mean, std = 51, torch.tensor([0.7]), torch.tensor([0.5])
-    images = torch.full((1, 1, 4, 4), value, dtype=torch.uint8)
-    problem = Conv2dShape(1, 1, 4, 4, 1, 3, 3, padding=(1, 1, 1, 1))
-    shape, folded = stem.fold(problem)
-    y = run(images.to(device), shape, torch.float32, TILE, mean, std)
-    inside = torch.zeros(6, 6, dtype=torch.bool)
-    inside[1:5, 1:5] = True
-    y = y[:, :, 0, 0].cpu()
-    assert y[~inside].eq(0).all()
-    normalised = (value / 255 - 0.7) / 0.5
-    assert_close(y[inside], torch.full((16,), normalised).double(), torch.float32, 3)
-
-    # A filter of ones counts how many pixels it sees: 9 inside, 4 in a corner. With the mean
-    # folded into the bias every output would lose 9 of it.
-    out = fenced((folded.OH, folded.OW, 1, 1), torch.float32)
-    ones = conv.pack_weight(torch.ones(1, 1, 3, 3, device=device))
-    image = fenced((6, 6, 1, 1), torch.float32).copy_(y[:, :, None, None])
-    (ones_everywhere,) = conv.conv2d(
-        image, ones, None, out, folded, Conv2dConfig("pixels", 16, 16, 16)
-    )
-    ones_everywhere()
-    assert_close(out[0, 0, 0, 0], torch.tensor(4 * normalised).double(), torch.float32, 9)
-    assert_close(out[1, 1, 0, 0], torch.tensor(9 * normalised).double(), torch.float32, 9)
-    raw, shift = value / 255 / 0.5, 0.7 / 0.5
-    assert abs(4 * raw - 9 * shift - 4 * normalised) > 1
 
 
 # Folding

@@ -133,9 +133,6 @@ def test_pretrained_weights_belong_to_one_network(source: str, owner: str, hub: 
     assert not hub.exists()
 
 
-# Names
-
-
 # States that do not fit
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,9 @@ from alexnet_triton import Engine, EngineError
 from alexnet_triton.engine.plan import ARITHMETIC, plan
 from alexnet_triton.engine.reference import normalise
 from alexnet_triton.engine.spec import (
-    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
-    Dropout,
     Flatten,
     Layer,
     Linear,
@@ -24,7 +24,6 @@ from alexnet_triton.engine.spec import (
     Network,
     Preprocess,
     ReLU,
-    Shape,
     Sigmoid,
     Softmax,
 )
@@ -32,80 +31,41 @@ from alexnet_triton.engine.zoo import ALEXNET_KERAS_BN, NETWORKS, alexnet2012, n
 from alexnet_triton.weights import load
 from torch import nn
 
+Check = Callable[..., None]
 PLAIN = Preprocess(64, 64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-
-
-class Towers(nn.Module):
-    """A module without weights on each tower by itself."""
-
-    def __init__(self, inner: nn.Module, towers: int) -> None:
-        super().__init__()
-        self.inner, self.towers = inner, towers
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.inner(part) for part in x.chunk(self.towers, 1)], 1)
-
-
-def module(layer: Layer, shape: Shape) -> nn.Module:
-    """torch's own module for a layer that receives this shape."""
-    match layer:
-        case Conv2d(oc, k, stride, padding, dilation, groups):
-            return nn.Conv2d(shape[0], oc, k, stride, padding, dilation, groups)
-        case Linear(features):
-            return nn.Linear(shape[0], features)
-        case MaxPool2d(k, stride, padding, ceil_mode):
-            return nn.MaxPool2d(k, stride, padding, ceil_mode=ceil_mode)
-        case AvgPool2d(k, stride, padding, ceil_mode, count):
-            return nn.AvgPool2d(k, stride, padding, ceil_mode, count)
-        case AdaptiveAvgPool2d(size):
-            return nn.AdaptiveAvgPool2d(size)
-        case BatchNorm2d(eps):
-            return nn.BatchNorm2d(shape[0], eps)
-        case LocalResponseNorm(size, alpha, beta, k, groups):
-            return Towers(nn.LocalResponseNorm(size, alpha, beta, k), groups)
-        case ReLU():
-            return nn.ReLU()
-        case Sigmoid():
-            return nn.Sigmoid()
-        case Softmax():
-            return nn.Softmax(1)
-        case Flatten():
-            return nn.Flatten()
-        case Dropout():
-            return nn.Dropout()
-    raise AssertionError(f"no module for {layer}")
-
-
-def twin(net: Network, state: dict[str, torch.Tensor]) -> nn.Sequential:
-    """The network in torch's modules, float64, evaluating, with this state."""
-    made = nn.Sequential()
-    for name, layer, shape, _ in net.walk():
-        made.add_module(name, module(layer, shape))
-    made.double().eval()
-    tracked = {name for name, _ in made.named_buffers() if name.endswith("num_batches_tracked")}
-    missing, extra = made.load_state_dict(state, strict=False)
-    assert set(missing) <= tracked
-    assert extra == []
-    return made
 
 
 def relative(actual: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((actual.double().cpu() - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def check(net: Network, device: torch.device, generator: torch.Generator, images: int = 1) -> None:
+@pytest.fixture
+def check(
+    twin: Callable[..., nn.Module], device: torch.device, generator: torch.Generator
+) -> Check:
+    """`check(network, images=1)`: the engine's answer to random pixels is its twin's in float64."""
+    return partial(_check, twin, device, generator)
+
+
+def _check(
+    twin: Callable[..., nn.Module],
+    device: torch.device,
+    generator: torch.Generator,
+    net: Network,
+    images: int = 1,
+) -> None:
     state = load("random:5", net.parameter_shapes(), network=net.name)
     engine = Engine.load(net, state, device=device, dtype="fp32")
     pixels = torch.randint(
         0, 256, (images, *net.input_shape), dtype=torch.uint8, generator=generator
     )
     with torch.inference_mode():
-        wanted = twin(net, state)(normalise(pixels, net.preprocess, torch.float64))
+        wanted = twin(net, state).double()(normalise(pixels, net.preprocess, torch.float64))
     assert relative(engine(pixels), wanted) < 1e-4
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_shapes_are_those_of_torchs_modules(name: str) -> None:
+def test_shapes_are_those_of_torchs_modules(name: str, module: Callable[..., nn.Module]) -> None:
     net = network(name)
     with torch.device("meta"):
         x = torch.empty(1, *net.input_shape)
@@ -117,40 +77,30 @@ def test_shapes_are_those_of_torchs_modules(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["alexnet2012", "alexnet_single_tower", "alexnet_keras_bn", "zfnet"]
 )
-def test_full_size_is_its_torch_twin(
-    name: str, device: torch.device, generator: torch.Generator
-) -> None:
-    check(network(name), device, generator)
+def test_full_size_is_its_torch_twin(name: str, check: Check) -> None:
+    check(network(name))
 
 
 @pytest.mark.parametrize("stages", [(1, 1, 2, 2, 2), (2, 2, 4, 4, 4)])
-def test_narrow_vgg_is_its_torch_twin(
-    stages: tuple[int, ...], device: torch.device, generator: torch.Generator
-) -> None:
+def test_narrow_vgg_is_its_torch_twin(stages: tuple[int, ...], check: Check) -> None:
     layers = vgg(stages, width=1 / 16)
     net = Network("narrow_vgg", (3, 64, 64), layers, PLAIN, "imagenet.txt")
-    check(net, device, generator, images=2)
+    check(net, images=2)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["vgg11", "vgg19"])
-def test_full_size_vgg_on_a_gpu(
-    name: str, device: torch.device, generator: torch.Generator
-) -> None:
-    check(network(name), device, generator)
+def test_full_size_vgg_on_a_gpu(name: str, check: Check) -> None:
+    check(network(name))
 
 
 @pytest.mark.parametrize("settings", [{"padding": 2}, {"norm": LocalResponseNorm(5, k=1.0)}])
-def test_narrow_2012_variants(
-    settings: dict[str, object], device: torch.device, generator: torch.Generator
-) -> None:
+def test_narrow_2012_variants(settings: dict[str, object], check: Check) -> None:
     layers = alexnet2012(width=1 / 8, **settings)  # type: ignore[arg-type]
-    check(Network("narrow", (3, 95, 99), layers, PLAIN, "imagenet.txt"), device, generator, 3)
+    check(Network("narrow", (3, 95, 99), layers, PLAIN, "imagenet.txt"), 3)
 
 
-def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(
-    device: torch.device, generator: torch.Generator
-) -> None:
+def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(check: Check) -> None:
     """Scales of both signs, and a max-pool behind them, which a negative scale does not pass."""
     layers: tuple[tuple[str, Layer], ...] = (
         ("conv1", Conv2d(12, 3, stride=2)),
@@ -175,7 +125,7 @@ def test_batchnorm_before_a_relu_is_folded_and_after_it_is_not(
         ("pool2",),
         ("fc3", "sigmoid"),
     ]
-    check(net, device, generator, images=3)
+    check(net, images=3)
 
 
 def test_classify_gives_probabilities_of_every_kind_of_output(
@@ -207,15 +157,10 @@ def test_a_network_without_published_weights_says_so(device: torch.device) -> No
 def test_torchvisions_vgg_names_are_understood() -> None:
     net = Network("vgg", (3, 32, 32), vgg((1, 1, 1, 1, 1), width=1 / 32), PLAIN, "")
     state = load("random:0", net.parameter_shapes(), network="vgg")
-    theirs: dict[str, torch.Tensor] = {}
-    arithmetic = {"conv1_1": 0, "conv2_1": 3, "conv3_1": 6, "conv4_1": 9, "conv5_1": 12}
-    heads = {"fc6": 0, "fc7": 3, "fc8": 6}
-    for name, tensor in state.items():
-        layer, kind = name.split(".")
-        half, number = (
-            ("features", arithmetic[layer]) if layer in arithmetic else ("classifier", heads[layer])
-        )
-        theirs[f"{half}.{number}.{kind}"] = tensor
+    numbered = {f"conv{stage}_1": f"features.{3 * stage - 3}" for stage in range(1, 6)}
+    numbered |= {f"fc{6 + i}": f"classifier.{3 * i}" for i in range(3)}
+    split = {name: name.split(".") for name in state}
+    theirs = {f"{numbered[layer]}.{key}": state[name] for name, (layer, key) in split.items()}
     back = load(theirs, net.parameter_shapes(), network="vgg")
     assert all(torch.equal(back[name], state[name]) for name in state)
 
@@ -244,11 +189,9 @@ def test_an_onnx_file_is_a_network_with_its_weights(
 
 
 @pytest.mark.parametrize("first", [Conv2d(6, 3, dilation=2), Conv2d(6, 3, stride=2, groups=3)])
-def test_a_first_convolution_that_does_not_fold(
-    first: Conv2d, device: torch.device, generator: torch.Generator
-) -> None:
+def test_a_first_convolution_that_does_not_fold(first: Conv2d, check: Check) -> None:
     layers = (("conv1", first), ("relu1", ReLU()), ("flatten", Flatten()), ("fc2", Linear(5)))
-    check(Network("unfolded", (3, 13, 12), layers, PLAIN, ""), device, generator, images=2)
+    check(Network("unfolded", (3, 13, 12), layers, PLAIN, ""), images=2)
 
 
 def test_imagenets_pixels_are_normalised_as_torchvision_publishes_it() -> None:
