@@ -39,7 +39,7 @@ from ..errors import Error, printable
 from ..kernels import tuning
 from .choices import PHASES
 from .env import environment
-from .measure.options import INTERPRETED
+from .measure.verb import INTERPRETED
 from .records import Results, load, merge, save, save_csv
 from .tune.cache import Cache
 from .tune.tuner import device_name

@@ -13,9 +13,9 @@ from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure import contest, contestants
 from alexnet_triton.bench.measure.contest import race
 from alexnet_triton.bench.measure.layers import default_names
-from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared
 from alexnet_triton.bench.measure.problem import Problem, Tensors, problems
+from alexnet_triton.bench.measure.timing import Effort
 from alexnet_triton.bench.records import OURS, load
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC

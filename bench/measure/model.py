@@ -18,11 +18,10 @@ from ...engine.plan import ARITHMETIC
 from ...errors import printable
 from ..records import OURS, Results, Row
 from .contest import race
-from .options import BATCHES, asked, begun, tell, title
 from .predict import predict
 from .problem import network_problem, tuned_planner
 from .summary import summaries, warnings
-from .verb import Races, columns, measured
+from .verb import BATCHES, Races, asked, begun, columns, measured, tell, title
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
