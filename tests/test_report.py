@@ -16,8 +16,7 @@ from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.records import OURS, RecordError, Results, Row, load, save
 from alexnet_triton.bench.report import figures, story
 from alexnet_triton.bench.report import page as pages
-from alexnet_triton.bench.report.readme import markdown
-from alexnet_triton.bench.report.report import combined, page, summary, text
+from alexnet_triton.bench.report.report import combined, markdown, page, summary, text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
@@ -99,7 +98,7 @@ def interpreted() -> Results:
 def drawn(results: Results) -> list[tuple[str, Any]]:
     makers = (pages.network, pages.layers, pages.tuning, pages.order, pages.errors)
     parts = [part for make in makers for part in make(results)]
-    return [(part.table.caption, part.figure) for part in parts if part.figure]
+    return [(part.caption, part.figure) for part in parts if part.figure]
 
 
 @pytest.mark.parametrize("stored", [None, "round", "layers-peers", "model-batch1"])
@@ -285,7 +284,7 @@ def test_text_has_verdict_and_layers(results: Results) -> None:
 def test_text_and_picture_of_a_search_name_one_winner(results: Results, kept: str) -> None:
     trials = [each for each in results.searches if each["status"] == kept]
     part, *_ = pages.tuning(replace(results, searches=tuple(trials)))
-    (line,) = part.table.rows
+    (line,) = part.rows
     best = ("92.0 µs", "num_stages=2") if kept == "ok" else ("-", "-")
     assert line[5:] == best
     assert part.figure is not None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .. import units
 from ..measure.summary import warnings as warnings_of_times
 from ..records import OURS, Results, Row, best_peer, times_best_peer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLOCKS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
 PREFERRED = ("fp16", "bf16", "tf32", "fp32", *CLOCKS)
@@ -22,13 +26,18 @@ NO_GPU = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """Cells in words, for a page, README or a terminal; the first `words` columns are text."""
+class Exhibit:
+    """A table in words, for a page, README or a terminal; the first `words` columns are text.
+
+    On a page it stands beside its figure, or is folded away.
+    """
 
     caption: str
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     words: int = 1
+    figure: Figure | None = None
+    folded: bool = False
 
 
 CELLS = ("ours", "best peer", "its time", "x best peer", "of roof")
@@ -132,13 +141,13 @@ def headline(results: Results) -> tuple[View, Row, Row] | None:
     return None
 
 
-def layers_table(view: View, batch: int) -> Cells:
+def layers_table(view: View, batch: int) -> Exhibit:
     """The layers at one batch size."""
     rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
-    return Cells(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
+    return Exhibit(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
 
 
-def tables(results: Results) -> list[Cells]:
+def tables(results: Results) -> list[Exhibit]:
     """The two that stand for the whole: the network by batch size, its layers at the largest."""
     made = []
     for view in views(results, "model")[:1]:
@@ -148,7 +157,7 @@ def tables(results: Results) -> list[Cells]:
             for d in view.duels(batch)
         ]
         head = ("batch", *CELLS, "images/s")
-        made.append(Cells(f"The whole network ({view.name})", head, rows))
+        made.append(Exhibit(f"The whole network ({view.name})", head, rows))
     layers = views(results, "layers")[:1]
     return [*made, *(layers_table(view, view.batches[-1]) for view in layers)]
 
