@@ -149,7 +149,7 @@ def measured(
         print(json.dumps(results.to_dict() | more(results), indent=1))
     for path in (options.json, options.csv):
         if path not in (None, "-"):
-            tell(printable(f"written: {path}"))
+            tell(f"written: {path}")
     if lost:
         raise lost
     return results
@@ -157,4 +157,4 @@ def measured(
 
 def tell(what: str) -> None:
     """Progress, on standard error."""
-    print(what, file=sys.stderr, flush=True)
+    print(printable(what), file=sys.stderr, flush=True)

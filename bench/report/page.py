@@ -20,7 +20,7 @@ from ...engine.pictures.canvas import PictureError
 from .. import units
 from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
-from .story import Duel, Exhibit, View, right
+from .story import Duel, Exhibit, View
 
 FOLDED = 600  # lines of folded tables, which keep a page under 300 kB
 SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
@@ -66,7 +66,7 @@ def network(results: Results) -> list[Exhibit]:
     """The whole network by batch size, ours and the peers."""
     parts = [contestants(view, folded=True) for view in story.views(results, "model")]
     for view in story.views(results, "model")[:1]:
-        rows = sorted(filter(right, view.rows), key=lambda row: row.median_us or 0.0)
+        rows = sorted(view.right, key=lambda row: row.median_us or 0.0)
         if len({row.batch for row in rows}) > 1:
             drawn = figures.curves(view)
         else:
@@ -110,7 +110,7 @@ def contestants(view: View, **shown: Any) -> Exhibit:
     cells = []
     for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
         timed: tuple[str, ...] = ("not shown" if row.median_us else "not timed", *"----")
-        if right(row):
+        if row.right:
             flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
@@ -160,7 +160,7 @@ def order(results: Results) -> list[Exhibit]:
     for view in story.views(results, "order"):
         rugs = []
         for batch in view.batches:
-            times = [r.median_us or 0.0 for r in view.rows if r.batch == batch and right(r)]
+            times = [r.median_us or 0.0 for r in view.right if r.batch == batch]
             shares = [us / min(times) for us in times]
             rugs.append((f"batch {batch}", units.time(min(times)), {"ours": shares}))
         drawn = figures.rugs(rugs, head="fastest", ends=(1, 2), label="time over the fastest")

@@ -85,15 +85,20 @@ class View:
         return f"{self.subject}, {self.dtype}, {CLOCKS.get(self.clock, self.clock)}"
 
     @property
+    def right(self) -> list[Row]:
+        """All that were found right and timed."""
+        return [row for row in self.rows if row.right]
+
+    @property
     def ours(self) -> list[Row]:
         """Our rows that were found right and timed, small batches first."""
-        ours = [row for row in self.rows if right(row) and row.contestant == OURS]
+        ours = [row for row in self.right if row.contestant == OURS]
         return sorted(ours, key=lambda row: row.batch)
 
     @property
     def batches(self) -> list[int]:
         """Batch sizes at which ours was timed, or where it never was, at which a peer was."""
-        return sorted({row.batch for row in self.ours or filter(right, self.rows)})
+        return sorted({row.batch for row in self.ours or self.right})
 
     def duels(self, batch: int | None = None) -> list[Duel]:
         """Ours against the best peer of each race with a time, of one batch size or of all."""
@@ -103,15 +108,10 @@ class View:
                 races.setdefault(row.race, []).append(row)
         duels = []
         for race in races.values():
-            ours = next((row for row in race if row.contestant == OURS and right(row)), None)
+            ours = next((row for row in race if row.contestant == OURS and row.right), None)
             peer = best_peer(race[0], race)
             duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
         return duels
-
-
-def right(row: Row) -> bool:
-    """Whether its time may be shown: proved, and timed."""
-    return row.matched and row.median_us is not None
 
 
 def views(results: Results, section: str) -> list[View]:
@@ -189,7 +189,7 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
     made = [("images per second", speed, remark)]
     remark = f"p50; p80 {units.time(quick.p80_us)}"
     made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
-    straws = [row for row in view.rows if row.race == fast.race and row.straw_man and right(row)]
+    straws = [row for row in view.right if row.race == fast.race and row.straw_man]
     straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
     others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
     for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
@@ -249,7 +249,7 @@ def _untimed(rows: Iterable[Row]) -> list[str]:
     """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
     groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
-        if not right(row):
+        if not row.right:
             reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
             groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
     return [
