@@ -173,10 +173,7 @@ COLUMNS: table.Columns[Pair] = (
     ("old us", 11, lambda pair: units.number(pair.old.median_us, ".2f")),
     ("new us", 11, lambda pair: units.number(pair.new.median_us, ".2f")),
     ("old/new", 8, lambda pair: units.number(pair.ratio, ".3f")),
-    (
-        *("", 0),
-        lambda p: "*" if p.apart else "" if p.ratio else p.new.note or p.old.note,
-    ),
+    ("", 0, lambda p: "*" if p.apart else "" if p.ratio else p.new.note or p.old.note),
 )
 
 
