@@ -13,6 +13,7 @@ import pytest
 import torch
 from alexnet_triton.bench import test_twins as twins
 from alexnet_triton.bench.measure.peers import Peer, Prepared
+from alexnet_triton.bench.measure.timing import ROUNDS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_pytest_runs_them(tmp_path: Path) -> None:
         assert info["max_error"] <= info["tolerance"]
         assert info["images_per_second"] == pytest.approx(1e6 / info["median_us"])
         assert info["tflops"] > 0
-        assert each["stats"]["rounds"] == twins.ROUNDS["cpu"]
+        assert each["stats"]["rounds"] == ROUNDS["cpu"]
 
 
 @pytest.mark.interpreter
