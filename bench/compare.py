@@ -14,7 +14,7 @@ from typing import Any
 
 from ..engine import table
 from . import units
-from .records import OURS, Results, Row, load
+from .records import KEY, OURS, Results, Row, load
 
 SAME_MACHINE = (
     *("gpu name", "gpu driver_version", "gpu clocks.max.sm", "gpu power.limit"),
@@ -48,7 +48,7 @@ class Pair:
     @property
     def lost(self) -> bool:
         """Whether it was right and timed, and is not so any more."""
-        return _counts(self.old) and not _counts(self.new)
+        return self.old.right and not self.new.right
 
     def slower(self, threshold: float) -> bool:
         """Whether the new median is more than `threshold`, a fraction, above the old."""
@@ -65,9 +65,6 @@ class Pair:
             "apart": self.apart,
             "lost": self.lost,
         }
-
-
-KEY = ("section", "problem", "network", "batch", "dtype", "contestant", "clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +144,6 @@ def fraction(text: str) -> float:
     return value / 100
 
 
-def _counts(row: Row) -> bool:
-    """Whether its time may be shown."""
-    return row.matched and row.median_us is not None
-
-
 def _middle(row: Row) -> tuple[float, float] | None:
     if row.p20_us is None or row.p80_us is None:
         return None
@@ -181,13 +173,8 @@ COLUMNS: table.Columns[Pair] = (
     ("old us", 11, lambda pair: units.number(pair.old.median_us, ".2f")),
     ("new us", 11, lambda pair: units.number(pair.new.median_us, ".2f")),
     ("old/new", 8, lambda pair: units.number(pair.ratio, ".3f")),
-    ("", 0, lambda pair: "*" if pair.apart else "" if pair.ratio else _why(pair)),
+    ("", 0, lambda p: "*" if p.apart else "" if p.ratio else p.new.note or p.old.note),
 )
-
-
-def _why(pair: Pair) -> str:
-    """Why there is no ratio."""
-    return pair.new.note or pair.old.note
 
 
 # --- the verb --------------------------------------------------------------------------------

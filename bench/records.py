@@ -110,6 +110,11 @@ class Row:
         return within(self.max_error, self.rms_error or 0.0, self.tolerance)
 
     @property
+    def right(self) -> bool:
+        """Whether its time may be shown: proved, and timed."""
+        return self.matched and self.median_us is not None
+
+    @property
     def tflops(self) -> float | None:
         """Useful TFLOP/s."""
         return None if self.median_us is None else self.flops / self.median_us / 1e6
@@ -134,10 +139,7 @@ class Row:
     @property
     def key(self) -> tuple[object, ...]:
         """What two runs of the same measurement share."""
-        return (
-            *(self.section, self.problem, self.network, self.batch, self.dtype),
-            *(self.contestant, self.clock),
-        )
+        return tuple(getattr(self, name) for name in KEY)
 
     @property
     def race(self) -> tuple[object, ...]:
@@ -154,6 +156,9 @@ class Row:
             p80_us=times.p80,
             runs=len(times.us),
         )
+
+
+KEY = ("section", "problem", "network", "batch", "dtype", "contestant", "clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +185,8 @@ def best_peer(row: Row, rows: Iterable[Row]) -> Row | None:
     peers = [
         other
         for other in rows
-        if other.race == row.race
-        and other.contestant != OURS
-        and not other.straw_man
-        and other.matched
-        and other.median_us is not None
+        if other.race == row.race and other.contestant != OURS
+        if other.right and not other.straw_man
     ]
     return min(peers, key=lambda other: other.median_us or 0.0, default=None)
 

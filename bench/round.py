@@ -39,7 +39,7 @@ from ..errors import Error, printable
 from ..kernels import tuning
 from .choices import PHASES
 from .env import environment
-from .measure.options import INTERPRETED
+from .measure.verb import INTERPRETED, tell
 from .records import Results, load, merge, save, save_csv
 from .tune.cache import Cache
 from .tune.tuner import device_name
@@ -263,11 +263,6 @@ def keep(asked: Round, *notes: str) -> None:
         shutil.copy(asked.table, asked.out)
     save(replace(results, notes=(*results.notes, *notes)), asked.out / RESULTS)
     save_csv(results.rows, asked.out / "results.csv")
-
-
-def tell(line: str) -> None:
-    """Progress."""
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 # --- the verb --------------------------------------------------------------------------------

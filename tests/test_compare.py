@@ -18,11 +18,11 @@ ENVIRONMENT: dict[str, str | None] = {"gpu name": "H200", "torch": "2.11", "trit
 
 
 def row(us: float | None = 100.0, contestant: str = OURS, batch: int = 1, **more: object) -> Row:
-    made = Row("layers", "conv4", "alexnet", batch, "fp16", contestant, "graph", 10**9, 10**6)
+    kept = Row("layers", "conv4", "alexnet", batch, "fp16", contestant, "graph", 10**9, 10**6)
     if us is not None:
-        made = replace(made, max_error=1e-4, rms_error=1e-5, tolerance=1e-3)
-        made = replace(made, median_us=us, p20_us=0.99 * us, p80_us=1.01 * us, runs=25)
-    return replace(made, **more)  # type: ignore[arg-type]
+        kept = replace(kept, max_error=1e-4, rms_error=1e-5, tolerance=1e-3)
+        kept = replace(kept, median_us=us, p20_us=0.99 * us, p80_us=1.01 * us, runs=25)
+    return replace(kept, **more)  # type: ignore[arg-type]
 
 
 def results(*rows: Row, **environment: str | None) -> Results:
@@ -58,8 +58,7 @@ def test_slower_by_more_than_the_threshold_fails(
 
 
 def test_a_slower_peer_fails_nothing() -> None:
-    found = compare(results(row(), row(50, "cudnn")), results(row(), row(70, "cudnn")), 0.05)
-    assert found.failures == ()
+    assert not compare(results(row(50, "cudnn")), results(row(70, "cudnn")), 0.05).failures
 
 
 @pytest.mark.parametrize(
@@ -118,16 +117,12 @@ def files(folder: Path, *both: Sequence[Row]) -> list[str]:
 
 
 def test_the_verb(capsys: Capture, tmp_path: Path) -> None:
-    paths = files(tmp_path, [row(100)], [row(107)])
+    paths = files(tmp_path, [row(100), row(batch=8)], [row(107)])
     assert main(["compare", *paths]) == 0
     assert main(["compare", *paths, "--fail-slower", "10%"]) == 0
     assert "FAILED" not in capsys.readouterr().out
     assert main(["compare", *paths, "--fail-slower", "5%"]) == 1
     assert "was 100.00 us, more than 5.0% slower" in capsys.readouterr().out
-
-
-def test_the_verb_in_json(capsys: Capture, tmp_path: Path) -> None:
-    paths = files(tmp_path, [row(100), row(batch=8)], [row(107)])
     assert main(["compare", *paths, "--fail-slower", "5%", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["rows"][0]["ratio"] == pytest.approx(100 / 107)
@@ -137,8 +132,6 @@ def test_the_verb_in_json(capsys: Capture, tmp_path: Path) -> None:
 
 def test_refusals(capsys: Capture, tmp_path: Path) -> None:
     (path, _) = files(tmp_path, [row()], [row()])
-    assert main(["compare", path, str(tmp_path / "none.json")]) == 1
-    assert "none.json: No such file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", path, path, "--fail-slower", "five"])
     assert "wanted a percentage like 5%, got 'five'" in capsys.readouterr().err

@@ -11,10 +11,9 @@ import pytest
 import torch
 from alexnet_triton.bench.measure import contest, contestants, problem
 from alexnet_triton.bench.measure.contest import ContextLost, admit, blank_row, race, survived
-from alexnet_triton.bench.measure.options import Effort
 from alexnet_triton.bench.measure.peers import Peer, Prepared, kept, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
-from alexnet_triton.bench.measure.timing import Run
+from alexnet_triton.bench.measure.timing import Effort, Run
 from alexnet_triton.bench.records import OURS, Row
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC

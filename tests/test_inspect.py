@@ -149,13 +149,10 @@ def test_the_main_loop_is_the_innermost_one_around_the_products() -> None:
 
 def test_of_two_loops_the_one_with_more_products_counts() -> None:
     """A compiler's loop for what unrolling leaves over may be longer."""
-    product = "        /*0010*/                   HMMA.16816.F32 R8, R4, R6, R8 ;"
-    other = "        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;"
-    back = "        /*0030*/              @P0 BRA `(.L_x_{}) ;"
+    product, other, back = (" HMMA.16816.F32 R8 ;", " IADD3 R1, R1 ;", " @P0 BRA `(.L_x_{}) ;")
     unrolled = [".L_x_1:", *[product] * 3, back.format(1)]
     rest = [".L_x_2:", product, *[other] * 9, back.format(2)]
-    code = "\n".join([*unrolled, *rest])
-    assert main_loop(code).opcodes == ("HMMA", "HMMA", "HMMA", "BRA")
+    assert main_loop("\n".join([*unrolled, *rest])).opcodes == ("HMMA", "HMMA", "HMMA", "BRA")
 
 
 def test_without_products_the_longest_loop_or_all_of_it() -> None:

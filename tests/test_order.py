@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from alexnet_triton.bench.measure.options import Effort
+from alexnet_triton.bench.measure.timing import Effort
 from alexnet_triton.bench.tune.schedule import candidates, orders, told, tuned_row
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options

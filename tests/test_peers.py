@@ -107,9 +107,6 @@ def test_what_a_peer_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     found = peers(one("conv2"), CUDA)
     assert [peer.name for peer in found if peer.straw_man] == ["torch NCHW"]
     assert [peer.name for peer in found if peer.slow] == ["torch.compile"]
-
-
-def test_what_only_a_gpu_can_says_so_on_a_cpu() -> None:
     found = peers(one("conv2"), CPU, tuple(KINDS))
     reasons = {peer.name: peer.note for peer in found if peer.prepare is None}
     assert set(reasons) == {"cudnn conv+relu", "torch.compile", "cudnn frontend"}

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from alexnet_triton.bench.measure import twins
-from alexnet_triton.bench.measure.options import ROUNDS
+from alexnet_triton.bench import test_twins as twins
 from alexnet_triton.bench.measure.peers import Peer, Prepared
-from alexnet_triton.bench.measure.problem import Tensors
+from alexnet_triton.bench.measure.timing import ROUNDS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
 def test_every_layer_and_the_network_have_twins() -> None:
-    found = list(twins.twins(CPU))
-    assert len(set(map(str, found))) == len(found)
-    groups = Counter(twin.group for twin in found)
+    groups = Counter(group for group, _, _ in twins.twins(CPU))
     layers = "conv1 pool1 conv2 pool2 conv3 conv4 conv5 pool5 avgpool fc6 fc7 fc8 model"
     assert list(groups) == [f"{layer}, batch 1" for layer in layers.split()]
     assert min(groups.values()) >= 2
@@ -61,11 +58,10 @@ def test_pytest_runs_them(tmp_path: Path) -> None:
         assert each["stats"]["rounds"] == ROUNDS["cpu"]
 
 
+@pytest.mark.interpreter
 def test_a_twin_that_is_wrong_is_not_timed() -> None:
-    def zeros(given: Tensors) -> Prepared:
-        answer = torch.zeros(1, 10)
-        return Prepared(answer.zero_, lambda: answer)
-
-    problem = next(twin.problem for twin in twins.twins(CPU) if twin.group.startswith("fc8"))
+    answer = torch.zeros(1, 10)
+    zeros = Peer("zeros", lambda given: Prepared(answer.zero_, lambda: answer))
+    group, problem, _ = next(twin for twin in twins.twins(CPU) if twin[0].startswith("fc8"))
     with pytest.raises(AssertionError, match="NO MATCH"):
-        twins.benchmarked(twins.Twin(problem, Peer("zeros", zeros)), CPU, benchmark=None)
+        twins.test_twin(group, problem, zeros, CPU, benchmark=None)

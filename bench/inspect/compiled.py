@@ -96,32 +96,25 @@ class Binary:
 _FLOAT32 = re.compile(r": tensor<[0-9x]*xf(32|64)")
 
 
-def unlaunchable(binary: Binary) -> str | None:
-    """Why the driver would not start this kernel at all, in one line; None if it would."""
-    if binary.occupancy.blocks:
-        return None
-    limits, where = binary.limits, arch_name(binary.arch)
-    reasons = {
-        "shared memory": f"{binary.shared:,} bytes of shared memory, {binary.excess:,} over the "
-        f"limit of {where}",
-        "tensor memory": f"{binary.tensor_memory} columns of tensor memory, {where} has "
-        f"{limits.tensor_memory}",
-        "warps": f"{binary.warps} warps a block, {where} takes {limits.warps_per_block}",
-        "registers": f"{binary.warps} warps of {binary.registers} registers a thread, more than "
-        f"{where} has for a block",
-    }
-    first = next(what for what in reasons if what in binary.occupancy.limited_by)
-    return f"NOT LAUNCHABLE: {reasons[first]}"
-
-
 def refusal(binary: Binary) -> str | None:
     """Why this kernel is not worth running, in one line; None if nothing speaks against it.
 
-    That is: it cannot be launched, its registers spill, it has a stack, or it multiplies halves or
-    TF32 without the tensor cores.
+    That is: the driver would not start it, its registers spill, it has a stack, or it multiplies
+    halves or TF32 without the tensor cores.
     """
-    if reason := unlaunchable(binary):
-        return reason
+    limits, where, held = binary.limits, arch_name(binary.arch), binary.occupancy
+    if not held.blocks:
+        reasons = {
+            "shared memory": f"{binary.shared:,} bytes of shared memory, {binary.excess:,} over "
+            f"the limit of {where}",
+            "tensor memory": f"{binary.tensor_memory} columns of tensor memory, {where} has "
+            f"{limits.tensor_memory}",
+            "warps": f"{binary.warps} warps a block, {where} takes {limits.warps_per_block}",
+            "registers": f"{binary.warps} warps of {binary.registers} registers a thread, more "
+            f"than {where} has for a block",
+        }
+        first = next(what for what in reasons if what in held.limited_by)
+        return f"NOT LAUNCHABLE: {reasons[first]}"
     if binary.spills:
         return (
             f"spills: {binary.spills:,} accesses to local memory, {binary.stack:,} bytes a thread"
@@ -129,7 +122,7 @@ def refusal(binary: Binary) -> str | None:
     if binary.stack:
         return f"has a stack of {binary.stack:,} bytes a thread in local memory"
     if binary.wants_matrix and not binary.uses_matrix:
-        return f"misses the tensor cores of {arch_name(binary.arch)}"
+        return f"misses the tensor cores of {where}"
     return None
 
 

@@ -1,6 +1,7 @@
 """`bench inspect`: a layer's kernels on GPUs that are not here, and what to think of them.
 
-Compiling, judging and telling are in `compiled`, `inspection` and `text`; this is the way in.
+Compiling and judging are in `compiled` and `inspection`; this tells of it: as a table, as two
+layers side by side, or as the code itself.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from triton import __version__ as TRITON
 
 from ...engine import EngineError
+from ...engine import table as columns
 from ...engine.devices.planner import Planner
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
 from ...errors import printable
+from .. import units
 from ..choices import ARCHS, FORMS
 from ..measure.problem import configured, problems
 from .configuration import DEFAULT, parse
-from .inspection import PLANNED_AS, Report, inspect
+from .inspection import PLANNED_AS, KernelReport, Report, inspect
 from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
-from .text import code, difference, table
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
@@ -57,6 +60,114 @@ def _card(arch: Arch, asked: str | None) -> str | None:
     if asked and GPUS[asked].arch == arch:
         return asked
     return next((key for key, gpu in GPUS.items() if gpu.arch == arch), None)
+
+
+# --- in words ---------------------------------------------------------------------------------
+
+INDENT = " " * 4
+
+# Of a kernel, and what stands before it.
+COLUMNS: columns.Columns[tuple[str, KernelReport]] = (
+    ("layer", -9, lambda row: row[0]),
+    ("kernel", -23, lambda row: row[1].binary.kernel),
+    ("regs", 4, lambda row: str(row[1].binary.registers)),
+    ("spill", 5, lambda row: str(row[1].binary.spills)),
+    ("stack", 5, lambda row: str(row[1].binary.stack)),
+    ("shared", 7, lambda row: str(row[1].binary.shared)),
+    ("limit", 7, lambda row: str(row[1].binary.limits.shared_per_block)),
+    ("warps", 5, lambda row: str(row[1].binary.warps)),
+    ("/SM", 3, lambda row: str(row[1].binary.occupancy.blocks)),
+    ("occ", 4, lambda row: f"{row[1].binary.occupancy.share:.0%}"),
+    ("waves", 6, lambda row: f"{row[1].waves.waves:.1f}" if row[1].waves else "-"),
+    ("full", 4, lambda row: f"{row[1].waves.full:.0%}" if row[1].waves else "-"),
+)
+
+
+def table(reports: Iterable[Report]) -> str:
+    """Reports for a human, under a heading for each architecture."""
+    lines: list[str] = []
+    before = None
+    for report in reports:
+        if report.arch != before:
+            card = f", waves on {GPUS[report.card].name}" if report.card else ""
+            lines += ["", f"{arch_name(report.arch)}{card}", columns.heading(COLUMNS)]
+            before = report.arch
+        lines += _lines(report)
+    return "\n".join(lines[1:])
+
+
+def _lines(report: Report) -> Iterator[str]:
+    label = report.layer
+    if report.config != DEFAULT or not report.kernels:
+        yield f"{report.layer} {report.config}"
+        label = ""
+    for kernel in report.kernels:
+        yield columns.line((label, kernel), COLUMNS)
+        yield f"{INDENT}{_mix(kernel)}"
+        label = ""
+    yield f"{INDENT}{_work(report)}"
+    yield f"{INDENT}{report.verdict}"
+
+
+def _mix(kernel: KernelReport) -> str:
+    total = len(kernel.loop.opcodes)
+    where = "main loop" if kernel.loop.found else "no loop, all"
+    shares = (f"{count} {name} ({count / total:.0%})" for name, count in kernel.loop.mix.items())
+    return f"{where} of {total}: {', '.join(shares)}"
+
+
+def _work(report: Report) -> str:
+    work = f"{report.work.flops / 1e9:,.2f} GFLOP, {report.work.bytes / 1e6:,.2f} MB, "
+    work += f"{report.intensity:,.1f} FLOP/byte"
+    if report.roof:
+        work += f": bound by {report.roof.bound}, {report.roof.us:,.1f} us or "
+        work += f"{report.roof.flops / 1e12:,.1f} TFLOP/s at best"
+    return work
+
+
+def difference(left: Report, right: Report) -> str:
+    """What `--json` tells of two layers and their main kernels, side by side.
+
+    What differs is marked with a star.
+    """
+    a, b = dict(_facts(left)), dict(_facts(right))
+    rows = [(name, a.get(name, "-"), b.get(name, "-")) for name in {**a, **b}]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    facts = [
+        f"{'*' if one != other else ' '} {name:<{first}}  {one:<{second}}  {other}"
+        for name, one, other in rows
+    ]
+    return "\n".join([*facts, f"left:  {left.verdict}", f"right: {right.verdict}"])
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    facts = report.to_dict() | (report.main.to_dict() if report.main else {})
+    for left_out in ("kernels", "instructions", "refusal", "verdict"):  # too long for a column
+        facts.pop(left_out, None)
+    return _flat(facts | facts.pop("settings"))
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values, those inside of others under both names."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat({f"{name}.{inside}": each for inside, each in value.items()})
+        elif isinstance(value, tuple):
+            yield name, " and ".join(value)
+        elif isinstance(value, float):
+            yield name, units.three(value)
+        else:
+            yield name, f"{value:,}" if type(value) is int else units.pretty(value)
+
+
+def code(reports: Iterable[Report], form: str) -> str:
+    """The code of every kernel, one after the other: `sass`, `ptx` or `ttgir`."""
+    return "\n".join(
+        f"// {report.layer}, {report.config}, {arch_name(report.arch)}: {kernel.binary.kernel}\n"
+        f"{getattr(kernel.binary, form)}"
+        for report in reports
+        for kernel in report.kernels
+    )
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -127,14 +238,10 @@ def _write(reports: Sequence[Report], form: str, where: str | None) -> bool:
         return False
     if where == "-":
         print(code(reports, form))
-    else:
-        _save(Path(where), code(reports, form))
-    return where == "-"
-
-
-def _save(path: Path, text: str) -> None:
+        return True
     try:
-        path.write_text(text, encoding="utf-8")
+        Path(where).write_text(code(reports, form), encoding="utf-8")
     except OSError as error:
-        raise EngineError(f"{path}: {error.strerror}") from None
-    print(printable(f"written: {path}"), file=sys.stderr)
+        raise EngineError(f"{where}: {error.strerror}") from None
+    print(printable(f"written: {where}"), file=sys.stderr)
+    return False

@@ -19,8 +19,8 @@ from ...engine.devices.cards import CARDS
 from ...kernels.jit import Launch, Work
 from ..measure.problem import Problem, ready, tensors
 from ..measure.roofline import COPY, binds, roof_us
-from .compiled import Binary, compile_for, refusal, unlaunchable
-from .limits import GPUS, Arch, Occupancy, Waves, arch_name, waves
+from .compiled import Binary, compile_for, refusal
+from .limits import GPUS, Arch, Waves, arch_name, waves
 from .machine_code import Loop, is_matrix, main_loop
 
 PLANNED_AS = 80
@@ -45,7 +45,6 @@ class KernelReport:
 
     binary: Binary
     grid: int  # blocks
-    occupancy: Occupancy
     waves: Waves | None
     loop: Loop
     refusal: str | None
@@ -77,12 +76,12 @@ class KernelReport:
         if self.refusal:
             return self.refusal
         where = "compute unit" if isinstance(self.binary.arch, str) else "SM"
-        blocks = self.occupancy.blocks
+        blocks = self.binary.occupancy.blocks
         parts = [
             " + ".join(filter(None, (self.operands, self.multiplies_by))),
             f"{self.binary.registers} registers",
             f"{'one block' if blocks == 1 else f'{blocks} blocks'} per {where} limited by "
-            f"{' and '.join(self.occupancy.limited_by)}",
+            f"{' and '.join(self.binary.occupancy.limited_by)}",
         ]
         line = f"clean: {', '.join(parts)}"
         if self.waves:
@@ -98,8 +97,8 @@ class KernelReport:
             **{name: getattr(binary, name) for name in COUNTED},
             "shared_limit": binary.limits.shared_per_block,
             "shared_over": binary.excess,
-            "launchable": unlaunchable(binary) is None,
-            "occupancy": asdict(self.occupancy),
+            "launchable": binary.occupancy.blocks > 0,
+            "occupancy": asdict(binary.occupancy),
             "waves": asdict(self.waves) if self.waves else None,
             "multiplies_by": self.multiplies_by,
             "operands": self.operands,
@@ -195,7 +194,9 @@ def inspect(problem: Problem, arch: Arch, card: str | None, config: str = "defau
         for _, launches in ready(problem, tensors(problem, "meta")).launches:
             kernels += [kernel_report(launch, arch, card) for launch in launches]
     except Exception as error:  # Triton's compiler raises whatever it likes
-        failure = f"DOES NOT COMPILE: {_last_line(error)}"
+        # Above the compiler's message stand the source and a pointer into it.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        failure = f"DOES NOT COMPILE: {[type(error).__name__, *lines][-1]}"
     return Report(
         *(problem.name, arch, card, config, settings, problem.work),
         *(roof(problem.work, problem.dtype, card), tuple(kernels), failure),
@@ -205,9 +206,9 @@ def inspect(problem: Problem, arch: Arch, card: str | None, config: str = "defau
 def kernel_report(launch: Launch, arch: Arch, card: str | None) -> KernelReport:
     """Compile one launch and judge it. Raises what `compile_for` raises."""
     binary = compile_for(launch, arch)
-    grid, held = math.prod(launch.grid), binary.occupancy
-    passed = waves(grid, held.blocks, GPUS[card].multiprocessors) if card else None
-    return KernelReport(binary, grid, held, passed, main_loop(binary.sass), refusal(binary))
+    grid, held = math.prod(launch.grid), binary.occupancy.blocks
+    passed = waves(grid, held, GPUS[card].multiprocessors) if card else None
+    return KernelReport(binary, grid, passed, main_loop(binary.sass), refusal(binary))
 
 
 def roof(work: Work, dtype: str, card: str | None) -> Roof | None:
@@ -217,9 +218,3 @@ def roof(work: Work, dtype: str, card: str | None) -> Roof | None:
     rates = {dtype: CARDS[card].flops[dtype], COPY: CARDS[card].memory}
     us = roof_us(work, dtype, rates)
     return Roof(work.flops / us * 1e6, us, binds(work, dtype, rates))
-
-
-def _last_line(error: Exception) -> str:
-    """The compiler's message; what stands above it is the source and a pointer into it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

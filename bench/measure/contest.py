@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +22,10 @@ import torch
 from ...errors import Error
 from ..records import OURS, Row
 from .contestants import called, contestants
-from .options import ROUNDS, Effort, tell
 from .peers import Peer, Prepared, libraries
 from .problem import Match, Problem, Tensors, expected, match, rotation, tensors
 from .roofline import roof_us
-from .timing import CLOCKS, Clock, Run, capture, sampler, take_turns
+from .timing import CLOCKS, ROUNDS, Clock, Effort, Run, capture, sampler, take_turns
 
 Compare = Callable[[torch.Tensor], Match]
 
@@ -163,7 +163,7 @@ def admit(
     if one.prepare is None:
         return Admitted(row)
     if one.slow:
-        tell(f"{one.name}: {one.slow}")
+        print(f"{one.name}: {one.slow}", file=sys.stderr, flush=True)
     try:
         ready = [one.prepare(given) for given in copies]
         matches = [compare(_output(each, row.clock, device)) for each in ready[:COMPARED]]

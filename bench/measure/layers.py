@@ -19,9 +19,8 @@ from ...engine.load import aim, arithmetic, find, resolve
 from ..env import environment
 from ..records import OURS, Results, Row
 from .contest import blank_row, matched, race
-from .options import asked, begun, title
 from .problem import Problem, expected, match, problems, ready, tensors, tuned_planner
-from .verb import Races, columns, measured
+from .verb import Races, asked, begun, columns, measured, title
 
 
 def default_names(planner: Planner) -> list[str]:

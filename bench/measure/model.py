@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ from ...engine import table
 from ...engine.devices.cards import CARDS
 from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
-from ...errors import printable
 from ..records import OURS, Results, Row
 from .contest import race
-from .options import BATCHES, asked, begun, tell, title
 from .predict import predict
 from .problem import network_problem, tuned_planner
 from .summary import summaries, warnings
-from .verb import Races, columns, measured
+from .verb import BATCHES, Races, asked, begun, columns, measured, tell, title
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
@@ -53,7 +52,7 @@ def _predicted(options: argparse.Namespace) -> int:
         print(text)
     else:
         Path(options.json).write_text(text + "\n")
-        tell(printable(f"written: {options.json}"))
+        tell(f"written: {options.json}")
     return 0
 
 
@@ -98,6 +97,6 @@ def _judged(results: Results) -> dict[str, Any]:
     """What `--json` prints beside the results: what follows from them."""
     rows, roofs = results.rows, results.roofs
     return {
-        "summaries": [each.to_dict() for each in summaries(rows, roofs)],
+        "summaries": [asdict(each) for each in summaries(rows, roofs)],
         "warnings": list(warnings(rows)),
     }

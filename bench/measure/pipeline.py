@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from ...engine.spec import NetworkError
 from ...engine.verify import errors, finite
 from .. import units
 from ..env import environment
+from ..records import Times
 
 MATCH = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference from the single device, relative to its largest output, that is a match."""
@@ -35,11 +35,11 @@ class SplitRow:
     """One way: its difference from the single device and its times, None if it was not timed."""
 
     way: str
-    difference: float | None
-    median_ms: float | None
-    p20_ms: float | None
-    p80_ms: float | None
-    images_per_second: float | None
+    difference: float | None = None
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    images_per_second: float | None = None
     note: str = ""
 
 
@@ -128,34 +128,31 @@ def compare(
         towers = Engine.load(network, state, devices=devices, split="towers", **common)
         ways["towers"] = lambda: towers(images)
     except NetworkError as error:
-        refused.append(SplitRow("towers", None, None, None, None, None, f"not possible: {error}"))
+        refused.append(SplitRow("towers", note=f"not possible: {error}"))
 
     expected = single(images).double()
     differences = {
         name: errors(way().to(single.device).double(), expected)[0] for name, way in ways.items()
     }
     matching = {name: way for name, way in ways.items() if differences[name] <= MATCH[dtype]}
-    times: dict[str, list[float]] = {name: [] for name in matching}
+    taken: dict[str, list[float]] = {name: [] for name in matching}
     for _ in range(repeats):
         for name, way in matching.items():
             _synchronize(devices)
             started = time.perf_counter()
             way()
             _synchronize(devices)
-            times[name].append((time.perf_counter() - started) * 1e3)
-    rows = [
-        _row(name, differences[name], times[name], batch, notes.get(name, ""))
-        if name in matching
-        else SplitRow(name, differences[name], None, None, None, None, "NO MATCH, so not timed")
-        for name in ways
-    ]
+            taken[name].append((time.perf_counter() - started) * 1e6)
+    rows = []
+    for name, difference in differences.items():
+        if name not in matching:
+            rows.append(SplitRow(name, difference, note="NO MATCH, so not timed"))
+            continue
+        times = Times("host", tuple(taken[name]))
+        median, p20, p80 = (us / 1e3 for us in (times.median, times.p20, times.p80))
+        speed = batch / median * 1e3
+        rows.append(SplitRow(name, difference, median, p20, p80, speed, notes.get(name, "")))
     return SplitComparison(network.name, dtype, devices, batch, repeats, (*rows, *refused))
-
-
-def _row(way: str, difference: float, times: list[float], batch: int, note: str) -> SplitRow:
-    median = statistics.median(times)
-    p20, *_, p80 = statistics.quantiles(times, n=5) if len(times) > 1 else (median, median)
-    return SplitRow(way, difference, median, p20, p80, batch / median * 1e3, note)
 
 
 def _synchronize(devices: tuple[str, str]) -> None:

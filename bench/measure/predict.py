@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
-
 from ...engine import table
 from ...engine.devices.cards import Card
 from ...engine.devices.planner import Planner
@@ -152,13 +150,9 @@ def predict(
         )
         for step in problem.plan.steps
     )
-    least = problem.work
+    least, images = problem.work, str(problem.plan.arithmetic.dtype).removeprefix("torch.")
     return RooflinePrediction(
-        *(network.name, card.name, dtype, batch, _kind(problem.plan.arithmetic.dtype, pixels)),
+        *(network.name, card.name, dtype, batch, "uint8 pixels" if pixels else f"{images} images"),
         *(rate, card.memory, steps),
         fused_us=1e6 * max(least.flops / rate, least.bytes / card.memory),
     )
-
-
-def _kind(dtype: torch.dtype, pixels: bool) -> str:
-    return "uint8 pixels" if pixels else f"{str(dtype).removeprefix('torch.')} images"

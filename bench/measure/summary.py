@@ -6,8 +6,7 @@ Worked out from rows and roofs alone, so that a stored run tells the same as a f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from .. import units
 from ..records import COPY, OURS, Row, times_best_peer
@@ -30,10 +29,6 @@ class ModelSummary:
     enqueue_share: float | None  # of the GPU's time for it
     weight_stream_us: float | None  # reading what a single image needs, at the rate of a copy
     workspace: int | None  # bytes of activations
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return asdict(self)
 
     def __str__(self) -> str:
         words = [f"{units.whole(self.images_per_second)} images/s"]

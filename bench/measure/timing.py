@@ -19,6 +19,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -28,6 +29,7 @@ from ..records import Times as Times
 
 Run = Callable[[], object]
 
+ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
 REPLAY_US = 4e3  # how long a replay by the clock "graph" should last
 MOST_RUNS = 512  # of which one graph is recorded, unless there are more copies than that
@@ -39,6 +41,14 @@ MOST_COPIES = 128
 One image's conv1, AlexNet's smallest, needs about as many with a cache of 50 MB. What moves less
 is bound by its launch, wherever its inputs lie.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a clock takes: rounds of turns, and after so many seconds no new one but three."""
+
+    rounds: int = 25
+    seconds: float | None = None
 
 
 def measure(

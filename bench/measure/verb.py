@@ -1,21 +1,83 @@
-"""What the verbs `layers` and `model` do alike: race after race, told and kept as rows come."""
+"""What the verbs `layers` and `model` do alike.
+
+They hear what a user says, measure the roofs, and hold race after race, told and kept as rows come.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ...engine import table
-from .. import units
-from ..records import OURS, Results, Row, times_best_peer
-from .contest import ContextLost
-from .options import keep, tell, tell_kept
+import torch
 
+from ...engine import table
+from ...engine.load import at_least_one, one_of
+from ...errors import printable
+from .. import units
+from ..env import environment
+from ..records import OURS, Results, Row, save, save_csv, times_best_peer
+from .contest import ContextLost
+from .peers import KINDS
+from .roofline import COPY, measure_roofs
+from .timing import CLOCKS, ROUNDS, Clock, Effort
+
+BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
+INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
 Races = Iterable[tuple[str, Iterable[Row]]]
 """Of each race what to say before it, and its rows as they come."""
+
+
+def asked(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[Sequence[int], Sequence[Clock], Effort]:
+    """Batches, clocks and effort. Raises EngineError for what cannot be measured."""
+    batches: Sequence[int] = options.batch or BATCHES[device.type]
+    clocks: Sequence[Clock] = options.clock or CLOCKS[device.type]
+    rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
+    at_least_one("--rounds", rounds)
+    for batch in batches:
+        at_least_one("--batch", batch)
+    for clock in clocks:
+        one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
+    for kind in options.peers or ():
+        one_of("--peers", kind, KINDS)
+    return batches, clocks, Effort(rounds, options.seconds)
+
+
+def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[str]) -> Results:
+    """Results without rows yet: where they are made, and the roofs, measured now.
+
+    They are kept at once, so that a file that cannot be written is refused before the rest.
+    """
+    tell(f"measuring the roofs of {device}")
+    notes = (INTERPRETED,) if device.type == "cpu" else ()
+    results = Results(environment(device), measure_roofs(device, dtypes), (), notes=notes)
+    keep(results, options)
+    return results
+
+
+def keep(results: Results, options: argparse.Namespace) -> None:
+    """Whatever there is so far, so that a run cut short leaves it."""
+    if options.json not in (None, "-"):
+        save(results, Path(options.json))
+    if options.csv is not None:
+        save_csv(results.rows, options.csv)
+
+
+def title(network: str, device: torch.device, results: Results) -> str:
+    """What is measured where, and the roofs."""
+    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+    rates = ", ".join(
+        f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
+        for name, rate in results.roofs.items()
+    )
+    roofs = [f"measured roofs: {rates}"] if rates else []
+    return "\n".join([f"{network} on {where}", *roofs, *results.notes])
 
 
 def note(row: Row) -> str:
@@ -85,7 +147,14 @@ def measured(
             break
     if not printed:
         print(json.dumps(results.to_dict() | more(results), indent=1))
-    tell_kept(options)
+    for path in (options.json, options.csv):
+        if path not in (None, "-"):
+            tell(f"written: {path}")
     if lost:
         raise lost
     return results
+
+
+def tell(what: str) -> None:
+    """Progress, on standard error."""
+    print(printable(what), file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import units
 from ..records import OURS, Row
-from .story import Duel, View, right
+from .story import Duel, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +154,7 @@ def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None)
 
 def curves(view: View) -> Figure:
     """Images per second over the batch size; on ours, how many times as fast as the best peer."""
-    rows = sorted(filter(right, view.rows), key=lambda row: row.batch)
+    rows = sorted(view.right, key=lambda row: row.batch)
     names = dict.fromkeys(row.contestant for row in (*view.ours, *rows))
     figure, axes = _figure(330 + ROW * len(names) / 2)
     for i, name in enumerate(names):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment
 
@@ -20,22 +20,10 @@ from ...engine.pictures.canvas import PictureError
 from .. import units
 from ..records import OURS, Results, Row, best_peer, times_best_peer
 from . import figures, story
-from .story import Cells, Duel, View, right
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .story import Duel, Exhibit, View
 
 FOLDED = 600  # lines of folded tables, which keep a page under 300 kB
 SEARCHES = 48  # that are shown, as many as the layers of a network at four batch sizes
-
-
-@dataclass(frozen=True, slots=True)
-class Exhibit:
-    """A table, beside its figure or folded away."""
-
-    table: Cells
-    figure: Figure | None = None
-    folded: bool = False
 
 
 def page(results: Results) -> str:
@@ -50,7 +38,7 @@ def page(results: Results) -> str:
     with figures.style():
         panels = {make.__name__: make(results) for make in makers}
         folded = [(parts, part) for parts in panels.values() for part in parts if part.folded]
-        sizes = accumulate(len(part.table.rows) for _, part in folded)
+        sizes = accumulate(len(part.rows) for _, part in folded)
         for (parts, part), lines in zip(folded, sizes, strict=True):
             if lines > FOLDED:
                 parts.remove(part)
@@ -67,7 +55,7 @@ def page(results: Results) -> str:
             },
             panels=panels,
             svg=figures.svg,
-            left_out=sum(len(part.table.rows) for _, part in folded) > FOLDED,
+            left_out=sum(len(part.rows) for _, part in folded) > FOLDED,
         )
 
 
@@ -76,15 +64,15 @@ def page(results: Results) -> str:
 
 def network(results: Results) -> list[Exhibit]:
     """The whole network by batch size, ours and the peers."""
-    parts = [Exhibit(contestants(view), folded=True) for view in story.views(results, "model")]
+    parts = [contestants(view, folded=True) for view in story.views(results, "model")]
     for view in story.views(results, "model")[:1]:
-        rows = sorted(filter(right, view.rows), key=lambda row: row.median_us or 0.0)
+        rows = sorted(view.right, key=lambda row: row.median_us or 0.0)
         if len({row.batch for row in rows}) > 1:
             drawn = figures.curves(view)
         else:
             ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
             drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
-        parts[0] = Exhibit(parts[0].table, drawn)
+        parts[0] = replace(parts[0], figure=drawn, folded=False)
     return parts
 
 
@@ -95,35 +83,34 @@ def layers(results: Results) -> list[Exhibit]:
     for view in views[:1]:
         for batch in dict.fromkeys((view.batches[-1], view.batches[0])):
             duels = {duel.row.problem: duel for duel in view.duels(batch)}
-            parts.append(Exhibit(story.layers_table(view, batch), figures.bars(duels)))
+            parts.append(replace(story.layers_table(view, batch), figure=figures.bars(duels)))
             rows = []
             for name, duel in duels.items():
                 rates = [row.tflops if row else None for row in (duel.ours, duel.peer)]
                 words = [units.si(rate and rate * 1e12, "FLOP/s") for rate in rates]
                 rows.append((name, units.three(duel.row.flops / duel.row.bytes), *words))
             caption = f"Rates at batch {batch} ({view.name})"
-            table = Cells(caption, ("layer", "FLOP per byte", "ours", "best peer"), rows)
+            head = ("layer", "FLOP per byte", "ours", "best peer")
             roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
             if worked := [duel for duel in duels.values() if duel.row.flops]:
-                parts.append(Exhibit(table, figures.roofline(worked, *roofs)))
+                drawn = figures.roofline(worked, *roofs)
+                parts.append(Exhibit(caption, head, rows, figure=drawn))
+    shown = {part.caption for part in parts}
     for view in views:
-        for table in (
-            *(story.layers_table(view, batch) for batch in view.batches),
-            contestants(view),
-        ):
-            if table not in [part.table for part in parts]:
-                parts.append(Exhibit(table, folded=True))
+        tables = [story.layers_table(view, batch) for batch in view.batches]
+        parts += [replace(table, folded=True) for table in tables if table.caption not in shown]
+        parts.append(contestants(view, folded=True))
     return parts
 
 
-def contestants(view: View) -> Cells:
+def contestants(view: View, **shown: Any) -> Exhibit:
     """Every row of a view with all that was measured of it; no speed without a match."""
     timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
     head = ("problem", "contestant", "batch", *timing, "error (tolerance)", "match")
     cells = []
     for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
         timed: tuple[str, ...] = ("not shown" if row.median_us else "not timed", *"----")
-        if right(row):
+        if row.right:
             flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
@@ -134,7 +121,7 @@ def contestants(view: View) -> Cells:
         match += f", {row.note}" if row.note else ""
         name = row.contestant + (" (straw man)" if row.straw_man else "")
         cells.append((row.problem, name, f"{row.batch:,}", *timed, error, match))
-    return Cells(f"Every contestant ({view.name})", head, cells, words=2)
+    return Exhibit(f"Every contestant ({view.name})", head, cells, words=2, **shown)
 
 
 def tuning(results: Results) -> list[Exhibit]:
@@ -159,11 +146,11 @@ def tuning(results: Results) -> list[Exhibit]:
         drawn = figures.rugs(rugs, head="best", ends=(1, 10), label="time of a trial over the best")
         caption = f"The best of each search, {len(rugs)} of {len(searches)} searches"
         head = ("layer", "batch", "dtype", "trials", "right", "best", "its configuration")
-        parts.append(Exhibit(Cells(caption, head, rows), drawn))
+        parts.append(Exhibit(caption, head, rows, figure=drawn))
     if reasons:
         lines = [(*kind, str(count)) for kind, count in reasons.most_common(10)]
         caption = f"Why {sum(reasons.values())} failed: the most frequent reasons"
-        parts.append(Exhibit(Cells(caption, ("status", "reason", "trials"), lines, words=2)))
+        parts.append(Exhibit(caption, ("status", "reason", "trials"), lines, words=2))
     return parts
 
 
@@ -173,11 +160,11 @@ def order(results: Results) -> list[Exhibit]:
     for view in story.views(results, "order"):
         rugs = []
         for batch in view.batches:
-            times = [r.median_us or 0.0 for r in view.rows if r.batch == batch and right(r)]
+            times = [r.median_us or 0.0 for r in view.right if r.batch == batch]
             shares = [us / min(times) for us in times]
             rugs.append((f"batch {batch}", units.time(min(times)), {"ours": shares}))
         drawn = figures.rugs(rugs, head="fastest", ends=(1, 2), label="time over the fastest")
-        parts.append(Exhibit(contestants(view), drawn))
+        parts.append(contestants(view, figure=drawn))
     return parts
 
 
@@ -203,7 +190,7 @@ def errors(results: Results) -> list[Exhibit]:
     head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
     caption = "Largest errors, as shares of the tolerance"
     drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
-    return [Exhibit(Cells(caption, head, lines, words=2), drawn)]
+    return [Exhibit(caption, head, lines, words=2, figure=drawn)]
 
 
 def origin(results: Results) -> list[Exhibit]:
@@ -213,7 +200,7 @@ def origin(results: Results) -> list[Exhibit]:
         facts.append((f"measured {name}", units.si(rate, "B/s" if name == "copy" else "FLOP/s")))
     notes = [(note,) for note in results.notes]
     tables = (
-        Cells("Environment", ("what", "found"), facts, words=2),
-        Cells("Notes of the run", ("note",), notes),
+        Exhibit("Environment", ("what", "found"), facts, words=2),
+        Exhibit("Notes of the run", ("note",), notes),
     )
-    return [Exhibit(table) for table in tables if table.rows]
+    return [table for table in tables if table.rows]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections import ChainMap
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
+from ...engine import table
 from ...errors import printable
 from ..records import RecordError, Results, Row, load
 from . import story
 from .page import page
-from .readme import rewrite
 
-__all__ = ["combined", "page", "summary", "text"]
+__all__ = ["combined", "markdown", "page", "summary", "text"]
 
+END = "<!-- results:end -->"
 MATCHED = {True: "yes", False: "NO", None: "not known"}
 
 
@@ -53,13 +57,12 @@ def text(results: Results) -> str:
     lines += [f"{what:<24} {value:>10}  {remark}" for what, value, remark in strip]
     lines += [f"! {warning}" for warning in story.warnings(results)]
     lines += story.absences(results)
-    for table in story.tables(results):
-        widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
-        lines += ["", table.caption]
-        for row in (table.head, *table.rows):
-            lines.append(
-                "  ".join(cell.rjust(wide) for cell, wide in zip(row, widths, strict=True))
-            )
+    for part in story.tables(results):
+        widths = [max(map(len, column)) for column in zip(part.head, *part.rows, strict=True)]
+        cells = [
+            (*each, itemgetter(i)) for i, each in enumerate(zip(part.head, widths, strict=True))
+        ]
+        lines += ["", part.caption, *table.columns(part.rows, cells)]
     return "\n".join(lines)
 
 
@@ -79,6 +82,41 @@ def summary(results: Results) -> dict[str, object]:
         "match": words,
         "warnings": [*story.warnings(results), *story.absences(results)],
     }
+
+
+def markdown(results: Results) -> str:
+    """The whole network by batch size, then the layers at one; origin below. Ends in a newline."""
+    parts = []
+    for part in story.tables(results):
+        lines = [part.head, ("---", *["---:"] * (len(part.head) - 1)), *part.rows]
+        cells = [" | ".join(cell.replace("|", "/") for cell in line) for line in lines]
+        parts.append("\n".join([f"{part.caption}:\n", *(f"| {line} |" for line in cells), ""]))
+    said = f"Stored results: {story.origin(results)}."
+    if story.gpu(results) is None:
+        said += " Times of Triton's interpreter say nothing of a GPU."
+    nothing = "Nothing was right and timed in these results.\n"
+    return "\n".join([*(parts or [nothing]), f"{said}\n"])
+
+
+def rewrite(readme: Path, results: Path) -> None:
+    """Generate the table of stored `results` anew in `readme`, between its two marks.
+
+    `<!-- results:begin FILE -->` names the results, as seen from README's folder. Raises
+    RecordError where the file cannot be read or has no marks that name these results.
+    """
+    begin = f"<!-- results:begin {os.path.relpath(results, readme.parent)} -->"
+    generated = f"{begin}\n{markdown(load(results))}{END}"
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"{readme}: {error.strerror}") from None
+    between = re.compile(f"{re.escape(begin)}\n.*?{END}", re.DOTALL)
+    text, hits = between.subn(lambda _: generated, text)
+    if not hits:
+        raise RecordError(
+            f"{readme}: no `{begin}` in it; put that line and `{END}` where the table should stand"
+        )
+    readme.write_text(text, encoding="utf-8")
 
 
 # --- the verb ---------------------------------------------------------------------------------

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .. import units
 from ..measure.summary import warnings as warnings_of_times
 from ..records import OURS, Results, Row, best_peer, times_best_peer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLOCKS = {"graph": "graph replay", "cold": "cold L2", "host": "host clock"}
 PREFERRED = ("fp16", "bf16", "tf32", "fp32", *CLOCKS)
@@ -22,13 +26,18 @@ NO_GPU = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """Cells in words, for a page, README or a terminal; the first `words` columns are text."""
+class Exhibit:
+    """A table in words, for a page, README or a terminal; the first `words` columns are text.
+
+    On a page it stands beside its figure, or is folded away.
+    """
 
     caption: str
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     words: int = 1
+    figure: Figure | None = None
+    folded: bool = False
 
 
 CELLS = ("ours", "best peer", "its time", "x best peer", "of roof")
@@ -76,15 +85,20 @@ class View:
         return f"{self.subject}, {self.dtype}, {CLOCKS.get(self.clock, self.clock)}"
 
     @property
+    def right(self) -> list[Row]:
+        """All that were found right and timed."""
+        return [row for row in self.rows if row.right]
+
+    @property
     def ours(self) -> list[Row]:
         """Our rows that were found right and timed, small batches first."""
-        ours = [row for row in self.rows if right(row) and row.contestant == OURS]
+        ours = [row for row in self.right if row.contestant == OURS]
         return sorted(ours, key=lambda row: row.batch)
 
     @property
     def batches(self) -> list[int]:
         """Batch sizes at which ours was timed, or where it never was, at which a peer was."""
-        return sorted({row.batch for row in self.ours or filter(right, self.rows)})
+        return sorted({row.batch for row in self.ours or self.right})
 
     def duels(self, batch: int | None = None) -> list[Duel]:
         """Ours against the best peer of each race with a time, of one batch size or of all."""
@@ -94,15 +108,10 @@ class View:
                 races.setdefault(row.race, []).append(row)
         duels = []
         for race in races.values():
-            ours = next((row for row in race if row.contestant == OURS and right(row)), None)
+            ours = next((row for row in race if row.contestant == OURS and row.right), None)
             peer = best_peer(race[0], race)
             duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
         return duels
-
-
-def right(row: Row) -> bool:
-    """Whether its time may be shown: proved, and timed."""
-    return row.matched and row.median_us is not None
 
 
 def views(results: Results, section: str) -> list[View]:
@@ -132,13 +141,13 @@ def headline(results: Results) -> tuple[View, Row, Row] | None:
     return None
 
 
-def layers_table(view: View, batch: int) -> Cells:
+def layers_table(view: View, batch: int) -> Exhibit:
     """The layers at one batch size."""
     rows = [(duel.row.problem, *duel.cells) for duel in view.duels(batch)]
-    return Cells(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
+    return Exhibit(f"The layers at batch {batch} ({view.name})", ("layer", *CELLS), rows)
 
 
-def tables(results: Results) -> list[Cells]:
+def tables(results: Results) -> list[Exhibit]:
     """The two that stand for the whole: the network by batch size, its layers at the largest."""
     made = []
     for view in views(results, "model")[:1]:
@@ -148,7 +157,7 @@ def tables(results: Results) -> list[Cells]:
             for d in view.duels(batch)
         ]
         head = ("batch", *CELLS, "images/s")
-        made.append(Cells(f"The whole network ({view.name})", head, rows))
+        made.append(Exhibit(f"The whole network ({view.name})", head, rows))
     layers = views(results, "layers")[:1]
     return [*made, *(layers_table(view, view.batches[-1]) for view in layers)]
 
@@ -180,7 +189,7 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
     made = [("images per second", speed, remark)]
     remark = f"p50; p80 {units.time(quick.p80_us)}"
     made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
-    straws = [row for row in view.rows if row.race == fast.race and row.straw_man and right(row)]
+    straws = [row for row in view.right if row.race == fast.race and row.straw_man]
     straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
     others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
     for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
@@ -240,7 +249,7 @@ def _untimed(rows: Iterable[Row]) -> list[str]:
     """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
     groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
-        if not right(row):
+        if not row.right:
             reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
             groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
     return [

@@ -29,9 +29,8 @@ from ...kernels import tuning
 from ..env import environment
 from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
-from ..measure.options import ROUNDS, Effort
 from ..measure.problem import network_problem, ready, tensors, tuned_planner
-from ..measure.timing import Clock
+from ..measure.timing import ROUNDS, Clock, Effort
 from ..measure.verb import TIMES, note
 from ..records import Results, Row, save
 from .cache import source_hash
