@@ -19,7 +19,7 @@ from .devices.cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
 
-Option = Callable[[argparse._ActionsContainer], object]  # adds itself
+Option = Callable[[argparse.ArgumentParser], object]  # adds itself
 Verb = Callable[["argparse._SubParsersAction[Any]"], None]
 
 HOMES = {"classify": ".jobs.job"}
@@ -70,17 +70,6 @@ def command(name: str, help: str, example: str, *options: Option) -> Verb:
 def option(*names: str, **how: Any) -> Option:
     """One argument, as `add_argument` takes it."""
     return lambda parser: parser.add_argument(*names, **how)
-
-
-def at_most_one(*options: Option) -> Option:
-    """Options of which a user may say one."""
-
-    def add(parser: argparse._ActionsContainer) -> None:
-        group = parser.add_mutually_exclusive_group()
-        for each in options:
-            each(group)
-
-    return add
 
 
 class _AnyOrder(Parser):
@@ -202,15 +191,13 @@ COMMANDS = (
             help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if "
             "in .jsonl or .ndjson; - is standard output, as JSON lines",
         ),
-        at_most_one(
-            option(
-                "--resume",
-                action="store_true",
-                help="keep the rows that are in the output, errors too, and do the images that "
-                "have none",
-            ),
-            option("--overwrite", action="store_true", help="replace what is in the output"),
+        option(
+            "--resume",
+            action="store_true",
+            help="keep the rows that are in the output, errors too, and do the images that have "
+            "none",
         ),
+        option("--overwrite", action="store_true", help="replace what is in the output"),
         option(
             "--retry-errors",
             action="store_true",
