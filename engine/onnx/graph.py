@@ -196,20 +196,16 @@ class _Chain:
             shape = here.output_shape(part.layer)
             name = self._named(part.stem)
             if isinstance(part.layer, Owner):
-                self._own(site.node, name, part)
+                tensors = dict(part.tensors)
+                self._unbiased = None
+                if isinstance(part.layer, Conv2d | Linear) and "bias" not in tensors:
+                    tensors["bias"] = np.zeros(len(tensors["weight"]), np.float32)
+                    self._unbiased = name
+                self._keep(site.node, name, tensors, part.layer.parameter_shapes(self._shape))
             self.layers.append((name, part.layer))
             self._shape = shape
         self._current = output
         self._shapes[output] = self._shape
-
-    def _own(self, node: Node, name: str, made: Made) -> None:
-        assert isinstance(made.layer, Owner)
-        tensors = dict(made.tensors)
-        self._unbiased = None
-        if isinstance(made.layer, Conv2d | Linear) and "bias" not in tensors:
-            tensors["bias"] = np.zeros(len(tensors["weight"]), np.float32)
-            self._unbiased = name
-        self._keep(node, name, tensors, made.layer.parameter_shapes(self._shape))
 
     def _keep(
         self, node: Node, name: str, tensors: Mapping[str, Array], shapes: Mapping[str, Shape]
