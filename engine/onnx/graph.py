@@ -133,7 +133,10 @@ class _Chain:
         """Whether the node is worth a constant, which is then known."""
         with _named(node):
             if node.op == "Shape" and node.inputs[0] in self._shapes:
-                self._constants[node.outputs[0]] = self._shape_of(node)
+                known = node.known(start=0, end=None)
+                shape = (self._graph.batch, *self._shapes[node.inputs[0]])
+                side = shape[known["start"] : known["end"]]
+                self._constants[node.outputs[0]] = np.array(side, np.int64)
             elif all(name in self._constants for name in node.inputs if name):
                 self._constants[node.outputs[0]] = self._folded(node)
             else:
@@ -238,11 +241,6 @@ class _Chain:
         return name if again == 1 else f"{name}_{again}"
 
     # What nodes make of constants
-
-    def _shape_of(self, node: Node) -> Array:
-        known = node.known(start=0, end=None)
-        shape = (self._graph.batch, *self._shapes[node.inputs[0]])
-        return np.array(shape[known["start"] : known["end"]], np.int64)
 
     def _folded(self, node: Node) -> Array:
         """Constants of one value, and the few nodes that exporters compute a shape with."""
