@@ -19,8 +19,7 @@ from .devices.cards import TARGETS
 from .dtypes import DTYPES
 from .zoo import NETWORKS
 
-Option = Callable[[argparse._ActionsContainer], object]  # adds itself
-Verb = Callable[["argparse._SubParsersAction[Any]"], None]
+Option = Callable[[argparse.ArgumentParser], object]  # adds itself
 
 HOMES = {"classify": ".jobs.job"}
 """The module of a verb that has one to itself; the others are in `verbs.py`."""
@@ -45,15 +44,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=_AnyOrder
     )
-    for add in COMMANDS:
-        add(verbs)
-    return parser
-
-
-def command(name: str, help: str, example: str, *options: Option) -> Verb:
-    """A verb with its options, in the order of its `--help`."""
-
-    def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    for name, help, example, *options in COMMANDS:
         verb = verbs.add_parser(
             name,
             help=help,
@@ -61,26 +52,14 @@ def command(name: str, help: str, example: str, *options: Option) -> Verb:
             epilog=f"example: alexnet-triton {example}",
         )
         verb.add_argument("--json", action="store_true", help="print JSON and nothing else")
-        for each in options:
-            each(verb)
-
-    return add
+        for add in options:
+            add(verb)
+    return parser
 
 
 def option(*names: str, **how: Any) -> Option:
     """One argument, as `add_argument` takes it."""
     return lambda parser: parser.add_argument(*names, **how)
-
-
-def at_most_one(*options: Option) -> Option:
-    """Options of which a user may say one."""
-
-    def add(parser: argparse._ActionsContainer) -> None:
-        group = parser.add_mutually_exclusive_group()
-        for each in options:
-            each(group)
-
-    return add
 
 
 class _AnyOrder(Parser):
@@ -141,8 +120,9 @@ _BACKEND = option(
     help="our kernels, or the same by torch, fast on a CPU (default triton)",
 )
 
-COMMANDS = (
-    command(
+# Of each verb its name, its help, an example of it, and its options in the order of its `--help`.
+COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
+    (
         "demo",
         "classify the held-out digits with the embedded model and compare with torch",
         "demo",
@@ -151,7 +131,7 @@ COMMANDS = (
         _TARGET,
         option("--images", type=_count, help="so many of them (default: all)"),
     ),
-    command(
+    (
         "classify",
         "print the most likely classes of images",
         "classify holiday/ cat.jpg --top 3 --output labels.jsonl",
@@ -202,22 +182,20 @@ COMMANDS = (
             help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if "
             "in .jsonl or .ndjson; - is standard output, as JSON lines",
         ),
-        at_most_one(
-            option(
-                "--resume",
-                action="store_true",
-                help="keep the rows that are in the output, errors too, and do the images that "
-                "have none",
-            ),
-            option("--overwrite", action="store_true", help="replace what is in the output"),
+        option(
+            "--resume",
+            action="store_true",
+            help="keep the rows that are in the output, errors too, and do the images that have "
+            "none",
         ),
+        option("--overwrite", action="store_true", help="replace what is in the output"),
         option(
             "--retry-errors",
             action="store_true",
             help="as --resume, and do those with an error again",
         ),
     ),
-    command(
+    (
         "summary",
         "print a network's layers, parameters and MACs",
         "summary alexnet",
@@ -227,7 +205,7 @@ COMMANDS = (
         option("--batch", type=_count, default=256, help="of that plan (default 256)"),
         option("--dtype", choices=DTYPES, default="fp16", help="of that plan (fp16)"),
     ),
-    command(
+    (
         "explain",
         "show how one output number of a layer comes about, and that the engine agrees",
         "explain digits --layer conv3 --filter 0 --at 1,2",
@@ -239,7 +217,7 @@ COMMANDS = (
         *_ENGINE,
         _BACKEND,
     ),
-    command(
+    (
         "features",
         "draw a layer's feature maps of an image",
         "features cat.jpg --layer conv1 --output maps.png",
@@ -255,7 +233,7 @@ COMMANDS = (
         *_ENGINE,
         _BACKEND,
     ),
-    command(
+    (
         "plan",
         "print what would run, and for two devices which way to use them",
         "plan alexnet2012 --devices 2 --batch 1024",
@@ -266,7 +244,7 @@ COMMANDS = (
         option("--dtype", choices=DTYPES, default="fp16", help="default fp16"),
         option("--micro-batch", type=_count, default=64, help="default 64"),
     ),
-    command(
+    (
         "convert",
         "write weights from any source as one canonical .safetensors file",
         "convert model.keras alexnet.safetensors --model alexnet_single_tower",
@@ -274,7 +252,7 @@ COMMANDS = (
         option("output", type=Path, help="the .safetensors file to write"),
         option("--model", default="alexnet", help=f"whose weights these are: {_KINDS}"),
     ),
-    command(
+    (
         "verify",
         "hold every kernel of a network against float64 on the same weights",
         "verify alexnet --weights random:0",

@@ -34,7 +34,7 @@ class Packed:
 
     weight: dict[str, torch.Tensor]
     bias: dict[str, torch.Tensor]
-    affine: dict[str, tuple[torch.Tensor, torch.Tensor]]  # scale and shift after the activation
+    affine: dict[str, Affine]  # after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
     _wide: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, Affine | None]] = field(
@@ -72,7 +72,7 @@ def pack(
     """
     weights: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
-    affine: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    affine: dict[str, Affine] = {}
     flattened = network.flattened()
     layers = dict(network.layers)
     blocks = fuse(network)
@@ -290,7 +290,7 @@ def _launches(
         case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
             if config.columns > 1:
-                x, out = _wide(x, out, shape, step, config.columns)
+                x, out = _wide(x, out, shape, config.columns)
                 weight, bias, affine = packed.widened(name, shape, config.columns)
             return conv.conv2d(
                 x, weight, bias, out, shape, config, activation, precision, affine, scratch
@@ -314,7 +314,7 @@ def _launches(
 
 
 def _wide(
-    x: torch.Tensor, out: torch.Tensor, shape: conv.Conv2dShape, step: Step, columns: int
+    x: torch.Tensor, out: torch.Tensor, shape: conv.Conv2dShape, columns: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input and output of a first convolution as it computes several columns at once."""
     height, column, image, _ = out.stride()

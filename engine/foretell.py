@@ -19,8 +19,11 @@ from ..kernels.jit import Launch
 WORTH_SAYING = 60  # seconds
 
 
-def seconds(launches: Iterable[Launch]) -> float:
-    """Predicted for these launches on CPU tensors; what they write is written, in part."""
+def say(launches: Iterable[Launch], what: str, times: float = 1) -> None:
+    """One line on standard error if it is worth saying: how long `what` takes.
+
+    That is so many times these launches, on CPU tensors; what they write is written, in part.
+    """
     total = 0.0
     for launch in launches:
         programs, last = math.prod(launch.grid), (1,) * (len(launch.grid) - 1)
@@ -30,19 +33,14 @@ def seconds(launches: Iterable[Launch]) -> float:
             more = min(launch.grid[0], 3)
             one, several = (_spent(replace(launch, grid=(n, *last))) for n in (1, more))
             spent = (several - one) / (more - 1) if several > one else one
-        total += spent * programs
-    return total
+        total += spent * programs * times
+    if total > WORTH_SAYING:
+        minutes = total / 60
+        duration = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        print(f"{what} in Triton's interpreter: about {duration}", file=sys.stderr, flush=True)
 
 
 def _spent(launch: Launch) -> float:
     started = time.perf_counter()
     launch()
     return time.perf_counter() - started
-
-
-def say(expected: float, what: str) -> None:
-    """One line on standard error if it is worth saying: `what` takes `expected` seconds."""
-    if expected > WORTH_SAYING:
-        minutes = expected / 60
-        time_told = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-        print(f"{what} in Triton's interpreter: about {time_told}", file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ comes averages single pixels, so these vanish.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import assert_never
 
 from ..kernels.epilogue import Activated
 from .spec import (
@@ -27,12 +26,20 @@ from .spec import (
     Network,
     NetworkError,
     Nonlinearity,
-    Pool,
     Shape,
     Softmax,
 )
 
-BlockLayer = Conv2d | Linear | Pool | AdaptiveAvgPool2d | LocalResponseNorm | Softmax | Gather
+BlockLayer = (
+    Conv2d
+    | Linear
+    | MaxPool2d
+    | AvgPool2d
+    | AdaptiveAvgPool2d
+    | LocalResponseNorm
+    | Softmax
+    | Gather
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +77,8 @@ def fuse(network: Network, image_shape: Shape | None = None) -> list[Block]:
                         "convolution or a linear layer, to be fused into it"
                     )
                 blocks[-1] = fused
-            case (
-                Conv2d()
-                | Linear()
-                | MaxPool2d()
-                | AvgPool2d()
-                | AdaptiveAvgPool2d()
-                | LocalResponseNorm()
-                | Softmax()
-                | Gather()
-            ):
-                blocks.append(Block(name, layer, shape, output, (name,)))
             case _:
-                assert_never(layer)
+                blocks.append(Block(name, layer, shape, output, (name,)))
     return blocks
 
 

@@ -1,9 +1,7 @@
 """From anything a user calls an image to what the stem eats: NCHW pixels.
 
-Pictures (paths, URLs, encoded bytes, PIL images) become uint8 through torchvision's
-`ImageClassification` preset; tensors and arrays are taken at the size they have. uint8 is raw
-pixels, which the stem kernel turns into `(value / 255 - mean) / std` while it loads them; float is
-the network's input, already normalised.
+Pictures become uint8 through torchvision's `ImageClassification` preset, which the stem kernel
+turns into `(value / 255 - mean) / std` while it loads them; see `to_batch` for all that is taken.
 
 Every refusal is one `ImageError`, one line that names its item. `to_batch` raises the first,
 `load_each` yields it in the item's place: bad input costs its own item, never the job.
@@ -41,7 +39,7 @@ T = TypeVar("T")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Views = Literal["center", "ten-crop"]
 
-_ARRAY_DTYPES = ("uint8", "float16", "float32", "float64")
+_ARRAY_DTYPES: tuple[str, ...] = ("uint8", "float16", "float32", "float64")
 _TENSOR_DTYPES = (*_ARRAY_DTYPES, "bfloat16")
 
 
@@ -395,10 +393,7 @@ def load(
                 f"wanted a picture to cut {views} views from, got an array; use views='center'",
             )
         case Tensor() | np.ndarray():
-            pixels = _tensor(item, name)
-            if pixels.ndim == 3 and (found := _channels_first(pixels)) is not None:
-                return found
-            raise _bad_shape(pixels, name, "[3, H, W] or [H, W, 3]")
+            return _channels_first(item, name, (3,), "[3, H, W] or [H, W, 3]")
         case str() | os.PathLike() | bytes() | Image.Image():
             cut = preset if views == "center" else ten_crop
             pixels = torch.from_numpy(cut(decode(item, name, exif), preprocess, name))
@@ -471,18 +466,31 @@ def _is_images(item: Any) -> bool:
 
 
 def _batch(array: Array) -> Tensor:
-    pixels = _tensor(array, "images")
-    if pixels.ndim in (3, 4) and (found := _channels_first(pixels)) is not None:
-        return found if found.ndim == 4 else found[None]
-    raise _bad_shape(pixels, "images", "[N, 3, H, W] or [N, H, W, 3], N left out for one image")
+    shapes = "[N, 3, H, W] or [N, H, W, 3], N left out for one image"
+    pixels = _channels_first(array, "images", (3, 4), shapes)
+    return pixels if pixels.ndim == 4 else pixels[None]
+
+
+def _channels_first(array: Array, name: str, axes: tuple[int, ...], shapes: str) -> Tensor:
+    """The tensor of an array that has so many axes, the channels before the sides."""
+    pixels = _tensor(array, name)
+    if pixels.ndim in axes and pixels.shape[-3] == 3:
+        return pixels
+    if pixels.ndim in axes and pixels.shape[-1] == 3:
+        return pixels.movedim(-1, -3)
+    raise ImageError(name, f"wanted shape {shapes}, got {list(pixels.shape)}")
 
 
 def _tensor(array: Array, name: str) -> Tensor:
     """A tensor on the same memory, if torch can have one; refuses all but uint8 and float."""
-    tensor = _from_numpy(array, name) if isinstance(array, np.ndarray) else array
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _TENSOR_DTYPES:
-        raise _bad_dtype(dtype, name)
+    if isinstance(array, np.ndarray):
+        dtype, legal = array.dtype.name, _ARRAY_DTYPES
+    else:
+        dtype, legal = str(array.dtype).removeprefix("torch."), _TENSOR_DTYPES
+    if dtype not in legal:
+        floats = ", ".join(_TENSOR_DTYPES[1:])
+        raise ImageError(name, f"wanted uint8 pixels or normalised floats ({floats}), got {dtype}")
+    tensor = _from_numpy(array) if isinstance(array, np.ndarray) else array
     if tensor.layout is not torch.strided or tensor.is_nested:
         kind = "a nested tensor" if tensor.is_nested else tensor.layout
         raise ImageError(name, f"wanted a dense tensor, got {kind}")
@@ -497,29 +505,12 @@ def _tensor(array: Array, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
-    if array.dtype.name not in _ARRAY_DTYPES:
-        raise _bad_dtype(array.dtype.name, name)
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     # torch warns of a read-only array and refuses foreign byte order, flips and packed records.
     odd = any(step < 0 or step % array.itemsize for step in array.strides)
     if odd or not array.flags.writeable or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(array)
-
-
-def _channels_first(pixels: Tensor) -> Tensor | None:
-    if pixels.shape[-3] == 3:
-        return pixels
-    return pixels.movedim(-1, -3) if pixels.shape[-1] == 3 else None
-
-
-def _bad_shape(pixels: Tensor, name: str, wanted: str) -> ImageError:
-    return ImageError(name, f"wanted shape {wanted}, got {list(pixels.shape)}")
-
-
-def _bad_dtype(dtype: str, name: str) -> ImageError:
-    floats = ", ".join(_TENSOR_DTYPES[1:])
-    return ImageError(name, f"wanted uint8 pixels or normalised floats ({floats}), got {dtype}")
 
 
 def _kind(pixels: Tensor) -> str:

@@ -92,18 +92,14 @@ def load_state(network: Network, source: Source | None) -> tuple[Network, State]
     if network.head is None:
         return network, state
     outputs = len(state[f"{network.head}.weight"])
-    _check_end(network, outputs)
-    return network.with_outputs(outputs), state
-
-
-def _check_end(network: Network, outputs: int) -> None:
-    """A softmax of one output is always 1, and sigmoids that were one are no classes."""
     end, before = network.layers[-1][1], network.output_shape()[0]
+    # A softmax of one output is always 1, and sigmoids that were one are no classes.
     if isinstance(end, Sigmoid | Softmax) and (outputs == 1) != (before == 1):
         raise EngineError(
             f"{network.name}: wanted weights of {before} outputs for its {type(end).__name__}, got "
             f"{outputs}; write the Network that they are of"
         )
+    return network.with_outputs(outputs), state
 
 
 def read_classes(classes: object) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ what passes between them stays in the GPU's cache; only the last of these layers
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar, assert_never
 
@@ -348,8 +348,9 @@ def reconfigured(whole: Plan, name: str, config: KernelConfig) -> Plan:
     steps = list(whole.steps)
     where = [step.name for step in steps].index(name)
     first, step = steps[0], steps[where]
-    if isinstance(config, conv.Conv2dConfig) and _is_first(steps[:where]):
-        block = step.block
+    block = step.block
+    if where == 1 and isinstance(first.shape, stem.StemShape):  # it reads what the stem wrote
+        assert isinstance(config, conv.Conv2dConfig)
         assert block is not None
         assert isinstance(block.layer, Conv2d)
         original = _conv2d_shape(block.layer, block.came, whole.batch)
@@ -362,11 +363,6 @@ def reconfigured(whole: Plan, name: str, config: KernelConfig) -> Plan:
     else:
         steps[where] = replace(step, config=config)
     return placed(replace(whole, steps=tuple(steps)), ())
-
-
-def _is_first(before: Sequence[Step]) -> bool:
-    """Whether the next step reads what a stem wrote."""
-    return len(before) == 1 and isinstance(before[0].shape, stem.StemShape)
 
 
 def placed(whole: Plan, keep: Collection[str]) -> Plan:
@@ -403,19 +399,15 @@ class _Choice:
 
     def conv2d(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
         """As `measured`; through pointers where a descriptor steps from group to group."""
-        default = conv.default_config(replace(shape, N=self.configured_for), *self._arguments)
+        default = conv.default_config(replace(shape, N=self.configured_for), *self.how)
         config, tuned = self.measured("conv2d", shape, default)
         if self.pointers and shape.groups > 1:
             config = replace(config, descriptors=False)
         return config, tuned
 
-    def linear(self, shape: gemm.LinearShape) -> tuple[gemm.LinearConfig, bool]:
-        """As `measured`."""
-        default = gemm.default_config(replace(shape, N=self.configured_for), *self._arguments)
-        return self.measured("linear", shape, default)
-
     @property
-    def _arguments(self) -> tuple[torch.dtype, str, int | None, bool]:
+    def how(self) -> tuple[torch.dtype, str, int | None, bool]:
+        """What defaults depend on beside the shape."""
         dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
         return dtype, precision, self.arch, self.batch_invariant
 
@@ -512,7 +504,8 @@ def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Ste
             output, work = (shape.OH, shape.OW, n, shape.OC), conv.work(shape, dtype)
         case Linear(features):
             shape = gemm.LinearShape(n, height * width, channels, features)
-            config, tuned = choice.linear(shape)
+            default = gemm.default_config(replace(shape, N=choice.configured_for), *choice.how)
+            config, tuned = choice.measured("linear", shape, default)
             output, work = (1, 1, n, features), gemm.work(shape, dtype)
         case MaxPool2d() | AvgPool2d() | AdaptiveAvgPool2d() as layer:
             _, oh, ow = block.output

@@ -49,16 +49,9 @@ def apply(
 ) -> torch.Tensor:
     """One layer on [N, C, H, W] or [N, features], in the dtype of `x` and `state`."""
     match layer:
-        case Conv2d():
-            return F.conv2d(
-                x,
-                state[f"{name}.weight"],
-                state[f"{name}.bias"],
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.groups,
-            )
+        case Conv2d(_, _, stride, padding, dilation, groups):
+            weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         case MaxPool2d(kernel, stride, padding, ceil_mode):
             return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
         case AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad):

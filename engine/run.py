@@ -25,7 +25,6 @@ from . import foretell
 from .devices.graph import waiting
 from .devices.pipeline import Pipeline
 from .devices.planner import Planner
-from .devices.runner import Runner
 from .devices.single import Single
 from .devices.torch import Torch
 from .devices.towers import Towers
@@ -50,6 +49,7 @@ from .plan import PLAIN, Options, Plan
 from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
 
+Runner = Single | Torch | Pipeline | Towers
 Best = tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]  # scores, classes, on the host
 
 DEFAULT_MICRO_BATCH = 64
@@ -402,8 +402,8 @@ class Engine:
         piece = batch[: self.max_batch]
         with self._turn, torch.inference_mode():
             ready = runner.ready(piece, keep, configured_for)
-            expected = foretell.seconds(ready.every_launch(piece))
-        foretell.say(expected * len(batch) / len(piece), f"{len(batch)} images")
+            times = len(batch) / len(piece)
+            foretell.say(ready.every_launch(piece), f"{len(batch)} images", times)
 
     def _after_last_run(self) -> None:
         """All runs share memory, so this one starts after the last, whatever stream that was on."""

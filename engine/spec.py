@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from typing import ClassVar
 
@@ -75,8 +76,8 @@ class Conv2d:
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPool2d:
-    """The largest value of each window; padding counts as minus infinity.
+class Pool:
+    """A window that slides over each channel.
 
     `ceil_mode` keeps a last window that starts inside the image but reaches beyond it.
     """
@@ -87,21 +88,27 @@ class MaxPool2d:
     ceil_mode: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
-        return _pooled(self, shape)
+        channels, *size = _features(shape, type(self).__name__)
+        k, s, p = self.kernel_size, self.stride, self.padding
+        windows = []
+        for side in size:
+            count = _window(side, k, s, p)
+            # torch: one more, if ceil_mode leaves a rest and that window starts inside the padding.
+            rest = (side + 2 * p - k) % s
+            windows.append(count + bool(self.ceil_mode and rest and count * s < side + p))
+        return _positive((channels, *windows), shape)
 
 
 @dataclass(frozen=True, slots=True)
-class AvgPool2d:
+class MaxPool2d(Pool):
+    """The largest value of each window; padding counts as minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class AvgPool2d(Pool):
     """The mean of each window; padding counts as zeros, or not at all."""
 
-    kernel_size: int
-    stride: int
-    padding: int = 0
-    ceil_mode: bool = False
     count_include_pad: bool = True
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return _pooled(self, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +241,11 @@ class Gather:
         return (shape[0] * self.towers, *shape[1:])
 
 
-Pool = MaxPool2d | AvgPool2d
 Owner = Conv2d | Linear | BatchNorm2d  # the layers that own parameters
 Layer = (
     Owner
-    | Pool
+    | MaxPool2d
+    | AvgPool2d
     | AdaptiveAvgPool2d
     | LocalResponseNorm
     | Nonlinearity
@@ -247,20 +254,6 @@ Layer = (
     | Flatten
     | Gather
 )
-
-
-def _pooled(layer: Pool, shape: Shape) -> Shape:
-    channels, *size = _features(shape, type(layer).__name__)
-    k, s, p = layer.kernel_size, layer.stride, layer.padding
-    windows = []
-    for side in size:
-        count = _window(side, k, s, p)
-        # torch: one more, if ceil_mode leaves a rest and that window starts inside the padding.
-        rest = (side + 2 * p - k) % s
-        if layer.ceil_mode and rest and count * s < side + p:
-            count += 1
-        windows.append(count)
-    return _positive((channels, *windows), shape)
 
 
 def _positive(shape: Shape, came: Shape) -> Shape:
@@ -317,15 +310,13 @@ class Network:
     def least_side(self) -> int | None:
         """The smallest square image on which every window finds a place; None if none is."""
         channels, *sides = self.input_shape
-        return next((s for s in range(1, max(sides) + 1) if self._fits((channels, s, s))), None)
-
-    def _fits(self, shape: Shape) -> bool:
-        try:
-            for _, layer in self.layers:
-                shape = layer.output_shape(shape)
-        except TooSmall:
-            return False
-        return True
+        for side in range(1, max(sides) + 1):
+            with suppress(TooSmall):
+                shape: Shape = (channels, side, side)
+                for _, layer in self.layers:
+                    shape = layer.output_shape(shape)
+                return side
+        return None
 
     def output_shape(self, input_shape: Shape | None = None) -> Shape:
         """Shape of what the last layer makes of one image."""

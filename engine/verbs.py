@@ -1,7 +1,7 @@
 """What each verb of the shell does: `run_VERB` takes its options and returns its exit status.
 
-It is imported when a verb runs and not before (`__main__.py`): with torch, Triton and rich it takes
-seconds, which `--help` would wait for. The verb `classify` is a room of its own, `jobs/job.py`.
+It is imported when a verb runs and not before (`__main__.py`). The verb `classify` is a room of its
+own, `jobs/job.py`.
 """
 
 from __future__ import annotations

@@ -144,8 +144,7 @@ def verify(
     bound = bind(planned, pack(network, state, arithmetic, device))
     images = images.to(device)
     if target is not None:
-        expected = foretell.seconds(bound.every_launch(images))
-        foretell.say(expected, f"{len(images)} images")
+        foretell.say(bound.every_launch(images), f"{len(images)} images")
     for out in bound.outputs.values():
         out.fill_(float("nan"))  # what a kernel leaves unwritten must show
     bound.stem(images)()
@@ -169,10 +168,12 @@ def verify(
                 wanted = reference.apply(name, layers[name], wanted, rounded)
             x = made
         limit = tolerance(arithmetic, reduction(step))
-        checks.append(_check(step.name, step.kernel, made.reshape(wanted.shape), wanted, limit))
+        error = errors(made.reshape(wanted.shape), wanted)
+        checks.append(Check(step.name, step.kernel, *error, limit))
     *_, whole = reference.forward(network, rounded, pixels).values()
     total = sum(check.tolerance for check in checks)  # the errors of a chain add up
-    checks.append(_check("output", "all of them", x.reshape(whole.shape), whole, total))
+    error = errors(x.reshape(whole.shape), whole)
+    checks.append(Check("output", "all of them", *error, total))
     return Verification(network.name, dtype, len(images), tuple(checks), aimed.name)
 
 
@@ -188,7 +189,3 @@ def reduction(step: Step) -> int:
         case pool.PoolShape() as shape if shape.adaptive:
             return -(-shape.H // shape.OH) * -(-shape.W // shape.OW)
     return 1
-
-
-def _check(name: str, kernel: str, made: torch.Tensor, wanted: torch.Tensor, limit: float) -> Check:
-    return Check(name, kernel, *errors(made, wanted), limit)

@@ -61,7 +61,7 @@ def conv2d(
     if not shape.N * shape.C:
         result = input.new_empty((shape.N, shape.OC if shape.C else 0, shape.OH, shape.OW))
     else:
-        out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.OC)
+        out = layout.empty(shape.OH, shape.OW, shape.N, shape.OC, input.dtype, input.device)
         config = conv.default_config(shape, input.dtype, precision, architecture(input.device))
         for launch in conv.conv2d(
             layout.pack(images),
@@ -144,7 +144,7 @@ def _pooled(
     function: Callable[..., Launch], input: torch.Tensor, shape: pool.PoolShape
 ) -> torch.Tensor:
     """The pooling of that shape on images [N, C, H, W] or [C, H, W]."""
-    out = _activation_like(input, shape.OH, shape.OW, shape.N, shape.C)
+    out = layout.empty(shape.OH, shape.OW, shape.N, shape.C, input.dtype, input.device)
     if shape.N:
         images = input if input.dim() == 4 else input.unsqueeze(0)
         config = pool.default_config(shape, architecture(input.device))
@@ -181,7 +181,7 @@ def linear(
     if not shape.C:  # an empty sum is zero: one product with zero has the same bias and activation
         shape = gemm.LinearShape(shape.N, 1, 1, shape.OC)
         rows, filters = input.new_zeros((shape.N, 1)), weight.new_zeros((shape.OC, 1))
-    out = _activation_like(input, 1, 1, shape.N, shape.OC)
+    out = layout.empty(1, 1, shape.N, shape.OC, input.dtype, input.device)
     config = gemm.default_config(shape, input.dtype, precision, architecture(input.device))
     for launch in gemm.linear(
         layout.pack(rows[:, :, None, None]),
@@ -218,15 +218,8 @@ def local_response_norm(
         return input.new_empty(input.shape)
     x = layout.pack(input.flatten(2).unsqueeze(3))
     pixels, _, n, c = x.shape
-    out = _activation_like(input, pixels, 1, n, c)
+    out = layout.empty(pixels, 1, n, c, input.dtype, input.device)
     shape = lrn.LRNShape(pixels * n, c, size)
     config = lrn.default_config(shape, architecture(input.device))
     lrn.local_response_norm(x, out, shape, config, alpha, beta, k)()
     return layout.unpack(out).reshape(input.shape)
-
-
-def _activation_like(
-    tensor: torch.Tensor, height: int, width: int, images: int, channels: int
-) -> torch.Tensor:
-    """An uninitialised activation with the dtype and the device of `tensor`."""
-    return layout.empty(height, width, images, channels, tensor.dtype, tensor.device)

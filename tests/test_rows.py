@@ -543,6 +543,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
         (("--output", photos / "nowhere" / output.name), "No such file"),
         (("--output", photos / "folder" / output.name), "Is a directory"),
         ((*to, "--retry-errors", "--overwrite"), "leave one out"),
+        ((*to, "--resume", "--overwrite"), "leave one out"),
         (("--resume",), "--output"),
         (("--overwrite",), "--output"),
         (("--retry-errors",), "--output"),

@@ -39,7 +39,7 @@ def match_rows(problem: Problem, card: str, seed: int = 0) -> Iterator[Row]:
     given = tensors(problem, "cpu", torch.Generator().manual_seed(seed))
     bound = ready(problem, given)
     launches = (launch for _, several in bound.launches for launch in several)
-    foretell.say(foretell.seconds(launches), f"{problem.name}, {problem.batch} images")
+    foretell.say(launches, f"{problem.name}, {problem.batch} images")
     bound.poison()
     bound()
     note = f"{card} interpreted: no time"

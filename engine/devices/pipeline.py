@@ -194,12 +194,10 @@ class Pipeline:
                     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def step_costs(
-    planned: Plan, planner: Planner, state: State, device: torch.device, repeats: int = 5
-) -> list[float]:
+def step_costs(planned: Plan, planner: Planner, state: State, device: torch.device) -> list[float]:
     """The time of every step: measured in milliseconds on a GPU, predicted from its work elsewhere.
 
-    Measured with events around each step, the median of `repeats` runs after one that compiles.
+    Measured with events around each step, the median of five runs after one that compiles.
     """
     if device.type != "cuda":
         return [cost(step) for step in planned.steps]
@@ -207,7 +205,7 @@ def step_costs(
     shape = (planned.batch, *planned.image_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     runs = []
-    for _ in range(repeats + 1):
+    for _ in range(1 + 5):
         marks = [_now(device)]
         for _, launches in [("input", (bound.stem(images),)), *bound.launches]:
             for launch in launches:

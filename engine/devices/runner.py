@@ -1,39 +1,17 @@
 """A runner is what `Engine` hands each piece of a batch to: one way to run a network.
 
-It says where images go in, and gives back the outputs that were asked for, as the caller sees them:
-float32 copies, [N, C, H, W] or [N, features], on its device.
+Its `planner` plans the whole network; images go in at the first of its `devices`, and outputs come
+from the last. `run(images, keep, configured_for)` gives those of the steps in `keep` for images
+[N, C, H, W], N at least 1, as the caller sees them: float32 copies, [N, C, H, W] or [N, features].
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 
 from ...kernels import layout
 from ...kernels.jit import ALONE
 from ..plan import Step
-from .planner import Planner
-
-
-class Runner(Protocol):
-    """One way to run a network."""
-
-    @property
-    def planner(self) -> Planner:
-        """Plans of the whole network."""
-        ...
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        """Images go in at the first, outputs come from the last."""
-        ...
-
-    def run(
-        self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
-    ) -> dict[str, torch.Tensor]:
-        """Outputs of the steps in `keep` for images [N, C, H, W], N at least 1."""
-        ...
 
 
 def to_nchw(step: Step, activation: torch.Tensor) -> torch.Tensor:

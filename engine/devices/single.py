@@ -70,15 +70,11 @@ class Single:
         if not extra:
             return Recording(bound, None)
         flat = self._memory[planned.workspace :][:extra].view(images.dtype)
-        return Recording(bound, flat.as_strided(images.shape, dense_strides(images)))
+        dense = torch.empty_like(images, device="meta")  # no gaps or overlaps, in the same order
+        return Recording(bound, flat.as_strided(images.shape, dense.stride()))
 
     def _forget(self) -> None:
         """Give the memory back, and all that lies in it."""
         synchronize(self.devices)  # a kernel may still write there
         self._bound.clear()
         self._memory = self._memory.new_empty(0)
-
-
-def dense_strides(images: torch.Tensor) -> tuple[int, ...]:
-    """Strides of images [N, C, H, W] without gaps or overlaps, in the order that they lie in."""
-    return torch.empty_like(images, device="meta").stride()

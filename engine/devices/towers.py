@@ -58,13 +58,11 @@ def half(network: Network) -> Network:
                     f"{where}: it normalises across the towers; wanted groups={TOWERS}"
                 )
         match layer:
-            case Conv2d(out_channels=filters) | Linear(filters):
-                if filters % TOWERS:
-                    raise NetworkError(
-                        f"{where}: {filters} outputs do not divide by {TOWERS}; "
-                        "split='pipeline' takes any"
-                    )
-        match layer:
+            case Conv2d(out_channels=filters) | Linear(filters) if filters % TOWERS:
+                raise NetworkError(
+                    f"{where}: {filters} outputs do not divide by {TOWERS}; "
+                    "split='pipeline' takes any"
+                )
             case Conv2d():
                 layer = replace(layer, out_channels=layer.out_channels // TOWERS, groups=1)
                 halved = True
@@ -80,11 +78,9 @@ def half(network: Network) -> Network:
 
 def exchanged(network: Network, itemsize: int) -> int:
     """Bytes that the towers send each other for one image, both ways together."""
-    count = 0
-    for _, layer, _, output in half(network).walk():
-        if isinstance(layer, Gather):
-            count += torch.Size(output).numel() * (TOWERS - 1)
-    return count * itemsize
+    walk = half(network).walk()
+    joined = [torch.Size(output) for _, layer, _, output in walk if isinstance(layer, Gather)]
+    return sum(output.numel() for output in joined) * (TOWERS - 1) * itemsize
 
 
 class Towers:

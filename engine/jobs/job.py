@@ -67,14 +67,14 @@ def _file(options: argparse.Namespace) -> Path | None:
 
 def _existing(options: argparse.Namespace, file: Path | None) -> Existing:
     """What becomes of rows that are there. Raises OutputError for options that cannot be."""
-    asked = [name for name in ("resume", "retry_errors", "overwrite") if getattr(options, name)]
+    flags = ("resume", "retry_errors", "overwrite")
+    asked = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
     if asked and not file:
-        flag = asked[0].replace("_", "-")
-        raise OutputError(f"--{flag} is about a file of rows: name it with --output")
+        raise OutputError(f"{asked[0]} is about a file of rows: name it with --output")
     if options.json and options.output and not file:
         raise OutputError("--json: wanted a file beside it, got --output -, which is JSON lines")
-    if options.retry_errors and options.overwrite:
-        raise OutputError("--retry-errors keeps rows, --overwrite replaces them: leave one out")
+    if options.overwrite and len(asked) > 1:
+        raise OutputError(f"{asked[0]} keeps rows, --overwrite replaces them: leave one out")
     if options.retry_errors:
         return "retry"
     return "resume" if options.resume else "overwrite" if options.overwrite else "refuse"
@@ -161,7 +161,7 @@ def _shown(rows: Iterator[ImageRow], options: argparse.Namespace) -> Iterator[Im
         if options.json:
             print("[\n" if first else ",\n", json.dumps(row.to_dict()), sep="", end="")
         elif not options.output:
-            _print_row(row)
+            print(_text(row))
         elif not _file(options):
             print(json.dumps(row.to_dict()), flush=True)
         first = False
@@ -170,13 +170,11 @@ def _shown(rows: Iterator[ImageRow], options: argparse.Namespace) -> Iterator[Im
         print("[\n]" if first else "\n]")
 
 
-def _print_row(row: ImageRow) -> None:
+def _text(row: ImageRow) -> str:
+    lines = [f"  {best.score:7.2%}  {printable(best.label)}" for best in row.predictions]
     if row.error is not None:
-        print(f"{printable(row.path)}\n  error: {shortened(row.error)}")
-        return
-    print(printable(row.path))
-    for prediction in row.predictions:
-        print(f"  {prediction.score:7.2%}  {printable(prediction.label)}")
+        lines = [f"  error: {shortened(row.error)}"]
+    return "\n".join([printable(row.path), *lines])
 
 
 def _progress(

@@ -23,7 +23,8 @@ def listing(words: Iterable[str], *, gone: bool = False) -> Iterator[Listed]:
     """
     words = list(words)
     for word in words:
-        if not (gone or _is_something(word)):
+        there = is_url(word) or os.path.lexists(word) or any(glob.iglob(word, recursive=True))
+        if not (gone or there):
             raise EngineError(
                 f"{word}: wanted an image file, a folder, a URL or a pattern that matches, and "
                 "there is no such thing here; check its spelling"
@@ -51,13 +52,6 @@ def is_table(word: str) -> bool:
     return word.lower().endswith(".parquet")
 
 
-def _is_something(word: str) -> bool:
-    """Whether a word names a file, a folder or a URL, or matches something as a pattern."""
-    if is_url(word) or os.path.lexists(word):
-        return True
-    return any(glob.iglob(word, recursive=True))
-
-
 def _opened(word: str) -> Any:
     try:
         import pyarrow.dataset
@@ -69,7 +63,8 @@ def _opened(word: str) -> Any:
     try:
         table = pyarrow.dataset.dataset(word, format="parquet")
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these, too
-        raise EngineError(f"{word}: cannot be read as Parquet: {_line(error)}") from error
+        cause = " ".join(str(error).split())
+        raise EngineError(f"{word}: cannot be read as Parquet: {cause}") from error
     types = dict(zip(table.schema.names, table.schema.types, strict=True))
     if "path" not in types:
         raise EngineError(f"{word}: wanted a column 'path', got {', '.join(types) or 'none'}")
@@ -86,7 +81,3 @@ def _paths(word: str, table: Any) -> Iterator[Listed]:
             yield ImageError(word, f"row {index} has no path")
         else:
             yield Source(path, named=False)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -176,7 +176,11 @@ def _run(images: dict[int, Source], **options: Any) -> Iterator[ImageRow]:
     try:
         for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for record in block.to_pylist():
-                yield _row(images[record["source"]], record)
+                result: list[Prediction] | ImageError
+                result = [Prediction(**best) for best in record["predictions"] or ()]
+                if record["error"] is not None:
+                    result = ImageError(record["path"], record["error"])
+                yield row(images[record["source"]], result)
     except ray.exceptions.RayError as error:
         raise EngineError(f"a Ray worker failed: {_cause(error)}") from error
 
@@ -188,12 +192,6 @@ def _table(images: dict[int, Source]) -> Any:
     places = (source.location for source in images.values())
     paths = [os.fsencode(p if is_url(p) else os.path.join(os.getcwd(), p)) for p in places]
     return pa.table({"path": pa.array(paths, pa.binary()), "source": pa.array(images, pa.int64())})
-
-
-def _row(source: Source, record: dict[str, Any]) -> ImageRow:
-    if record["error"] is not None:
-        return row(source, ImageError(record["path"], record["error"]))
-    return row(source, [Prediction(**found) for found in record["predictions"]])
 
 
 # What tasks and actors do
@@ -234,11 +232,11 @@ class _Classifier:
 
     def __call__(self, table: Any) -> Any:
         pairs = self._pairs(table)
-        made = to_table(answered(self.engine, pairs, self.engine.max_batch, self.top, self.views))
+        rows = to_table(answered(self.engine, pairs, self.engine.max_batch, self.top, self.views))
         for name in table.column_names:
             if name not in ("path", "error", "pixels"):
-                made = made.append_column(name, table[name])
-        return made
+                rows = rows.append_column(name, table[name])
+        return rows
 
     def _pairs(self, table: Any) -> Iterator[tuple[Source, Any]]:
         columns = _paths(table), self._pixels(table), table["error"].to_pylist()

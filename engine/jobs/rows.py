@@ -1,10 +1,9 @@
 """Rows: what became of each image, on disk as it comes, and what of it is there already.
 
-A job's state is one file of JSON lines that only ever grows by whole rows, so that whatever ends
-the job, `--resume` can go on. For JSON lines that file is the output itself. For Parquet, whose
-files are nothing without their end, it lies beside the output as `FILE.parquet.partial.jsonl`, and
-`FILE.parquet` is made of it in one piece when the job ends, interrupted or not. How the rows were
-made (`provenance.py`) lies beside that file of lines, as `FILE.jsonl.job.json` or
+A job's state is one file of JSON lines that only ever grows by whole rows, so that `--resume` can
+go on. For JSON lines that file is the output itself. For Parquet, whose files are nothing without
+their end, it lies beside the output as `FILE.parquet.partial.jsonl`. How the rows were made
+(`provenance.py`) lies beside these lines, as `FILE.jsonl.job.json` or
 `FILE.parquet.partial.jsonl.job.json`, and in the metadata of Parquet.
 """
 
@@ -146,7 +145,7 @@ class Output:
     ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
     with them, and `agree` holds it against what is asked for now. Nothing is touched before the
     first new row is written. When the context is left, also by Ctrl-C or an error, a Parquet file
-    is made of the rows so far; its partial file goes when the job is done.
+    is made of the rows so far in one piece; its partial file goes when the job is done.
 
     Raises OutputError, one line: at once for what cannot be written, for rows that are there and
     refused, for what no job wrote, and while another job writes to it; from `write` and on leaving
@@ -300,19 +299,15 @@ class Output:
         if not self._resuming:  # it is to be replaced
             self._finished = False
         elif self._size or self._finished:
-            self._keep(made)
-
-    def _keep(self, made: dict[str, Any] | None) -> None:
-        if made is None:
-            where = "its metadata" if self._finished else self._record
-            raise OutputError(
-                f"{self.path}: how its rows were made should stand in {where} and does not; "
-                "replace it (--overwrite), or name another file"
-            )
-        self._kept = self._whole_bytes()
-        self.resumed = self._kept > 0 or self._finished
-        if self.resumed:
-            self._made = made
+            if made is None:
+                where = "its metadata" if self._finished else self._record
+                raise OutputError(
+                    f"{self.path}: how its rows were made should stand in {where} and does not; "
+                    "replace it (--overwrite), or name another file"
+                )
+            self._kept = self._whole_bytes()
+            self.resumed = self._kept > 0 or self._finished
+            self._made = made if self.resumed else {}
 
     def _read_record(self) -> dict[str, Any] | None:
         try:
@@ -470,22 +465,15 @@ class Output:
 
     def _render(self) -> None:
         """The Parquet file of all rows, in place of the last one only when it is complete."""
-        parquet = _pyarrow().parquet
-        described = schema().with_metadata({_METADATA: provenance.encode(self._made)})
-        with provenance.replacing(self.path) as new:
-            with parquet.ParquetWriter(new, described) as writer:
-                for group in self._groups():
-                    writer.write_table(group)
-            self._check_parquet()
-
-    def _groups(self) -> Iterator[Any]:
-        """The rows so far as tables of `schema()`, each of one group of rows."""
         pa = _pyarrow()
         parse = pa.json.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="ignore")
-        with open(self._lines, "rb") as lines:
-            while group := b"".join(lines.readlines(_GROUP)):
-                read = pa.json.ReadOptions(use_threads=False, block_size=len(group))
-                yield pa.json.read_json(io.BytesIO(group), read, parse)
+        described = schema().with_metadata({_METADATA: provenance.encode(self._made)})
+        with open(self._lines, "rb") as lines, provenance.replacing(self.path) as new:
+            with pa.parquet.ParquetWriter(new, described) as writer:
+                while group := b"".join(lines.readlines(_GROUP)):
+                    read = pa.json.ReadOptions(use_threads=False, block_size=len(group))
+                    writer.write_table(pa.json.read_json(io.BytesIO(group), read, parse))
+            self._check_parquet()
 
     # Refusals
 
@@ -500,12 +488,9 @@ class Output:
 
     def _no_room(self, error: OSError) -> OutputError:
         cause = error.strerror or str(error)
-        if not self._regular:
-            return OutputError(f"{self.path}: cannot be written: {cause}")
-        return OutputError(
-            f"{self.path}: cannot be written: {cause}; "
-            f"the rows so far are in {self._lines}, make room and go on with --resume"
-        )
+        if self._regular:
+            cause += f"; the rows so far are in {self._lines}, make room and go on with --resume"
+        return OutputError(f"{self.path}: cannot be written: {cause}")
 
 
 _ROW_BEGINS = b'{"path": "'

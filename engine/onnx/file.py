@@ -80,7 +80,9 @@ def parse(path: Path) -> Graph:
     """The graph in a file. Raises OnnxError, which leaves it to the caller to name the file."""
     model = _model(path)
     opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=0)
-    newest = min(_NEWEST, _checked_opset())
+    from onnx import defs
+
+    newest = min(_NEWEST, defs.onnx_opset_version())  # the checker lets later ones pass unchecked
     if not _OLDEST <= opset <= newest:
         raise OnnxError(
             f"wanted an opset of {_OLDEST} to {newest}, got {opset}; "
@@ -97,13 +99,6 @@ def parse(path: Path) -> Graph:
         {tensor.name: _array(tensor) for tensor in model.graph.initializer},
         tuple(value.name for value in model.graph.output),
     )
-
-
-def _checked_opset() -> int:
-    """The newest that the onnx package here knows: its checker lets later ones pass unchecked."""
-    from onnx import defs
-
-    return defs.onnx_opset_version()
 
 
 def _model(path: Path) -> onnx.ModelProto:

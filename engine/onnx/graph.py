@@ -133,7 +133,10 @@ class _Chain:
         """Whether the node is worth a constant, which is then known."""
         with _named(node):
             if node.op == "Shape" and node.inputs[0] in self._shapes:
-                self._constants[node.outputs[0]] = self._shape_of(node)
+                known = node.known(start=0, end=None)
+                shape = (self._graph.batch, *self._shapes[node.inputs[0]])
+                side = shape[known["start"] : known["end"]]
+                self._constants[node.outputs[0]] = np.array(side, np.int64)
             elif all(name in self._constants for name in node.inputs if name):
                 self._constants[node.outputs[0]] = self._folded(node)
             else:
@@ -196,20 +199,16 @@ class _Chain:
             shape = here.output_shape(part.layer)
             name = self._named(part.stem)
             if isinstance(part.layer, Owner):
-                self._own(site.node, name, part)
+                tensors = dict(part.tensors)
+                self._unbiased = None
+                if isinstance(part.layer, Conv2d | Linear) and "bias" not in tensors:
+                    tensors["bias"] = np.zeros(len(tensors["weight"]), np.float32)
+                    self._unbiased = name
+                self._keep(site.node, name, tensors, part.layer.parameter_shapes(self._shape))
             self.layers.append((name, part.layer))
             self._shape = shape
         self._current = output
         self._shapes[output] = self._shape
-
-    def _own(self, node: Node, name: str, made: Made) -> None:
-        assert isinstance(made.layer, Owner)
-        tensors = dict(made.tensors)
-        self._unbiased = None
-        if isinstance(made.layer, Conv2d | Linear) and "bias" not in tensors:
-            tensors["bias"] = np.zeros(len(tensors["weight"]), np.float32)
-            self._unbiased = name
-        self._keep(node, name, tensors, made.layer.parameter_shapes(self._shape))
 
     def _keep(
         self, node: Node, name: str, tensors: Mapping[str, Array], shapes: Mapping[str, Shape]
@@ -242,11 +241,6 @@ class _Chain:
         return name if again == 1 else f"{name}_{again}"
 
     # What nodes make of constants
-
-    def _shape_of(self, node: Node) -> Array:
-        known = node.known(start=0, end=None)
-        shape = (self._graph.batch, *self._shapes[node.inputs[0]])
-        return np.array(shape[known["start"] : known["end"]], np.int64)
 
     def _folded(self, node: Node) -> Array:
         """Constants of one value, and the few nodes that exporters compute a shape with."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +30,6 @@ from ..spec import (
     LocalResponseNorm,
     MaxPool2d,
     NetworkError,
-    Pool,
     ReLU,
     Shape,
     Sigmoid,
@@ -224,7 +223,7 @@ def _max_pool(site: Site) -> tuple[Made, ...]:
     # storage_order is about the indices, the second output.
     known = site.node.known(**_WINDOW, ceil_mode=0, storage_order=0)
     w = _pool_windows(site, known)
-    return _pool(site, known, w, lambda ceil: MaxPool2d(w.kernel, w.stride, w.padding, ceil))
+    return _pool(site, known, w, MaxPool2d(w.kernel, w.stride, w.padding))
 
 
 def _average_pool(site: Site) -> tuple[Made, ...]:
@@ -238,9 +237,8 @@ def _average_pool(site: Site) -> tuple[Made, ...]:
     if known["count_include_pad"] and not w.symmetric:
         raise _asymmetric(site.node, known)
     counted = bool(known["count_include_pad"]) or not w.padding
-    return _pool(
-        site, known, w, lambda ceil: AvgPool2d(w.kernel, w.stride, w.padding, ceil, counted)
-    )
+    layer = AvgPool2d(w.kernel, w.stride, w.padding, count_include_pad=counted)
+    return _pool(site, known, w, layer)
 
 
 def _pool_windows(site: Site, known: dict[str, Any]) -> _Windows:
@@ -253,9 +251,9 @@ def _pool_windows(site: Site, known: dict[str, Any]) -> _Windows:
 
 
 def _pool(
-    site: Site, known: dict[str, Any], windows: _Windows, pool: Callable[[bool], Pool]
+    site: Site, known: dict[str, Any], windows: _Windows, pool: MaxPool2d | AvgPool2d
 ) -> tuple[Made, ...]:
-    for layer in (pool(False), pool(True)):
+    for layer in (pool, replace(pool, ceil_mode=True)):
         try:
             counts = layer.output_shape(site.shape)[1:]
         except NetworkError:  # no window fits without ceil_mode

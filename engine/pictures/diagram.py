@@ -103,10 +103,11 @@ def volumes(network: Network) -> list[Volume]:
     size = f"{height} x {width} x {channels}"
     found = [Volume("image", "image", network.input_shape, (size, "normalised RGB"))]
     for index, (block, lines) in enumerate(drawn):
+        kind = {Conv2d: "conv", Linear: "linear"}.get(type(block.layer), "pool")
         found.append(
             Volume(
                 block.name,
-                _kind(block.layer),
+                kind,
                 block.output,
                 tuple(dict.fromkeys(lines)),
                 towers=_towers([b for b, _ in drawn], index),
@@ -115,12 +116,6 @@ def volumes(network: Network) -> list[Volume]:
             )
         )
     return found
-
-
-def _kind(layer: Layer) -> str:
-    return (
-        "conv" if isinstance(layer, Conv2d) else "linear" if isinstance(layer, Linear) else "pool"
-    )
 
 
 def _groups(layer: Layer) -> int:
@@ -238,10 +233,12 @@ def draw(network: Network, path: str | os.PathLike[str]) -> None:
             centre = left + wide / 2
             boxes = list(_boxes(column, centre, middle))
             _connect(axes, before, boxes, column)
-            for box in boxes:
+            for index, box in enumerate(boxes, start=1):
                 _draw_box(axes, box, _COLOURS[column.kind])
-            if column.towers > 1:
-                _name_towers(axes, column, boxes)
+                if column.towers > 1:
+                    x, maps = box.x + box.length / 2, column.shape[0] // column.towers
+                    name = f"tower {index}: {maps}"
+                    axes.text(x, box.y - 3, name, size=6, ha="center", va="top", color=_SOFT)
             _write(axes, column, centre, middle - tallest / 2 - 20)
             before, left = boxes, left + wide + _GAP
         axes.text(_MARGIN, height - 26, network.name, size=15, weight="bold", color=_INK)
@@ -301,7 +298,8 @@ def _connect(axes: Axes, sources: Sequence[_Box], boxes: Sequence[_Box], column:
             parted = column.groups > 1 or column.kind == "pool"
             if parted and len(sources) == len(boxes) and number != index:
                 continue  # its own tower's maps alone
-            part = _window_fraction(source, column)
+            side = (source.height / _side(1)) ** 2  # of the map that the window lies on
+            part = min(column.window / side, 1.0) if column.window else 1.0
             low, high = 0.5 - part / 2, 0.5 + part / 2
             ends = ((low, low), (low, high), (high, high), (high, low))
             window = [source.corner(1, up, back) for up, back in ends]
@@ -311,19 +309,6 @@ def _connect(axes: Axes, sources: Sequence[_Box], boxes: Sequence[_Box], column:
             axes.add_patch(
                 Polygon(window, facecolor="#ffffff66", edgecolor=_INK, linewidth=0.6, zorder=4)
             )
-
-
-def _window_fraction(source: _Box, column: Volume) -> float:
-    """The window's side as a part of the side of the map it lies on."""
-    size = (source.height / _side(1)) ** 2
-    return min(column.window / size, 1.0) if column.window else 1.0
-
-
-def _name_towers(axes: Axes, column: Volume, boxes: Sequence[_Box]) -> None:
-    maps = column.shape[0] // column.towers
-    for index, box in enumerate(boxes, start=1):
-        x, words = box.x + box.length / 2, f"tower {index}: {maps}"
-        axes.text(x, box.y - 3, words, size=6, ha="center", va="top", color=_SOFT)
 
 
 def _write(axes: Axes, column: Volume, x: float, y: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from ..spec import (
     Network,
     NetworkError,
     Nonlinearity,
-    Preprocess,
     Shape,
 )
 from ..table import Columns, line
@@ -45,11 +44,6 @@ class Window:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     padding: int  # taps of one channel that fall outside, and read zero
-
-    @property
-    def taps(self) -> int:
-        """Positions of one channel."""
-        return len(self.rows) * len(self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +112,8 @@ class Explanation:
         shape = "x".join(map(str, self.input_shape))
         lines = [
             f"{self.network}, {self.layer} ({self.kind}), filter {self.filter}{place}",
-            f"reads     {self.reads}, {shape}{_tower(self)}",
+            f"reads     {self.reads}, {shape}"
+            + (f", tower {self.tower} of {self.towers} only" if self.towers > 1 else ""),
         ]
         if self.window is not None:
             lines += _window_lines(self.window, self.input_shape)
@@ -151,10 +146,6 @@ def _span(kind: str, first: int, last: int) -> str:
     return f"{kind} {first}" if first == last else f"{kind}s {first}-{last}"
 
 
-def _tower(seen: Explanation) -> str:
-    return f", tower {seen.tower} of {seen.towers} only" if seen.towers > 1 else ""
-
-
 def _window_lines(window: Window, shape: Shape) -> list[str]:
     def span(name: str, places: tuple[int, ...], size: int) -> str:
         step = f" by {places[1] - places[0]}" if places[1:] and places[1] > places[0] + 1 else ""
@@ -162,11 +153,12 @@ def _window_lines(window: Window, shape: Shape) -> list[str]:
         note = f" (outside: {', '.join(outside)})" if outside else ""
         return f"{name} {places[0]} to {places[-1]}{step}{note}"
 
+    taps = len(window.rows) * len(window.columns)
     rows = span("rows", window.rows, shape[1])
     columns = span("columns", window.columns, shape[2])
     return [
         f"window    {rows}, {columns}",
-        f"          {window.taps} taps a channel, {window.padding} of them padding, which is zero",
+        f"          {taps} taps a channel, {window.padding} of them padding, which is zero",
     ]
 
 
@@ -206,7 +198,9 @@ def explain(
     if before is None:
         pixels = image.cpu()
         x = reference.normalise(pixels, network.preprocess, torch.float64)[0]
-        size = _pixel_size(pixels[0], x, network.preprocess)
+        # Rounding acts on larger numbers than these, in which mean and pixel may cancel.
+        added = replace(network.preprocess, mean=tuple(-m for m in network.preprocess.mean))
+        size = reference.normalise(pixels, added, torch.float64)[0].abs()
         x = x.to(arithmetic.dtype).double()
     else:
         x = seen[before][0].double().cpu()
@@ -274,15 +268,6 @@ def _check_place(block: Block, network: Network, filter: int, at: tuple[int, int
     if at is None or not all(0 <= place < side for place, side in zip(at, size, strict=True)):
         got = "none" if at is None else ",".join(map(str, at))
         raise NetworkError(f"{where}, at: {legal}, got {got}")
-
-
-def _pixel_size(pixels: torch.Tensor, x: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """The magnitude that rounding acts on when pixels are normalised: mean and pixel may cancel."""
-    if pixels.dtype != torch.uint8:
-        return x.abs()
-    mean = torch.tensor(preprocess.mean, dtype=torch.float64)[:, None, None]
-    std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
-    return (pixels.double() / 255 + mean) / std
 
 
 def _window(layer: Conv2d, at: tuple[int, int], came: Shape) -> Window:
