@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -101,7 +102,10 @@ def begin(asked: Round, earlier: Path | None = None, commit: str | None = None) 
         )
         results = replace(before, environment=here, notes=tuple(notes))
         searches = earlier / SEARCHES
-        if searches.exists() and asked.out.resolve() != earlier.resolve():
+        if not searches.exists():
+            lines = (json.dumps(dict(trial)) + "\n" for trial in before.searches)
+            (asked.out / SEARCHES).write_text("".join(lines))
+        elif asked.out.resolve() != earlier.resolve():
             shutil.copy(searches, asked.out / SEARCHES)
     (asked.out / FOUND).unlink(missing_ok=True)
     Cache(asked.out / SEARCHES)  # refuses what is none
@@ -176,6 +180,7 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
         log = asked.out / f"{phase}.txt"
         log.unlink(missing_ok=True)
         work = commands(phase, asked, max(1.0, last - GRACE))
+        before = _measured(asked)
         notes = [] if work else [f"{phase}: not run, there is no checkout with pytest here"]
         for command in work:
             (asked.out / FOUND).unlink(missing_ok=True)
@@ -183,7 +188,10 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
             status = watch(command, log, started + last, lambda: keep(asked), where)
             keep(asked)  # before the next command's results take the place of these
             if status is None:
-                notes.append(f"{phase}: cut short")
+                idle = phase != "tests" and _measured(asked) == before
+                notes.append(
+                    f"{phase}: {'failed, cut short with nothing' if idle else 'cut short'}"
+                )
                 break
             if phase == "tests":
                 notes.append(f"tests: {'failed' if status else 'passed'}, {_last(log)}")
@@ -248,6 +256,12 @@ def _last(log: Path, word: str = "") -> str:
     """The last line that was said, or the last with a word."""
     lines = (line.strip("= ") for line in log.read_text(errors="replace").splitlines())
     return next((line[:500] for line in [*lines][::-1] if line and word in line.lower()), "")
+
+
+def _measured(asked: Round) -> tuple[object, ...]:
+    """What there is to lose."""
+    results = load(asked.out / RESULTS)
+    return results.rows, results.roofs, results.searches
 
 
 def keep(asked: Round, *notes: str) -> None:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -195,6 +196,7 @@ def _serve(pipe: Connection, trace: int, file: str) -> None:
     Nothing is trusted after an exception: the CUDA context may be broken for good.
     """
     faulthandler.enable(trace)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     work = pipe.recv()
     pipe.send((None, None))
     while True:
@@ -210,6 +212,13 @@ def _serve(pipe: Connection, trace: int, file: str) -> None:
             return
         faulthandler.cancel_dump_traceback_later()
         pipe.send((None, answer))
+
+
+def _follow(parent: int) -> None:
+    """End this process and what it started once its parent is gone: nobody waits for an answer."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from alexnet_triton import Engine, EngineError, NetworkError
-from alexnet_triton.engine.devices.pipeline import balanced_cut, cost, cut, cuts
+from alexnet_triton.engine.devices.pipeline import Pipeline, balanced_cut, cost, cut, cuts
 from alexnet_triton.engine.plan import ARITHMETIC, plan
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
@@ -60,7 +60,8 @@ def test_features_of_both_stages(device: torch.device, generator: torch.Generato
 
 def test_each_device_holds_its_stages_weights_only(device: torch.device) -> None:
     engine = Engine.load("digits", devices=(device, device), split="pipeline", at="fc6")
-    first, second = engine._runner._packed  # type: ignore[attr-defined]
+    assert isinstance(engine._runner, Pipeline)
+    first, second = engine._runner._packed
     assert set(first.weight) == {f"conv{i}" for i in range(1, 6)}
     assert set(second.weight) == {"fc6", "fc7", "fc8"}
 
@@ -136,4 +137,5 @@ def test_streams_do_not_race(generator: torch.Generator) -> None:
 def test_the_measured_cut_is_legal() -> None:
     engine = Engine.load("digits", devices=("cuda:0", "cuda:0"), split="pipeline")
     planned = plan(DIGITS, 4, ARITHMETIC["fp16"], 90)
-    assert engine._runner.at in cuts(planned)  # type: ignore[attr-defined]
+    assert isinstance(engine._runner, Pipeline)
+    assert engine._runner.at in cuts(planned)

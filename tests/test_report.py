@@ -65,7 +65,7 @@ def results() -> Results:
         for layer, us in LAYERS.items():
             rows.append(row("layers", layer, batch, who, slower * us * (1 + batch / 64), **named))
     wrong = row("layers", "fc6", 1, "cudnn", 1.0, max_error=math.inf)
-    gone = {"median_us": None, "max_error": None, "note": "needs a package"}
+    gone = {"median_us": None, "max_error": None, "tolerance": None, "note": "needs a package"}
     rows += [wrong, *(row("layers", layer, 1, "absent", 1.0, **gone) for layer in LAYERS)]
     trials = [trial(stages) for stages in (4, 2, 3)]
     trials += [trial(5, status="wrong", reason="<crashed> & burned", median_us=None)]
@@ -101,7 +101,7 @@ def drawn(results: Results) -> list[tuple[str, Any]]:
     return [(part.caption, part.figure) for part in parts if part.figure]
 
 
-@pytest.mark.parametrize("stored", [None, "round", "layers-peers", "model-batch1"])
+@pytest.mark.parametrize("stored", [None, "results", "layers-peers", "model-batch1"])
 def test_every_label_is_inside_its_picture(
     stored: str | None, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +142,18 @@ def test_pictures_follow_light_and_dark_and_stand_alone(report: str) -> None:
     assert not re.findall(r"(?<!, )#[0-9a-f]{6}\b", inside)
     ids = re.findall(r'id="([^"]+)"', report)
     assert len(set(ids)) == len(ids)
+
+
+def test_a_picture_says_numbers_whole() -> None:
+    """Coordinates are cut to be short; what is written is not."""
+    with figures.style():
+        figure = figures.rugs(
+            [("one", "0.0001", {"ours": [0.12345]})], head="0.956x", ends=(1e-4, 1), label="0.98765"
+        )
+        text = figures.svg(figure, "a", "0.123456")
+    said = re.sub(r"<[^>]*>", " ", text).split()
+    assert {"0.0001", "0.956x", "0.98765", "0.123456"} <= {*said}
+    assert not re.search(r"<[^>]*\.\d{3}", text)
 
 
 def test_a_picture_shows_the_numbers(results: Results) -> None:
@@ -286,7 +298,7 @@ def test_text_and_picture_of_a_search_name_one_winner(results: Results, kept: st
 
 
 def test_several_results_of_one_device_make_one() -> None:
-    runs = [load(H100 / f"{name}.json") for name in ("round", "model-batch1", "layers-peers")]
+    runs = [load(H100 / f"{name}.json") for name in ("results", "model-batch1", "layers-peers")]
     one = combined(runs)
     assert len(one.rows) == sum(len(run.rows) for run in runs)
     assert len(one.searches) == 370

@@ -184,13 +184,17 @@ def test_a_command_that_takes_too_long_ends_with_its_children(
 
 
 def test_there_is_an_end_to_a_round(tmp_path: Path) -> None:
-    """What cannot begin is told, and a phase that is cut short is no failure."""
+    """What cannot begin is told; a phase that is cut short fails if it had nothing."""
     made = asked(tmp_path)
     begin(made)
     round.perform(made, ["layers"], time.monotonic() + 0.01)
     round.perform(made, ["layers", "model"], time.monotonic() - 1)
     notes = load(tmp_path / "results.json").notes
-    assert {"layers: cut short", "layers: not reached", "model: not reached"} <= {*notes}
+    assert {
+        "layers: failed, cut short with nothing",
+        "layers: not reached",
+        "model: not reached",
+    } <= {*notes}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,23 @@ def test_it_ends_with_its_parent(worker: Worker[..., Any]) -> None:
     worker._pipe.close()
     assert worker._process is not None
     assert worker._process.wait(60) == 0
+    assert gone(pid)
+
+
+PARENT = """
+import sys
+from alexnet_triton.bench.worker import Worker
+worker = Worker(eval, file="work.py", quiet=True)
+print(worker.ask(600, "__import__('os').getpid()"), flush=True)
+worker.ask(600, "__import__('time').sleep(600)")
+"""
+
+
+def test_it_ends_with_its_parent_in_the_middle_of_a_question() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
     assert gone(pid)
 
 

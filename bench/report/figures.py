@@ -61,7 +61,7 @@ def svg(figure: Figure, name: str, words: str) -> str:
     text = file.getvalue()
     for what, instead in (
         (r"(?s)^.*?(?=<svg)|<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", ""),
-        (r'(?<=<g) id="[^"]*"|(?<=\.\d\d)\d+', ""),
+        (r'(?<=<g) id="[^"]*"|(?<=\.\d\d)\d+(?=[^<>]*>)', ""),  # coordinates, not what is said
         (r"\s*\n\s*", "\n"),
         *((value, f"var(--{colour}, {value})") for colour, value in COLOURS.items()),
         ("<svg ", '<svg role="img" '),

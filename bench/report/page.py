@@ -116,8 +116,8 @@ def contestants(view: View, **shown: Any) -> Exhibit:
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
             span, roof = units.span(row.p20_us, row.p80_us), units.percent(row.percent_of_roof)
             timed = (units.time(row.median_us), span, rate, roof, units.times(ratio))
-        error = f"{units.power(row.max_error)} ({units.power(row.tolerance)})"
-        match = "-" if row.max_error is None else "yes" if row.matched else "NO"
+        error = f"{units.power(row.error)} ({units.power(row.tolerance)})"
+        match = "-" if row.error is None else "yes" if row.matched else "NO"
         match += f", {row.note}" if row.note else ""
         name = row.contestant + (" (straw man)" if row.straw_man else "")
         cells.append((row.problem, name, f"{row.batch:,}", *timed, error, match))
@@ -172,14 +172,14 @@ def errors(results: Results) -> list[Exhibit]:
     """The largest errors of ours and of peers by problem, as shares of what is allowed."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
-        if row.max_error is not None and row.tolerance:
+        if row.error is not None and row.tolerance:
             groups.setdefault((row.problem, row.dtype), []).append(row)
     rugs, lines = [], []
     for named, rows in groups.items():
         shares: dict[str, list[float]] = {"ours": [], "soft": []}
         for row in rows:
             own = row.contestant == OURS or row.section == "order"
-            share = (row.max_error or 0.0) / (row.tolerance or 1.0)
+            share = (row.error or 0.0) / (row.tolerance or 1.0)
             shares["ours" if own else "soft"].append(share if share < math.inf else math.inf)
         tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
         worst = [units.percent(100 * max(each)) if each else "-" for each in shares.values()]

@@ -242,7 +242,7 @@ def absences(results: Results) -> list[str]:
 
 def _absent(row: Row) -> bool:
     """Whether it is a peer that never ran: no news of it or of ours."""
-    return row.contestant != OURS and row.max_error is None
+    return row.contestant != OURS and row.error is None
 
 
 def _untimed(rows: Iterable[Row]) -> list[str]:
@@ -250,7 +250,7 @@ def _untimed(rows: Iterable[Row]) -> list[str]:
     groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
         if not row.right:
-            reason = row.note or f"error {units.power(row.max_error)} in {row.problem}"
+            reason = row.note or f"error {units.power(row.error)} in {row.problem}"
             groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
     return [
         f"{', '.join(dict.fromkeys(row.contestant for _, row in group))}: not timed or not right "

@@ -148,13 +148,13 @@ def source_hash(launches: Iterable[Launch]) -> str:
     Not Triton's own `cache_key`, which also changes with the line a function stands on and with the
     version of Triton, and not the files, whose docstrings and launchers change without the kernel.
     All jit functions of a module, used by the configuration or not, so that one search of a kernel
-    with several forms has one name.
+    with several forms has one name. Where a module lies does not matter.
     """
     modules = {launch.kernel.fn.__module__ for launch in launches}
     for name in sorted(modules):
         modules |= {function.fn.__module__ for function in _functions(name).values()}
     texts = [
-        f"{module}.{name}\n{function.src}"
+        f"{name}\n{function.src}"
         for module in modules
         for name, function in _functions(module).items()
     ]
