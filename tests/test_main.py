@@ -111,9 +111,9 @@ def test_classify_rows_and_files(capsys: Capture, tmp_path: Path) -> None:
     files = heldout()[::90]
     output = tmp_path / "rows.jsonl"
     arguments = ["classify", *(str(path) for path, _ in files), "--model", "digits", "--top", "2"]
-    status, out, _ = run(capsys, *arguments, "--json", "--output", str(output))
+    status, out, err = run(capsys, *arguments, "--json", "--output", str(output))
+    assert status == 0, err
     rows = json.loads(out)
-    assert status == 0
     assert [row["predictions"][0]["label"] for row in rows] == [str(label) for _, label in files]
     assert [json.loads(line) for line in output.read_text().splitlines()] == rows
     status, out, _ = run(capsys, *arguments)
