@@ -249,6 +249,17 @@ def test_an_earlier_rounds_rows_stay_until_they_are_measured_again(tmp_path: Pat
     assert (new / "searches.jsonl").exists()
 
 
+def test_searches_that_only_the_results_hold_are_gone_on_with(tmp_path: Path) -> None:
+    """As stored results do, which come without the cache."""
+    old = Path(__file__).parents[1] / "bench" / "results" / "cpu-digits"
+    assert not (old / "searches.jsonl").exists()
+    begin(asked(tmp_path), old)
+    keep(asked(tmp_path))
+    found = load(tmp_path / "results.json").searches
+    assert len(found) == 39
+    assert found == load(old / "results.json").searches
+
+
 def test_another_gpus_round_is_refused(tmp_path: Path) -> None:
     save(Results({"gpu name": "another"}, {}, ()), tmp_path / "results.json")
     with pytest.raises(EngineError, match=r"wanted a round on None, got one on another"):
