@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,26 +37,6 @@ class Packed:
     affine: dict[str, Affine]  # after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
-    _wide: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, Affine | None]] = field(
-        default_factory=dict
-    )
-
-    def widened(
-        self, name: str, shape: conv.Conv2dShape, columns: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Affine | None]:
-        """Weight, bias and affine of the first layer for `columns` output columns at once.
-
-        `shape` is the wide convolution's.
-        """
-        if (name, columns) not in self._wide:
-            packed, affine = self.weight[name], self.affine.get(name)
-            taps, oc, c = packed.shape
-            folded = packed.view(shape.KH, taps // shape.KH, oc, c).permute(2, 3, 0, 1)
-            weight = conv.pack_weight(stem.widen(folded, columns))
-            if affine is not None:
-                affine = affine[0].repeat(columns), affine[1].repeat(columns)
-            self._wide[name, columns] = weight, self.bias[name].repeat(columns), affine
-        return self._wide[name, columns]
 
 
 def pack(
@@ -269,8 +249,6 @@ def view(step: Step, memory: torch.Tensor) -> torch.Tensor:
     height, width, images, channels = step.output
     pitch = layout.aligned(channels)
     flat = memory[step.offset : step.offset + step.size].view(step.dtype)
-    if step.row:
-        return flat.view(height, images, step.row, pitch).transpose(1, 2)[:, :width, :, :channels]
     return flat.view(height, width, images, pitch)[..., :channels]
 
 
@@ -289,15 +267,16 @@ def _launches(
     match block.layer, step.shape, step.config:
         case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            if config.columns > 1:
-                x, out = _wide(x, out, shape, config.columns)
-                weight, bias, affine = packed.widened(name, shape, config.columns)
-            return conv.conv2d(
-                x, weight, bias, out, shape, config, activation, precision, affine, scratch
+            return (
+                conv.conv2d(
+                    x, weight, bias, out, shape, config, activation, precision, affine, scratch
+                ),
             )
         case Linear(), gemm.LinearShape(), gemm.LinearConfig() as config:
             weight, bias = packed.weight[name], packed.bias[name]
-            return gemm.linear(x, weight, bias, out, config, activation, precision, affine, scratch)
+            return (
+                gemm.linear(x, weight, bias, out, config, activation, precision, affine, scratch),
+            )
         case MaxPool2d(), pool.PoolShape() as shape, pool.PoolConfig() as config:
             return (pool.max_pool2d(x, out, shape, config),)
         case AvgPool2d() as layer, pool.PoolShape() as shape, pool.PoolConfig() as config:
@@ -311,13 +290,3 @@ def _launches(
         case _, softmax.SoftmaxShape() as shape, softmax.SoftmaxConfig() as config:
             return (softmax.softmax(x, out, shape, config),)
     raise AssertionError(f"step {name}: {step.shape} with {step.config}")
-
-
-def _wide(
-    x: torch.Tensor, out: torch.Tensor, shape: conv.Conv2dShape, columns: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output of a first convolution as it computes several columns at once."""
-    height, column, image, _ = out.stride()
-    size = (shape.OH, shape.OW, shape.N, shape.OC)
-    strides = (height, columns * column, image, 1)
-    return stem.windows(x, shape, columns), out.as_strided(size, strides, out.storage_offset())

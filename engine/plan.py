@@ -19,7 +19,7 @@ import torch
 
 from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from ..kernels.jit import Work
-from ..kernels.tuning import Table, dtype_name
+from ..kernels.tuning import Table, TuningError, dtype_name
 from .dtypes import DTYPES
 from .fuse import Block, fuse
 from .memory import Buffer, arrange
@@ -86,7 +86,7 @@ class Options:
     slice_until: str = ""  # the last step that does
     pdl: bool = False  # kernels start before their predecessors end (kernels/pdl.py)
     # Tiles are read through pointers where a descriptor's strides are none that the driver's
-    # documentation describes (windows that overlap, groups), should a driver refuse them.
+    # documentation describes (groups), should a driver refuse them.
     pointers: bool = False
 
 
@@ -115,7 +115,6 @@ class Step:
     dtype: torch.dtype  # of the output
     work: Work
     tuned: bool = False  # whether the configuration was measured best
-    row: int = 0  # columns stored in a row where memory is [H, N, W, C]; 0: it is [H, W, N, C]
     offset: int = 0  # bytes from the start of the plan's memory to the output
     scratch_offset: int = 0
 
@@ -146,9 +145,7 @@ class Step:
     def size(self) -> int:
         """Bytes of the output as it lies in memory."""
         height, width, images, channels = self.output
-        return (
-            height * (self.row or width) * images * layout.aligned(channels) * self.dtype.itemsize
-        )
+        return height * width * images * layout.aligned(channels) * self.dtype.itemsize
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -340,29 +337,11 @@ def part(whole: Plan, start: int, stop: int | None = None, keep: Collection[str]
 
 
 def reconfigured(whole: Plan, name: str, config: KernelConfig) -> Plan:
-    """The same plan with another configuration of one step, as the lab tries them; nothing is kept.
-
-    The columns that a first convolution computes at once decide what its stem writes, so both
-    change.
-    """
-    steps = list(whole.steps)
-    where = [step.name for step in steps].index(name)
-    first, step = steps[0], steps[where]
-    block = step.block
-    if where == 1 and isinstance(first.shape, stem.StemShape):  # it reads what the stem wrote
-        assert isinstance(config, conv.Conv2dConfig)
-        assert block is not None
-        assert isinstance(block.layer, Conv2d)
-        original = _conv2d_shape(block.layer, block.came, whole.batch)
-        fold, folded = stem.fold(original)
-        rebuilt = first_steps(
-            block, original, fold, folded, config, whole.arch, first.dtype, first.dtype
-        )
-        steps[0] = replace(rebuilt[0], config=first.config, work=first.work)
-        steps[where] = replace(rebuilt[1], dtype=step.dtype)
-    else:
-        steps[where] = replace(step, config=config)
-    return placed(replace(whole, steps=tuple(steps)), ())
+    """The same plan with another configuration of one step, as `tune` tries it; none is kept."""
+    steps = tuple(
+        replace(step, config=config) if step.name == name else step for step in whole.steps
+    )
+    return placed(replace(whole, steps=steps), ())
 
 
 def placed(whole: Plan, keep: Collection[str]) -> Plan:
@@ -417,7 +396,15 @@ class _Choice:
             return default, False
         dtype = dtype_name(self.arithmetic.dtype, self.arithmetic.precision)
         config = self.tuned.find(op, shape, dtype, self.configured_for)
-        return (default, False) if config is None else (type(default)(**config), True)
+        if config is None:
+            return default, False
+        try:
+            return type(default)(**config), True
+        except (TypeError, ValueError) as error:
+            raise TuningError(
+                f"{self.tuned.device}'s table: {op} in {dtype} at {self.configured_for} images is "
+                f"configured for another version ({error}); tune it again"
+            ) from None
 
 
 def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
@@ -433,61 +420,18 @@ def _stem(
     block: Block, layer: Conv2d, batch: int, choice: _Choice, image_dtype: torch.dtype
 ) -> tuple[Step, Step]:
     """The first convolution: pixels normalised and folded, then convolved at stride 1."""
-    dtype, arch = choice.arithmetic.dtype, choice.arch
+    dtype = choice.arithmetic.dtype
     whole = _conv2d_shape(layer, block.came, batch)
     fold, shape = stem.fold(whole)
-    tiles, tuned = choice.conv2d(shape)
-    if not tuned and arch is not None and tiles.tiling == "images" and tiles.descriptors:
-        columns = stem.columns(shape, dtype.itemsize)
-        tiles, _ = choice.conv2d(stem.wide(shape, columns))
-        tiles = replace(tiles, columns=columns)
-    if choice.pointers and tiles.columns > 1:
-        tiles = replace(tiles, descriptors=False)
-    first, convolution = first_steps(
-        block, whole, fold, shape, tiles, arch, image_dtype, dtype, tuned
-    )
-    assert isinstance(first.shape, stem.StemShape)
-    assert isinstance(first.config, stem.StemConfig)
-    size, tuned = choice.measured("stem", first.shape, first.config)
-    return replace(first, config=size, tuned=tuned), convolution
-
-
-def first_steps(
-    block: Block,
-    whole: conv.Conv2dShape,
-    fold: stem.StemShape,
-    shape: conv.Conv2dShape,
-    tiles: conv.Conv2dConfig,
-    arch: int | None,
-    image_dtype: torch.dtype,
-    dtype: torch.dtype,
-    tuned: bool = False,
-) -> tuple[Step, Step]:
-    """Stem and convolution with these tiles; `columns` of them decide how both lie in memory."""
-    output, row_in, row_out = (shape.OH, shape.OW, shape.N, shape.OC), 0, 0
-    if tiles.columns > 1:
-        if shape.C % layout.CHANNEL_ALIGNMENT or shape.OC % layout.CHANNEL_ALIGNMENT:
-            raise ValueError(
-                f"layer {block.name}: {tiles.columns} columns at once want channels in multiples "
-                f"of {layout.CHANNEL_ALIGNMENT}, got {shape.C} to {shape.OC}"
-            )
-        reach = shape.KW - 1
-        shape = stem.wide(shape, tiles.columns)
-        row_out = shape.OW * tiles.columns
-        row_in = row_out + reach
-        fold = replace(fold, OW=row_in)
+    config, fast = choice.measured("stem", fold, stem.default_config(fold, choice.arch))
+    made = (fold.OH, fold.OW, fold.N, fold.S * fold.S * fold.C)
     first = Step(
-        name="input",
-        block=None,
-        shape=fold,
-        config=stem.default_config(fold, arch),
-        output=(fold.OH, fold.OW, fold.N, fold.S * fold.S * fold.C),
-        dtype=dtype,
-        work=stem.work(fold, image_dtype, dtype),
-        row=row_in,
+        "input", None, fold, config, made, dtype, stem.work(fold, image_dtype, dtype), fast
     )
+    tiles, tuned = choice.conv2d(shape)
     work = conv.work(whole, dtype)  # folding adds zero taps, not work
-    return first, Step(block.name, block, shape, tiles, output, dtype, work, tuned, row_out)
+    output = (shape.OH, shape.OW, shape.N, shape.OC)
+    return first, Step(block.name, block, shape, tiles, output, dtype, work, tuned)
 
 
 def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:

@@ -6,20 +6,25 @@
 No im2col matrix is ever written: the GEMM's A operand is read straight from the activation, one
 filter tap and one block of channels at a time. The two tilings differ in what a row of A is.
 
-- `images`: the rows of a tile are BLOCK_M images at ONE output pixel. A tap is then one contiguous
-  box of x, and a tap that falls outside the image is skipped, not multiplied by zero (9 to 10 % of
-  AlexNet's conv2 to conv5). Loads are tensor descriptors: TMA on Hopper, plain loads before it.
+- `rows`: the rows of a tile run over (output column, image) of ONE output row, images fastest. At
+  stride 1 what a tap wants of them lies KW-fashion in the input row: the same rows moved by
+  (kw*dw - pw) * N, one contiguous box of x, and beyond its ends the padding. So any batch fills
+  tiles, and a tap that no row of the tile can use is skipped, not multiplied by zero (9 to 10 % of
+  AlexNet's conv2 to conv5 where a tile is images of one pixel). At larger strides a tile stays in
+  one output column. Loads are tensor descriptors: TMA on Hopper, masked pointers before it.
 - `pixels`: the rows of a tile run over (output row, output column, image), for batches too small to
-  fill a tile with images. Rows are gathered through pointers, those outside the image masked.
+  fill a tile with one output row. Rows are gathered through pointers, those outside the image
+  masked.
 
 Both take any stride, padding, dilation and number of groups, and add the same products in the same
 order, so at equal blocks they agree bit for bit.
 
 What limits the matrix units of a Hopper GPU is how fast tiles of operands arrive from the L2 cache,
-in proportion to 1/BLOCK_M + 1/BLOCK_N; blocks are powers of two, so the `images` tiling can keep a
+in proportion to 1/BLOCK_M + 1/BLOCK_N; blocks are powers of two, so the `rows` tiling can keep a
 second accumulator of BLOCK_N2 filters that shares the same tile of x: 192 filters are 128 + 64.
-With few images there are few tiles, and the `pixels` tiling can split the sum over K among SPLIT_K
-programs (see split_k.py).
+With few images there are few tiles, and the sum over K can be split among SPLIT_K programs, of
+which the last to arrive adds the parts (see split_k.py). A split sum skips no taps: which part a
+tap belongs to must not depend on the tile, or an image's bits would on its neighbours.
 
 Cost: 2 * N * OH * OW * OC * KH * KW * C/groups
 FLOPs, less the skipped taps; x, w and y move once if the cache does its part.
@@ -38,7 +43,15 @@ from . import layout
 from .epilogue import Activated, activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, begin, first_steps, prefetch, wait
-from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
+from .split_k import (
+    add_parts,
+    arrived_last,
+    at_least_one,
+    counters_for,
+    filled,
+    parts_of,
+    scratch_size,
+)
 
 # Integers that vary from layer to layer without needing another binary.
 _GEOMETRY = (
@@ -117,15 +130,60 @@ def _store_tile(
     tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
 
 
-@jit(do_not_specialize=_GEOMETRY)
-def _conv2d_images_kernel(
-    x,  # [H, W, N, GROUPS*C], as a descriptor (with groups [H, W, GROUPS, N, C]) or a pointer
+@jit
+def _end_tile(
+    acc,
+    y,
+    start,  # int64: where each row of the tile starts in y
+    row,  # its number among all, (oh, ow, n)
+    rows,  # how many there are
+    row_in_range,
+    bias,
+    scale,
+    shift,
+    parts,
+    counters,
+    group,
+    oc,
+    OC: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    ACTIVATION,
+):
+    """The end of a tile of filters `oc` and on; of a split one, by the last program to arrive."""
+    if SPLIT_K == 1:
+        _store_tile(
+            acc, y, start, row_in_range, bias, scale, shift, group, oc, OC, BLOCK_N, ACTIVATION
+        )
+    else:
+        channel = oc + tl.arange(0, BLOCK_N)
+        inside = row_in_range[:, None] & (channel < OC)[None, :]
+        PITCH: tl.constexpr = (GROUPS * OC + 7) // 8 * 8
+        places = parts + row.to(tl.int64)[:, None] * PITCH + (group * OC + channel)[None, :]
+        size = rows.to(tl.int64) * PITCH
+        tl.store(places + tl.program_id(1) * size, acc, mask=inside)
+        if arrived_last(counters + tl.program_id(0), SPLIT_K):
+            acc = add_parts(places, size, inside, BLOCK_M, BLOCK_N, SPLIT_K)
+            _store_tile(
+                acc, y, start, row_in_range, bias, scale, shift, group, oc, OC, BLOCK_N, ACTIVATION
+            )
+
+
+@jit(do_not_specialize=("step", "steps", *_GEOMETRY))
+def _conv2d_rows_kernel(
+    x,  # [H, W*N, GROUPS*C], as a descriptor (with groups [H, GROUPS, W*N, C]) or a pointer
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     w2,  # the same in blocks of BLOCK_N2
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
     y,  # [OH, OW, N, GROUPS*OC]
+    parts,  # float32 [SPLIT_K, OH*OW*N, GROUPS*OC aligned] or None
+    counters,  # int32, zero: one a tile, or None
+    steps,  # tiles of an output row and a panel of images: see `_tiles`
+    step,  # rows from one of them to the next
     N,
     H,
     W,
@@ -140,11 +198,12 @@ def _conv2d_images_kernel(
     dilation_h,
     dilation_w,
     x_h,  # strides of x and y in units of 8 elements: their alignment is known that way
-    x_w,
     y_h,
     y_w,
     X_N: tl.constexpr,  # strides from image to image, in elements
     Y_N: tl.constexpr,
+    DENSE: tl.constexpr,  # whether y's pixels lie one after the other
+    SPANS: tl.constexpr,  # whether a tile may span output columns: at stride 1
     GROUPS: tl.constexpr,
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
@@ -152,6 +211,7 @@ def _conv2d_images_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     MEETS: tl.constexpr,  # whether every window meets the image
     DESCRIPTORS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -159,7 +219,8 @@ def _conv2d_images_kernel(
     PDL: tl.constexpr,
 ):
     begin(PDL)
-    # Filter blocks run fastest, then pixels, then image blocks: what runs together shares its x.
+    # Filter blocks run fastest, then the columns of an output row, then output rows, then panels of
+    # images: what runs together shares its x.
     FILTERS: tl.constexpr = BLOCK_N + BLOCK_N2
     OC_BLOCKS: tl.constexpr = (OC + FILTERS - 1) // FILTERS
     program = tl.program_id(0)
@@ -167,44 +228,67 @@ def _conv2d_images_kernel(
     program = program // OC_BLOCKS
     group = program % GROUPS
     program = program // GROUPS
-    pixel = program % (OH * OW)
-    n0 = (program // (OH * OW)) * BLOCK_M
-    image = n0 + tl.arange(0, BLOCK_M)
-    oh = pixel // OW
-    ow = pixel % OW
+    column = program % steps
+    program = program // steps
+    oh = program % OH
+    panel = (program // OH) * BLOCK_M
+    m0 = column * step + panel  # (ow, n) of the output row, n fastest
+    if SPANS:
+        end = OW * N
+        first_column = m0 // N
+        last_column = (tl.minimum(m0 + BLOCK_M, end) - 1) // N
+        r0 = m0 - pad_w * N  # the same of the input row, for the first tap
+    else:
+        end = (column + 1) * N
+        first_column = column
+        last_column = column
+        r0 = (column * stride_w - pad_w) * N + panel
 
-    # The taps that fall inside the image are a rectangle [kh_lo, kh_hi) x [kw_lo, kw_hi).
+    # The taps that fall inside the image, for some row, are a rectangle [kh_lo, kh_hi) x
+    # [kw_lo, kw_hi).
     ih0 = oh * stride_h - pad_h
-    iw0 = ow * stride_w - pad_w
-    kh_lo = tl.maximum(0, (dilation_h - 1 - ih0) // dilation_h)
-    kw_lo = tl.maximum(0, (dilation_w - 1 - iw0) // dilation_w)
-    kh_hi = tl.minimum(KH, (tl.maximum(H - ih0, 0) + dilation_h - 1) // dilation_h)
-    kw_hi = tl.minimum(KW, (tl.maximum(W - iw0, 0) + dilation_w - 1) // dilation_w)
-    taps_w = tl.maximum(kw_hi - kw_lo, 0)
-    taps = tl.maximum(kh_hi - kh_lo, 0) * taps_w
-
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    if SPLIT_K == 1:
+        leftmost = first_column * stride_w - pad_w
+        rightmost = last_column * stride_w - pad_w
+        kh_lo = tl.maximum(0, (dilation_h - 1 - ih0) // dilation_h)
+        kw_lo = tl.maximum(0, (dilation_w - 1 - rightmost) // dilation_w)
+        kh_hi = tl.minimum(KH, (tl.maximum(H - ih0, 0) + dilation_h - 1) // dilation_h)
+        kw_hi = tl.minimum(KW, (tl.maximum(W - leftmost, 0) + dilation_w - 1) // dilation_w)
+        turns = tl.maximum(kh_hi - kh_lo, 0) * tl.maximum(kw_hi - kw_lo, 0) * C_BLOCKS
+        if MEETS:
+            turns = at_least_one(turns)
+        kh = kh_lo
+        kw = kw_lo
+        c0 = 0
+    else:
+        all_turns = KH * KW * C_BLOCKS
+        per_part = (all_turns + SPLIT_K - 1) // SPLIT_K
+        first = tl.program_id(1) * per_part
+        turns = at_least_one(tl.minimum(per_part, all_turns - first))
+        kw_lo = 0
+        kw_hi = KW
+        kh = first // C_BLOCKS // KW
+        kw = first // C_BLOCKS % KW
+        c0 = (first % C_BLOCKS) * BLOCK_K
+
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     if BLOCK_N2 > 0:
         acc2 = tl.full((BLOCK_M, BLOCK_N2), 0.0, tl.float32)
-    kh = kh_lo
-    kw = kw_lo
-    c0 = 0
-    steps = taps * C_BLOCKS
-    if MEETS:
-        steps = at_least_one(steps)
-    for _ in range(steps):
+    for _ in range(turns):
         ih = ih0 + kh * dilation_h
-        iw = iw0 + kw * dilation_w
+        r = r0 + kw * dilation_w * N
         if DESCRIPTORS and GROUPS == 1:
-            a = x.load([ih, iw, n0, c0]).reshape(BLOCK_M, BLOCK_K)
+            a = x.load([ih, r, c0]).reshape(BLOCK_M, BLOCK_K)
         elif DESCRIPTORS:
-            a = x.load([ih, iw, group, n0, c0]).reshape(BLOCK_M, BLOCK_K)
+            a = x.load([ih, group, r, c0]).reshape(BLOCK_M, BLOCK_K)
         else:
+            row = r + tl.arange(0, BLOCK_M)
             k = c0 + tl.arange(0, BLOCK_K)
-            start = (ih.to(tl.int64) * x_h + iw.to(tl.int64) * x_w) * 8
-            tile = x + start + image.to(tl.int64)[:, None] * X_N + (group * C + k)[None, :]
-            a = tl.load(tile, mask=(image < N)[:, None] & (k < C)[None, :], other=0.0)
+            inside = (row >= 0) & (row < W * N) & (ih >= 0) & (ih < H)
+            tile = x + ih.to(tl.int64) * x_h * 8 + row.to(tl.int64)[:, None] * X_N
+            tile += (group * C + k)[None, :]
+            a = tl.load(tile, mask=inside[:, None] & (k < C)[None, :], other=0.0)
         filters = group * OC + oc0
         b = _load_filters(
             w, kh * KW + kw, filters, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
@@ -223,9 +307,36 @@ def _conv2d_images_kernel(
         kh = tl.where(kw >= kw_hi, kh + 1, kh)
         kw = tl.where(kw >= kw_hi, kw_lo, kw)
 
-    start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image.to(tl.int64) * Y_N
-    inside = image < N
-    _store_tile(acc, y, start, inside, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION)
+    m = m0 + tl.arange(0, BLOCK_M)
+    inside = m < end
+    if DENSE:  # costs fewer registers
+        start = oh.to(tl.int64) * y_h * 8 + m.to(tl.int64) * Y_N
+    else:
+        start = (oh.to(tl.int64) * y_h + (m // N).to(tl.int64) * y_w) * 8
+        start += (m % N).to(tl.int64) * Y_N
+    row = oh * (OW * N) + m
+    rows = OH * OW * N
+    _end_tile(
+        acc,
+        y,
+        start,
+        row,
+        rows,
+        inside,
+        bias,
+        scale,
+        shift,
+        parts,
+        counters,
+        group,
+        oc0,
+        OC,
+        GROUPS,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
+        ACTIVATION,
+    )
     if BLOCK_N2 > 0:
         oc0 += BLOCK_N
         _store_tile(
@@ -241,7 +352,9 @@ def _conv2d_pixels_kernel(
     bias,  # [GROUPS*OC] or None
     scale,  # float32 [GROUPS*OC] or None
     shift,  # float32 [GROUPS*OC] or None
-    y,  # [OH, OW, N, GROUPS*OC]; with SPLIT_K > 1 float32 [SPLIT_K, OH, OW, N, GROUPS*OC]
+    y,  # [OH, OW, N, GROUPS*OC]
+    parts,  # float32 [SPLIT_K, OH*OW*N, GROUPS*OC aligned] or None
+    counters,  # int32, zero: one a tile, or None
     N,
     H,
     W,
@@ -333,10 +446,30 @@ def _conv2d_pixels_kernel(
         kw = tl.where(kw >= KW, 0, kw)
 
     if DENSE:  # costs fewer registers
-        start = (row + part.to(tl.int64) * rows) * Y_N
+        start = row.to(tl.int64) * Y_N
     else:
         start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image * Y_N
-    _store_tile(acc, y, start, row < rows, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION)
+    _end_tile(
+        acc,
+        y,
+        start,
+        row,
+        rows,
+        row < rows,
+        bias,
+        scale,
+        shift,
+        parts,
+        counters,
+        group,
+        oc0,
+        OC,
+        GROUPS,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
+        ACTIVATION,
+    )
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -346,20 +479,23 @@ def _conv2d_pixels_kernel(
 class Conv2dConfig:
     """How one convolution is cut into tiles, and what the compiler is told."""
 
-    tiling: Literal["images", "pixels"]
+    tiling: Literal["rows", "pixels"]
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
     num_warps: int = 4
     num_stages: int = 3
     descriptors: bool = True  # operands through tensor descriptors: TMA, so sm_90 and later
-    BLOCK_N2: int = 0  # filters of a second accumulator (images)
-    SPLIT_K: int = 1  # parts of the sum (pixels)
-    columns: int = 1  # output columns computed as one (first layer of a network: see stem.py)
+    BLOCK_N2: int = 0  # filters of a second accumulator (rows, unless the sum is split)
+    SPLIT_K: int = 1  # parts of the sum
+
+    def __post_init__(self) -> None:
+        if self.tiling not in ("rows", "pixels"):
+            raise ValueError(f"tiling: wanted 'rows' or 'pixels', got {self.tiling!r}")
 
 
-def images_tiling_fits(shape: Conv2dShape, dtype: torch.dtype) -> bool:
-    """Whether the `images` tiling can address this problem.
+def rows_tiling_fits(shape: Conv2dShape, dtype: torch.dtype) -> bool:
+    """Whether the `rows` tiling can address this problem.
 
     Its descriptor steps from group to group, and such a step must be a multiple of 16 bytes.
     """
@@ -385,24 +521,25 @@ def default_config(
         block_n, block_k = power_of_two(oc, 16, 512), power_of_two(c, 16, 1024)
         block_m = power_of_two(rows, 16, min(MAX_TILE // max(block_n, block_k), 16384))
         return Conv2dConfig("pixels", block_m, block_n, block_k)
-    images = shape.N >= 64 and not batch_invariant and images_tiling_fits(shape, dtype)
+    fewest = 8 if shape.stride[1] == 1 else 64  # images: with fewer most of a tile is empty
+    rows = fewest <= shape.N and not batch_invariant and rows_tiling_fits(shape, dtype)
     tma = arch >= 90
-    tiling: Literal["images", "pixels"] = "images" if images else "pixels"
+    tiling: Literal["rows", "pixels"] = "rows" if rows else "pixels"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return Conv2dConfig(tiling, 64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
     block_k = power_of_two(c, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
     hopper = 90 <= arch < 120  # shared memory and accumulators for tiles of 128x256 and more
-    if images and shape.N >= 128 and hopper and oc % 256 == 0:
+    if rows and shape.N >= 128 and hopper and oc % 256 == 0:
         return Conv2dConfig(tiling, 128, 256, block_k, num_warps=8, num_stages=3)
-    if images and shape.N >= 128 and hopper and oc % 192 == 0:  # 192 and 384 filters: no tile ends
+    if rows and shape.N >= 128 and hopper and oc % 192 == 0:  # 192 and 384 filters: no tile ends
         wide = 256 if oc % 384 == 0 else 128
         return Conv2dConfig(tiling, 128, wide, block_k, 8, 3, BLOCK_N2=wide // 2)
-    if images and shape.N >= 128:
+    if rows and shape.N >= 128:
         block_n = power_of_two(oc, 16, 128 if oc % 128 == 0 else 64)
         return Conv2dConfig(tiling, 128, block_n, block_k, 8 if block_n > 64 else 4, 3, tma)
     block_n = power_of_two(oc, 16, 64)
     split = 1
-    if not images and not batch_invariant:  # enough programs for every multiprocessor, if need be
+    if not batch_invariant:  # enough programs for every multiprocessor, if need be
         tiles = -(-shape.OH * shape.OW * shape.N // 64) * -(-oc // block_n) * shape.groups
         steps = shape.KH * shape.KW * -(-c // block_k)
         split = max(1, min(256 // max(1, tiles), steps // 4, 8))  # no images: no tiles
@@ -438,40 +575,47 @@ def conv2d(
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
     scratch: torch.Tensor | None = None,
-) -> tuple[Launch, ...]:
-    """Bind one convolution; calling the results in order fills `out`.
+) -> Launch:
+    """Bind one convolution; calling the result fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made, bias [OC] or None, out an
     activation [OH, OW, N, OC]; one dtype for all, but `out` may be float32. x and out may be views
-    that `layout.strides` takes. `precision` is that of float32 products: "ieee" or "tf32". `affine`
-    is a scale and a shift, float32 [OC], after the activation. `scratch` holds the parts of a split
-    sum, float32 of `scratch_numbers(shape, config)` elements; None: the launches own one.
+    that `layout.strides` takes, but the rows tiling wants all images of x's pixels. `precision` is
+    that of float32 products: "ieee" or "tf32". `affine` is a scale and a shift, float32 [OC], after
+    the activation. `scratch` holds the parts of a split sum, float32 of
+    `scratch_numbers(shape, config)` elements; None: the launch owns one.
     """
     rows = shape.OH * shape.OW * shape.N
     layout.check_rows("conv2d", rows, config.BLOCK_M)
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
-    images = config.tiling == "images"
-    if images and config.descriptors and not images_tiling_fits(shape, x.dtype):
-        raise ValueError(
-            f"conv2d: {shape.C // shape.groups} channels a group are no multiple of 16 bytes, as "
-            "the images tiling wants for descriptors; use the pixels tiling"
-        )
-    if config.SPLIT_K > 1 if images else config.BLOCK_N2:
-        raise ValueError(
-            f"conv2d: SPLIT_K is for the pixels tiling and BLOCK_N2 for images, got {config}"
-        )
+    spans = shape.stride[1] == 1
+    by_rows = config.tiling == "rows"
+    if by_rows:
+        _check_rows_tiling(x, shape, config)
+    if config.BLOCK_N2 and (config.SPLIT_K > 1 or not by_rows):
+        raise ValueError(f"conv2d: BLOCK_N2 is for the rows tiling and a whole sum, got {config}")
     check_activation("conv2d", activation)
-    parts = filled(config.SPLIT_K, shape.KH * shape.KW * -(-c // config.BLOCK_K))
-    split = parts > 1
+    split = filled(config.SPLIT_K, shape.KH * shape.KW * -(-c // config.BLOCK_K))
     scale, shift = affine or (None, None)
-    target = parts_of(scratch, parts, rows, shape.OC, x.device) if split else out
+    x_strides, y_strides = layout.addressed("x", x), layout.addressed("y", out)
+    blocks = groups * -(-oc // (config.BLOCK_N + config.BLOCK_N2))
+    if by_rows:
+        panels, steps, step = _tiles(shape, config.BLOCK_M)
+        programs = blocks * steps * shape.OH * panels
+        del x_strides["x_w"]
+    else:
+        programs = blocks * -(-rows // config.BLOCK_M)
+    y_h, y_w, y_n = layout.strides(out)
+    dense_rows = y_w == shape.N * y_n
     arguments = {
         "x": x,
         "w": weight,
-        "bias": None if split else bias,
-        "scale": None if split else scale,
-        "shift": None if split else shift,
-        "y": target,
+        "bias": bias,
+        "scale": scale,
+        "shift": shift,
+        "y": out,
+        "parts": parts_of(scratch, split, rows, shape.OC, x.device),
+        "counters": counters_for(split, programs, x.device),
         **fields_of(shape, "N", "H", "W", "OH", "OW", "KH", "KW"),
         "stride_h": shape.stride[0],
         "stride_w": shape.stride[1],
@@ -479,39 +623,65 @@ def conv2d(
         "pad_w": shape.padding[2],
         "dilation_h": shape.dilation[0],
         "dilation_w": shape.dilation[1],
-        **layout.addressed("x", x),
-        **layout.addressed("y", target),
+        **x_strides,
+        **y_strides,
         "GROUPS": groups,
         "C": c,
         "OC": oc,
         **fields_of(config, "BLOCK_M", "BLOCK_N", "BLOCK_K"),
+        "SPLIT_K": split,
         "DESCRIPTORS": config.descriptors,
-        "ACTIVATION": None if split else activation,
+        "ACTIVATION": activation,
         "PRECISION": precision,
         "PDL": False,
     }
     if config.descriptors:
         arguments["w"] = _filter_descriptor(weight, shape, config.BLOCK_N, config.BLOCK_K)
-    programs = groups * -(-oc // (config.BLOCK_N + config.BLOCK_N2))
-    if images:
-        kernel = _conv2d_images_kernel
-        programs *= shape.OH * shape.OW * -(-shape.N // config.BLOCK_M)
-        arguments |= {"w2": None, "BLOCK_N2": config.BLOCK_N2, "MEETS": _meets(shape)}
-        if config.BLOCK_N2:
-            arguments["w2"] = weight
+    if by_rows:
+        kernel = _conv2d_rows_kernel
+        arguments |= {"w2": weight if config.BLOCK_N2 else None, "BLOCK_N2": config.BLOCK_N2}
+        arguments |= {"steps": steps, "step": step, "SPANS": spans, "DENSE": dense_rows}
+        arguments |= {"MEETS": _meets(shape)}
         if config.descriptors:
-            arguments["x"] = _image_descriptor(x, shape, config)
+            arguments["x"] = _row_descriptor(x, shape, config)
             if config.BLOCK_N2:
                 arguments["w2"] = _filter_descriptor(weight, shape, config.BLOCK_N2, config.BLOCK_K)
     else:
         kernel = _conv2d_pixels_kernel
-        programs *= -(-rows // config.BLOCK_M)
-        y_h, y_w, y_n = layout.strides(target)
-        dense = split or (y_w == shape.N * y_n and y_h == shape.OW * y_w)
-        arguments |= {"w_memory": weight, "DENSE": dense, "SPLIT_K": parts}
-    grid = (programs, parts)
-    product = Launch(kernel, grid, arguments, config.num_warps, config.num_stages)
-    return (product, sum_parts(target, bias, out, activation, affine)) if split else (product,)
+        dense = dense_rows and y_h == shape.OW * y_w
+        arguments |= {"w_memory": weight, "DENSE": dense}
+    return Launch(kernel, (programs, split), arguments, config.num_warps, config.num_stages)
+
+
+def _check_rows_tiling(x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig) -> None:
+    if config.descriptors and not rows_tiling_fits(shape, x.dtype):
+        raise ValueError(
+            f"conv2d: {shape.C // shape.groups} channels a group are no multiple of 16 bytes, as "
+            "the rows tiling wants for descriptors; use the pixels tiling"
+        )
+    _, x_w, x_n, _ = x.stride()
+    if shape.W > 1 and x_w != shape.N * x_n:
+        raise ValueError(
+            f"conv2d: x has columns {x_w} elements apart, wanted {shape.N * x_n}, since the rows "
+            "tiling reads through them; use the pixels tiling"
+        )
+    if (shape.W + shape.padding[2] + shape.padding[3]) * shape.N + config.BLOCK_M >= 2**31:
+        raise ValueError(
+            f"conv2d: {shape.W} columns of {shape.N} images are more than a 32-bit index counts; "
+            "use a smaller batch"
+        )
+
+
+def _tiles(shape: Conv2dShape, block_m: int) -> tuple[int, int, int]:
+    """How an output row (ow, n) is tiled: panels of images, tiles of a panel, and their distance.
+
+    Where images fill tiles, or where a tile must stay in one column, a panel is BLOCK_M images and
+    its tiles are the columns; otherwise one panel is all images and its tiles follow one another.
+    """
+    n = shape.N
+    if shape.stride[1] > 1 or n % block_m == 0:
+        return -(-n // block_m), shape.OW, n
+    return 1, -(-shape.OW * n // block_m), block_m
 
 
 def _meets(shape: Conv2dShape) -> bool:
@@ -539,20 +709,16 @@ def _filter_descriptor(
     )
 
 
-def _image_descriptor(
-    x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig
-) -> TensorDescriptor:
-    """Boxes of one pixel's images by channels; with groups, one that ends where its group does."""
-    x_h, x_w, x_n, _ = x.stride()
-    c = shape.C // shape.groups
+def _row_descriptor(x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig) -> TensorDescriptor:
+    """Boxes of one input row's (column, image) by channels; with groups, of one group's."""
+    x_h, _, x_n, _ = x.stride()
+    c, rows = shape.C // shape.groups, shape.W * shape.N
     box = [config.BLOCK_M, config.BLOCK_K]
     if shape.groups == 1:
-        sizes, steps = [shape.H, shape.W, shape.N, c], [x_h, x_w, x_n, 1]
-    else:
-        # Groups before images, against the order of strides: with a side of 1 next to the channels
-        # Triton moves the tile through registers on its way to the matrix instruction.
-        sizes, steps = [shape.H, shape.W, shape.groups, shape.N, c], [x_h, x_w, c, x_n, 1]
-    return TensorDescriptor(x, sizes, steps, [1] * (len(sizes) - 2) + box)
+        return TensorDescriptor(x, [shape.H, rows, c], [x_h, x_n, 1], [1, *box])
+    # Groups before images, against the order of strides: with a side of 1 next to the channels
+    # Triton moves the tile through registers on its way to the matrix instruction.
+    return TensorDescriptor(x, [shape.H, shape.groups, rows, c], [x_h, c, x_n, 1], [1, 1, *box])
 
 
 # --- reference and work ----------------------------------------------------------------------

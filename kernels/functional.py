@@ -63,7 +63,7 @@ def conv2d(
     else:
         out = layout.empty(shape.OH, shape.OW, shape.N, shape.OC, input.dtype, input.device)
         config = conv.default_config(shape, input.dtype, precision, architecture(input.device))
-        for launch in conv.conv2d(
+        conv.conv2d(
             layout.pack(images),
             conv.pack_weight(weight),
             None if bias is None else bias.contiguous(),
@@ -72,8 +72,7 @@ def conv2d(
             config,
             activation,
             precision,
-        ):
-            launch()
+        )()
         result = layout.unpack(out)
     return result if input.dim() == 4 else result.squeeze(0)
 
@@ -161,7 +160,7 @@ def linear(
     activation: Activated = None,
     precision: str | None = None,
 ) -> torch.Tensor:
-    """`torch.nn.functional.linear`, then an activation, in one kernel (two where K is split).
+    """`torch.nn.functional.linear`, then an activation, in one kernel.
 
     input [..., K], weight [OC, K] and bias [OC] or one number give [..., OC]; weight [K] and a
     bias [] give [...]. `activation` and `precision` are those of `conv2d`.
@@ -183,7 +182,7 @@ def linear(
         rows, filters = input.new_zeros((shape.N, 1)), weight.new_zeros((shape.OC, 1))
     out = layout.empty(1, 1, shape.N, shape.OC, input.dtype, input.device)
     config = gemm.default_config(shape, input.dtype, precision, architecture(input.device))
-    for launch in gemm.linear(
+    gemm.linear(
         layout.pack(rows[:, :, None, None]),
         gemm.pack_weight(filters),
         None if bias is None else bias.reshape(-1).expand(shape.OC).contiguous(),
@@ -191,8 +190,7 @@ def linear(
         config,
         activation,
         precision,
-    ):
-        launch()
+    )()
     return layout.unpack(out).reshape(result_shape)
 
 

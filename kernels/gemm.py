@@ -9,7 +9,8 @@ matrix has P = 1. The weights are permuted once, when they are packed.
 With few images the layer is a stream of weights through the chip, 2 * OC * P * C bytes in half
 precision, and the tile's long side belongs to the weights. TRANSPOSED computes y^T = w x^T: filters
 on the M side of the matrix instruction, which has at least 64 rows, images on its N side. SPLIT_K
-cuts the sum into parts so that every multiprocessor streams (see split_k.py).
+cuts the sum into parts so that every multiprocessor streams, and the last program to arrive adds
+them (see split_k.py).
 
 Cost: 2 * N * OC * P * C FLOPs; x, w and y move once.
 """
@@ -26,7 +27,15 @@ from . import layout
 from .epilogue import Activated, activated, check_activation, finish
 from .jit import Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, first_steps, prefetch, wait
-from .split_k import at_least_one, filled, parts_of, scratch_size, sum_parts
+from .split_k import (
+    add_parts,
+    arrived_last,
+    at_least_one,
+    counters_for,
+    filled,
+    parts_of,
+    scratch_size,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,9 @@ def _linear_kernel(
     bias,  # [OC] or None
     scale,  # float32 [OC] or None
     shift,  # float32 [OC] or None
-    y,  # [N, OC aligned]; with SPLIT_K > 1 float32 [SPLIT_K, N, OC aligned]
+    y,  # [N, OC aligned]
+    parts,  # float32 [SPLIT_K, N, OC aligned] or None
+    counters,  # int32, zero: one a tile, or None
     N,
     P,
     C: tl.constexpr,
@@ -114,14 +125,18 @@ def _linear_kernel(
 
     if TRANSPOSED:
         acc = tl.trans(acc)
-    row = image.to(tl.int64)
+    offset = image.to(tl.int64)[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
+    inside = (image < N)[:, None] & (channel < OC)[None, :]
     if SPLIT_K == 1:
         acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
+        tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
     else:
-        row += part.to(tl.int64) * N
-    target = y + row[:, None] * ((OC + 7) // 8 * 8) + channel[None, :]
-    inside = (image < N)[:, None] & (channel < OC)[None, :]
-    tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
+        size = N.to(tl.int64) * ((OC + 7) // 8 * 8)
+        tl.store(parts + offset + part * size, acc, mask=inside)
+        if arrived_last(counters + tl.program_id(0), SPLIT_K):
+            acc = add_parts(parts + offset, size, inside, BLOCK_M, BLOCK_N, SPLIT_K)
+            acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
+            tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside)
 
 
 # --- configurations --------------------------------------------------------------------------
@@ -201,8 +216,8 @@ def linear(
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
     scratch: torch.Tensor | None = None,
-) -> tuple[Launch, ...]:
-    """Bind one linear layer; calling the results in order fills `out`.
+) -> Launch:
+    """Bind one linear layer; calling the result fills `out`.
 
     x is an activation [H, W, N, C], weight what `pack_weight` made of it [H*W, OC, C], bias [OC]
     or None, out an activation [1, 1, N, OC]; one dtype for all, but `out` may be float32.
@@ -217,26 +232,27 @@ def linear(
     layout.check_rows("linear", n, config.BLOCK_M)
     check_activation("linear", activation)
     scale, shift = affine or (None, None)
-    count = filled(config.SPLIT_K, pixels * -(-c // config.BLOCK_K))
-    split = count > 1
-    parts = parts_of(scratch, count, n, oc, x.device) if split else out
+    split = filled(config.SPLIT_K, pixels * -(-c // config.BLOCK_K))
+    blocks = -(-n // config.BLOCK_M) * -(-oc // config.BLOCK_N)
     arguments = {
         "x": x,
         "w": weight,
         "w_memory": weight,
-        "bias": None if split else bias,
-        "scale": None if split else scale,
-        "shift": None if split else shift,
-        "y": parts,
+        "bias": bias,
+        "scale": scale,
+        "shift": shift,
+        "y": out,
+        "parts": parts_of(scratch, split, n, oc, x.device),
+        "counters": counters_for(split, blocks, x.device),
         "N": n,
         "P": height * width,
         "C": c,
         "OC": oc,
         **fields_of(config, "BLOCK_M", "BLOCK_N", "BLOCK_K"),
-        "SPLIT_K": count,
+        "SPLIT_K": split,
         "TRANSPOSED": config.transposed,
         "DESCRIPTORS": config.descriptors,
-        "ACTIVATION": None if split else activation,
+        "ACTIVATION": activation,
         "PRECISION": precision,
         "PDL": False,
     }
@@ -253,11 +269,7 @@ def linear(
             strides=[oc * pitch, pitch, 1],
             block_shape=[1, config.BLOCK_N, config.BLOCK_K],
         )
-    blocks = -(-n // config.BLOCK_M) * -(-oc // config.BLOCK_N)
-    product = Launch(
-        _linear_kernel, (blocks, count), arguments, config.num_warps, config.num_stages
-    )
-    return (product, sum_parts(parts, bias, out, activation, affine)) if split else (product,)
+    return Launch(_linear_kernel, (blocks, split), arguments, config.num_warps, config.num_stages)
 
 
 def scratch_numbers(shape: LinearShape, config: LinearConfig) -> int:

@@ -1,12 +1,17 @@
-"""Sums that were cut into parts, added up: the second half of every split-K kernel.
+"""Sums cut into parts: what makes one launch of every split-K kernel.
 
     y[m, oc] = act(bias[oc] + sum over parts of parts[part, m, oc]) * scale[oc] + shift[oc]
 
 A small batch gives a convolution or a linear layer fewer tiles than a GPU has multiprocessors, so
-the sum over K is split among programs. Each writes its float32 part; this kernel adds the parts in
-a fixed order, so the result does not depend on which was ready first, and ends with the epilogue.
+the sum over K is split among programs. Each writes its float32 part of the tile and then counts
+itself in; the last to arrive adds the parts and ends with the epilogue. It adds them in their
+order, so the result does not depend on who was last, and it sets the counter back to zero for the
+next launch. That the parts of others are visible to it takes a barrier (all threads have written)
+before an atomic that releases and acquires, and loads past the L1 cache ("threadFenceReduction" in
+NVIDIA's CUDA samples; PTX ISA, "Memory Consistency Model").
 
-Cost: SPLIT_K - 1 additions an output; the parts are read once, 4 * SPLIT_K bytes an output.
+Cost: SPLIT_K - 1 additions an output; the parts are written and read once, 8 * SPLIT_K bytes an
+output, most of it in the L2 cache.
 """
 
 from __future__ import annotations
@@ -15,9 +20,7 @@ import torch
 import triton.language as tl
 
 from . import layout
-from .epilogue import Activated, finish
-from .jit import Launch, jit
-from .pdl import begin
+from .jit import jit
 
 
 @jit
@@ -30,42 +33,30 @@ def at_least_one(steps):
     return tl.maximum(steps, 1)
 
 
-@jit(do_not_specialize=("M", "W", "N", "y_h", "y_w"))
-def _sum_parts_kernel(
-    parts,  # float32 [SPLIT_K, M, OC aligned]
-    bias,  # [OC] or None
-    scale,  # float32 [OC] or None
-    shift,  # float32 [OC] or None
-    y,  # [H, W, N, OC]: M = H * W * N rows
-    M,
-    W,
-    N,
-    y_h,  # strides in units of 8 elements
-    y_w,
-    Y_N: tl.constexpr,  # stride from image to image, in elements
-    OC: tl.constexpr,
-    SPLIT_K: tl.constexpr,
+@jit
+def arrived_last(counter, SPLIT_K: tl.constexpr):
+    """Whether the other programs of this tile have stored their parts; then `counter` is zero."""
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT_K - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@jit
+def add_parts(
+    places,  # where the first part of each element lies
+    size,  # int64: elements from part to part
+    inside,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PDL: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
-    begin(PDL)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (row < M)[:, None] & (channel < OC)[None, :]
-    PITCH: tl.constexpr = (OC + 7) // 8 * 8
-    offset = row.to(tl.int64)[:, None] * PITCH + channel[None, :]
+    """The sum of a tile's parts, in their order."""
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for part in tl.static_range(SPLIT_K):
-        step = M.to(tl.int64) * (part * PITCH)
-        acc += tl.load(parts + step + offset, mask=inside, other=0.0)
-    acc = finish(acc, bias, scale, shift, channel, channel < OC, ACTIVATION)
-    pixel = row // N
-    start = ((pixel // W).to(tl.int64) * y_h + (pixel % W).to(tl.int64) * y_w) * 8
-    start += (row % N).to(tl.int64) * Y_N
-    target = y + start[:, None] + channel[None, :]
-    tl.store(target, acc.to(y.dtype.element_ty), mask=inside)
+        acc += tl.load(places + part * size, mask=inside, other=0.0, cache_modifier=".cg")
+    return acc
 
 
 def filled(split: int, steps: int) -> int:
@@ -80,51 +71,23 @@ def scratch_size(split: int, rows: int, channels: int) -> int:
 
 def parts_of(
     scratch: torch.Tensor | None, split: int, rows: int, channels: int, device: torch.device
-) -> torch.Tensor:
-    """Room for the parts, an activation [1, split, rows, channels]: in `scratch` or new."""
-    if scratch is None:
-        return layout.empty(1, split, rows, channels, torch.float32, device)
-    size = scratch_size(split, rows, channels)
-    pitch = layout.aligned(channels)
-    return scratch[:size].view(1, split, rows, pitch)[..., :channels]
+) -> torch.Tensor | None:
+    """Room for the parts, float32 [split, rows, channels aligned]: in `scratch` or new.
 
-
-def sum_parts(
-    parts: torch.Tensor,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    activation: Activated,
-    affine: tuple[torch.Tensor, torch.Tensor] | None,
-) -> Launch:
-    """Bind the sum of parts [1, SPLIT_K, M, OC] into an activation `out` [H, W, N, OC] of M pixels.
-
-    `out` may be a view that `layout.strides` takes.
+    None if there is one part.
     """
-    _, split, rows, channels = parts.shape
-    scale, shift = affine or (None, None)
-    block_m, block_n = min(16, 1 << (rows - 1).bit_length()), 64
-    arguments = {
-        "parts": parts,
-        "bias": bias,
-        "scale": scale,
-        "shift": shift,
-        "y": out,
-        "M": rows,
-        "W": out.shape[1],
-        "N": out.shape[2],
-        **layout.addressed("y", out),
-        "OC": channels,
-        "SPLIT_K": split,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "ACTIVATION": activation,
-        "PDL": False,
-    }
-    grid = (-(-rows // block_m), -(-channels // block_n))
-    return Launch(_sum_parts_kernel, grid, arguments, num_warps=4, num_stages=1)
+    if split == 1:
+        return None
+    size = scratch_size(split, rows, channels)
+    if scratch is None:
+        scratch = torch.empty(size, dtype=torch.float32, device=device)
+    return scratch[:size].view(split, rows, layout.aligned(channels))
 
 
-def reference(parts: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The sum in float64 without activation: [SPLIT_K, M, OC] to [M, OC]."""
-    total = parts.double().sum(0)
-    return total if bias is None else total + bias.double()
+def counters_for(split: int, tiles: int, device: torch.device) -> torch.Tensor | None:
+    """Zeros, int32, one a tile; None if there is one part.
+
+    Their memory is the launch's own, since what a plan shares is overwritten. Copied from the host,
+    which waits for it: a stream other than the current one may launch next.
+    """
+    return torch.zeros(tiles, dtype=torch.int32).to(device) if split > 1 else None

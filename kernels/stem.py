@@ -8,12 +8,6 @@ the image is then a convolution of stride 1 with a ceil(KH/S) x ceil(KW/S) filte
 products are useful; padding 3 channels to 8 would leave 38 %). Space-to-depth for a strided first
 layer: MLPerf TPU ResNet-50 submissions, 2018.
 
-Such a convolution of `columns` output columns at once is again one of stride 1, over windows of
-several columns (`widen`): 2 columns of AlexNet's conv1 are 128 outputs and 3x1 taps of 192
-channels. More of its products meet zeros (63 % are useful), but a tile of 128 outputs needs half
-the bytes per product that one of 64 does, and on Hopper bytes are what is scarce. The windows
-overlap in memory, so y then lies in rows [H, N, W, C], where a window is one run of channels.
-
 The normalisation happens while loading and is never folded into the weights: padding is zero
 AFTER normalisation, so a folded mean would be wrong at the border. float images are taken as
 normalised already, which is torchvision's convention for what a model is given. Any strides are
@@ -69,26 +63,6 @@ def fold(shape: Conv2dShape) -> tuple[StemShape, Conv2dShape]:
     top, _, left, _ = shape.padding
     stem = StemShape(shape.N, shape.C, shape.H, shape.W, oh, ow, s, (top, left))
     return stem, Conv2dShape(shape.N, s * s * shape.C, oh, ow, shape.OC, kh, kw)
-
-
-def wide(shape: Conv2dShape, columns: int) -> Conv2dShape:
-    """A folded convolution as one that computes `columns` output columns at once."""
-    reach = columns + shape.KW - 1
-    windows = -(-shape.OW // columns)
-    return Conv2dShape(shape.N, reach * shape.C, shape.H, windows, columns * shape.OC, shape.KH, 1)
-
-
-def columns(shape: Conv2dShape, itemsize: int) -> int:
-    """How many columns a GPU best computes at once, without a measurement: one or two.
-
-    Two, where their products with zeros are no more than a tile of 128 bytes of K wastes anyway:
-    48 channels fill three quarters of it, and a window of four columns fills three of them.
-    """
-    if shape.C % layout.CHANNEL_ALIGNMENT or shape.OC % layout.CHANNEL_ALIGNMENT or shape.OC > 128:
-        return 1
-    tile = 128 // itemsize
-    narrow = shape.KW * -(-shape.C // tile)
-    return 2 if -(-(shape.KW + 1) * shape.C // tile) <= narrow else 1
 
 
 # --- kernel ----------------------------------------------------------------------------------
@@ -192,28 +166,6 @@ def pack_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(weight, (0, columns * s - kw, 0, rows * s - kh))
     blocks = padded.reshape(oc, c, rows, s, columns, s)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(oc, s * s * c, rows, columns)
-
-
-def widen(weight: torch.Tensor, columns: int) -> torch.Tensor:
-    """A folded filter [OC, C, KH, KW] to that of `wide`: [columns*OC, (columns+KW-1)*C, KH, 1].
-
-    Output column p of a window reads columns p to p+KW-1 of it; the other products meet zeros.
-    """
-    oc, c, kh, kw = weight.shape
-    made = weight.new_zeros((columns, oc, columns + kw - 1, c, kh))
-    for p in range(columns):
-        made[p, :, p : p + kw] = weight.permute(0, 3, 1, 2)
-    return made.reshape(columns * oc, (columns + kw - 1) * c, kh, 1)
-
-
-def windows(y: torch.Tensor, shape: Conv2dShape, columns: int) -> torch.Tensor:
-    """The stem's output, in rows, as the input of the convolution `shape` that `wide` made.
-
-    y is [H, W, N, C] in memory [H, N, W, C]; the view is [H, W', N, C'] and overlaps itself.
-    """
-    height, column, image, _ = y.stride()
-    size = (shape.H, shape.W, shape.N, shape.C)
-    return y.as_strided(size, (height, columns * column, image, 1), y.storage_offset())
 
 
 # --- launcher --------------------------------------------------------------------------------

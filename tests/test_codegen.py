@@ -86,7 +86,7 @@ def check(launch: Launch, arch: int, dtype: str) -> Binary:
     if arch == 90 and binary.instructions["HGMMA"]:
         waits = binary.sass.count("WARPGROUP.DEPBAR")
         assert waits <= 2, f"{what}: each product waits for the one before it ({waits} waits)"
-    if binary.kernel == "_conv2d_images_kernel" and dtype != "fp32" and arch >= 90:
+    if binary.kernel == "_conv2d_rows_kernel" and dtype != "fp32" and arch >= 90:
         assert binary.instructions["UTMALDG"], f"{what} does not load through TMA"
     return binary
 
@@ -96,7 +96,7 @@ def test_alexnet_as_the_engine_would_run_it(arch: int, dtype: str, batch: int) -
     kernels = set()
     for _, launch in launches("alexnet", arch, dtype, batch):
         kernels.add(check(launch, arch, dtype).kernel)
-    many = "_conv2d_images_kernel" in kernels
+    many = "_conv2d_rows_kernel" in kernels
     assert many == (batch >= 64), f"batch {batch} ran {sorted(kernels)}"
 
 
@@ -168,12 +168,12 @@ def test_triton_makes_the_boxes_that_the_driver_is_told(
 ) -> None:
     arithmetic = ARITHMETIC[dtype]
     shape = conv.Conv2dShape(images, 256, 4, 4, 16, 3, 3)
-    config = conv.Conv2dConfig("images", block_m, 16, block_k, num_stages=1)
+    config = conv.Conv2dConfig("rows", block_m, 16, block_k, num_stages=1)
     x, weight, out = (
         layout.empty(*size, arithmetic.dtype, "meta")
         for size in ((4, 4, images, 256), (1, 9, 16, 256), (2, 2, images, 16))
     )
-    (launch,) = conv.conv2d(x, weight[0], None, out, shape, config, precision=arithmetic.precision)
+    launch = conv.conv2d(x, weight[0], None, out, shape, config, precision=arithmetic.precision)
     expected = [(tensor.box, tensor.swizzle, tensor.itemsize) for tensor in tensor_maps(launch)]
     assert boxes(launch, arch, monkeypatch) == expected
 
@@ -222,7 +222,7 @@ def test_a_table_with_a_row_that_cannot_launch_is_found() -> None:
     (shape,) = (
         s.shape for s in plan(ALEXNET, 256, ARITHMETIC["fp16"], 90).steps if s.name == "conv4"
     )
-    large = {"tiling": "images", "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8}
+    large = {"tiling": "rows", "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8}
     for stages, fits in ((3, True), (6, False)):
         config = large | {"num_stages": stages}
         row = TunedRow("conv2d", without_batch(shape), "fp16", 256, config, 1.0, "", "", "")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
-from alexnet_triton.kernels.conv import images_tiling_fits as fits
+from alexnet_triton.kernels.conv import rows_tiling_fits as fits
 from alexnet_triton.kernels.jit import MAX_TILE
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -25,9 +25,9 @@ Close = Callable[..., None]
 Run = Callable[..., torch.Tensor]
 Check = Callable[..., None]
 Affine = tuple[torch.Tensor, torch.Tensor]
-Tiling = Literal["images", "pixels"]
+Tiling = Literal["rows", "pixels"]
 
-TILINGS: tuple[Tiling, Tiling] = ("images", "pixels")
+TILINGS: tuple[Tiling, Tiling] = ("rows", "pixels")
 PATHS: list[tuple[Tiling, bool]] = list(itertools.product(TILINGS, (True, False)))
 
 each_path = pytest.mark.parametrize(("tiling", "descriptors"), PATHS)
@@ -91,10 +91,7 @@ def answer(
         scale, shift = (fenced(t.shape, t.dtype).copy_(t) for t in affine)
         affine = (scale, shift)
     out = fenced((shape.OH, shape.OW, shape.N, shape.OC), x.dtype)
-    for launch in conv.conv2d(
-        image, filters, offsets, out, shape, config, activation, precision, affine
-    ):
-        launch()
+    conv.conv2d(image, filters, offsets, out, shape, config, activation, precision, affine)()
     return layout.unpack(out).cpu()
 
 
@@ -120,7 +117,7 @@ def check(run: Run, generator: torch.Generator, assert_close: Close) -> Check:
     def check(
         shape: Conv2dShape, dtype: torch.dtype, config: Conv2dConfig, precision: str = "ieee"
     ) -> None:
-        if config.tiling == "images" and config.descriptors and not fits(shape, dtype):
+        if config.tiling == "rows" and config.descriptors and not fits(shape, dtype):
             pytest.skip("a group's channels are no multiple of 16 bytes")
         x, weight, bias = random_operands(shape, dtype, generator)
         y = run(x, weight, bias, shape, config, precision=precision)
@@ -159,10 +156,12 @@ NUMBERS = [
 ]
 for with_descriptors in (True, False):
     # Filters that fill both accumulators, that end in the second, and that do not reach it.
-    two = Conv2dConfig("images", *TILE, descriptors=with_descriptors, BLOCK_N2=16)
+    two = Conv2dConfig("rows", *TILE, descriptors=with_descriptors, BLOCK_N2=16)
     NUMBERS += each(("multiples of the tile", *FULL), two)
-for parts in (2, 5):  # also more of them than there is to add
-    NUMBERS += each(("strides", *FULL), Conv2dConfig("pixels", *TILE, SPLIT_K=parts))
+for tiling, parts in itertools.product(TILINGS, (2, 5)):  # also more than there is to add
+    NUMBERS += each(
+        ("strides", *FULL), Conv2dConfig(tiling, *TILE, descriptors=parts == 2, SPLIT_K=parts)
+    )
 
 
 @pytest.mark.parametrize(("problem", "dtype", "config", "precision"), NUMBERS)
@@ -172,14 +171,15 @@ def test_equals_float64(
     check(PROBLEMS[problem], dtype, config, precision)
 
 
+@pytest.mark.parametrize("tiling", TILINGS)
 def test_a_split_sum_ends_like_a_whole_one(
-    device: torch.device, run: Run, generator: torch.Generator
+    tiling: Tiling, device: torch.device, run: Run, generator: torch.Generator
 ) -> None:
     """Bias, activation, scale and shift once, not in every part; in any scratch memory."""
     shape = Conv2dShape(3, 16, 4, 4, 24, 3, 3, padding=(1, 1, 1, 1))
     x, weight, bias = random_operands(shape, torch.float32, generator)
     affine = (torch.rand(24, generator=generator), torch.rand(24, generator=generator))
-    whole = Conv2dConfig("pixels", 64, 32, 16)
+    whole = Conv2dConfig(tiling, 64, 32, 16)
     split = replace(whole, SPLIT_K=3)
     one, other = (
         run(x, weight, bias, shape, config, "relu", affine=affine) for config in (whole, split)
@@ -190,8 +190,7 @@ def test_a_split_sum_ends_like_a_whole_one(
     out = layout.empty(shape.OH, shape.OW, shape.N, shape.OC, torch.float32, device)
     arguments = (layout.pack(x.to(device)), conv.pack_weight(weight.to(device)), bias.to(device))
     moved = (affine[0].to(device), affine[1].to(device))
-    for launch in conv.conv2d(*arguments, out, shape, split, "relu", affine=moved, scratch=scratch):
-        launch()
+    conv.conv2d(*arguments, out, shape, split, "relu", affine=moved, scratch=scratch)()
     assert torch.equal(layout.unpack(out).cpu(), other)
 
 
@@ -205,7 +204,7 @@ def test_views_of_larger_activations(
     generator: torch.Generator,
     assert_close: Close,
 ) -> None:
-    """A slice of the images of one activation into a slice of another, rows [H, N, W, C]."""
+    """Into a slice of another, rows [H, N, W, C]; pixels also from a slice of the images of one."""
     shape = Conv2dShape(5, 16, 4, 5, 24, 3, 2, padding=(1, 1, 1, 0))
     x, weight, bias = random_operands(shape, torch.float32, generator)
     many = layout.empty(4, 5, 9, 16, torch.float32, device).fill_(torch.nan)
@@ -214,11 +213,12 @@ def test_views_of_larger_activations(
     rows = rows.fill_(torch.nan).transpose(1, 2)
     out = rows[:, 1:-1, 2:]
     packed = conv.pack_weight(weight.to(device))
-    if parts > 1 and tiling == "images":
-        pytest.skip("a tile of images is never split")
     config = Conv2dConfig(tiling, *TILE, descriptors=descriptors, SPLIT_K=parts)
-    for launch in conv.conv2d(image, packed, bias.to(device), out, shape, config):
-        launch()
+    if tiling == "rows":
+        with pytest.raises(ValueError, match=r"144 elements apart, wanted 80, .* pixels tiling"):
+            conv.conv2d(image, packed, bias.to(device), out, shape, config)
+        image = layout.pack(x.to(device))
+    conv.conv2d(image, packed, bias.to(device), out, shape, config)()
     scale = magnitude(x, weight, bias, shape)
     wanted = conv.reference(x, weight, bias, shape)
     made = layout.unpack(out).cpu()
@@ -258,6 +258,27 @@ def test_nan_and_infinity_come_through(
     assert_close(y, wanted, torch.float32, products(shape), scale=100.0)
 
 
+# Few, many and ragged images in tiles of rows: (images, rows of a tile).
+RAGGED = [(1, 16), (3, 64), (8, 16), (9, 32), (16, 16), (33, 16), (100, 64)]
+WINDOWS = {
+    "3x3": Conv2dShape(1, 16, 3, 6, 16, 3, 3, padding=(1, 1, 1, 1)),
+    "5x5 of 6": Conv2dShape(1, 8, 3, 6, 16, 5, 5, padding=(2, 2, 2, 2)),
+    "valid": Conv2dShape(1, 8, 3, 5, 16, 3, 3),
+    "padding over the filter": Conv2dShape(1, 8, 2, 3, 16, 3, 3, padding=(4, 4, 4, 4)),
+    "dilation": Conv2dShape(1, 8, 5, 6, 16, 3, 3, padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "stride": Conv2dShape(1, 8, 5, 7, 16, 3, 3, stride=(2, 2), padding=(1, 1, 1, 1)),
+    "groups": Conv2dShape(1, 16, 3, 4, 16, 3, 3, padding=(1, 1, 1, 1), groups=2),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("images", "block_m"), RAGGED)
+def test_tiles_of_rows_at_any_batch(window: str, images: int, block_m: int, check: Check) -> None:
+    descriptors = images % 2 == 0
+    config = Conv2dConfig("rows", block_m, 16, 16, descriptors=descriptors)
+    check(replace(WINDOWS[window], N=images), torch.float32, config)
+
+
 # Bits
 
 
@@ -269,21 +290,27 @@ def test_tilings_agree_bit_for_bit(problem: str, run: Run, generator: torch.Gene
     """Skipping a tap and adding zeros for it are the same sum in the same order."""
     shape = PROBLEMS[problem]
     x, weight, bias = random_operands(shape, torch.float32, generator)
-    images, pixels = (
+    rows, pixels = (
         run(x, weight, bias, shape, Conv2dConfig(tiling, 32, 32, 16)) for tiling in TILINGS
     )
-    assert torch.equal(images, pixels)
+    assert torch.equal(rows, pixels)
 
 
 @pytest.mark.bits
 @each_path
+@pytest.mark.parametrize("parts", [1, 3])
 def test_an_image_does_not_see_its_neighbours(
-    tiling: Tiling, descriptors: bool, dtype: torch.dtype, run: Run, generator: torch.Generator
+    tiling: Tiling,
+    descriptors: bool,
+    parts: int,
+    dtype: torch.dtype,
+    run: Run,
+    generator: torch.Generator,
 ) -> None:
     """The same bits wherever in a batch it stands, and from run to run."""
     shape = Conv2dShape(21, 19, 2, 2, 20, 2, 2, padding=(1, 0, 0, 1))
     x, weight, bias = random_operands(shape, dtype, generator)
-    config = Conv2dConfig(tiling, 16, 32, 16, descriptors=descriptors)
+    config = Conv2dConfig(tiling, 16, 32, 16, descriptors=descriptors, SPLIT_K=parts)
     y = run(x, weight, bias, shape, config, "relu")
     order = torch.randperm(shape.N, generator=generator)
     again = run(x[order], weight, bias, shape, config, "relu")
@@ -383,7 +410,7 @@ def test_default_configuration(
     assert all(block.bit_count() == 1 and block >= 16 for block in blocks)  # what tl.dot wants
     assert all(a * b <= MAX_TILE for a, b in itertools.combinations(blocks, 2))
     assert config.num_warps in (4, 8)
-    if config.tiling == "images":
+    if config.tiling == "rows":
         assert fits(shape, dtype)
     if config.descriptors:
         assert arch is None or arch >= 90
@@ -392,7 +419,7 @@ def test_default_configuration(
         tile_bytes = rows * config.BLOCK_K * dtype.itemsize
         limit = 232_448 if 90 <= arch < 120 else 166_912  # shared memory of sm_90, and of sm_80
         assert config.num_stages * tile_bytes <= limit
-    assert config.SPLIT_K == 1 or config.tiling == "pixels"
+    assert config.SPLIT_K == 1 or not config.BLOCK_N2
     if invariant:
         for n in (1, 65, 5000):
             other = replace(shape, N=n)
@@ -405,16 +432,19 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
     x = layout.empty(5, 5, 64, 6, torch.float32, "cpu")
     out = layout.empty(3, 3, 64, 4, torch.float32, "cpu")
     weight = conv.pack_weight(torch.zeros(4, 3, 3, 3))
-    images, pixels = (Conv2dConfig(tiling, 16, 16, 16) for tiling in TILINGS)
-    split = Conv2dConfig("images", 16, 16, 16, descriptors=False, SPLIT_K=2)
+    rows, pixels = (Conv2dConfig(tiling, 16, 16, 16) for tiling in TILINGS)
+    split = Conv2dConfig("rows", 16, 16, 16, descriptors=False, SPLIT_K=2, BLOCK_N2=16)
     crooked, many = torch.zeros(5, 5, 64, 7)[..., :6], Conv2dShape(2**21, 8, 32, 32, 8, 1, 1)
+    wide = Conv2dShape(2**21, 8, 1, 1024, 8, 1, 1, stride=(1, 4))
+    flat = torch.zeros(8, dtype=torch.half).expand(1, 1024, 2**21, 8)
     for operand, problem, config, activation, message in (
-        (x, shape, images, None, "3 channels a group are no multiple of 16 bytes"),
+        (x, shape, rows, None, "3 channels a group are no multiple of 16 bytes"),
         (x, shape, pixels, "gelu", r"conv2d: activation must be one of .* got 'gelu'"),
-        (x, shape, replace(pixels, BLOCK_N2=16), None, "SPLIT_K is for the pixels tiling"),
-        (x, shape, split, None, "SPLIT_K is for the pixels tiling"),
+        (x, shape, replace(pixels, BLOCK_N2=16), None, "BLOCK_N2 is for the rows tiling"),
+        (x, shape, split, None, "BLOCK_N2 is for the rows tiling and a whole sum"),
         (crooked, shape, pixels, None, "wanted dense channels and multiples of 8"),
         (x, many, pixels, None, "conv2d: 2147483648 rows .* smaller batch"),
+        (flat, wide, rows, None, "conv2d: 1024 columns of 2097152 images .* smaller batch"),
     ):
         with pytest.raises(ValueError, match=message):
             conv.conv2d(operand, weight, None, out, problem, config, activation)

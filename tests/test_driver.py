@@ -135,10 +135,6 @@ class Layer:
         match self.step.shape:
             case conv.Conv2dShape() as shape:
                 found = conv.default_config(shape, *arithmetic, arch)
-                if self.first and found.tiling == "images" and found.descriptors:
-                    columns = stem.columns(shape, self.arithmetic.dtype.itemsize)
-                    found = conv.default_config(stem.wide(shape, columns), *arithmetic, arch)
-                    found = replace(found, columns=columns)
             case gemm.LinearShape() as shape:
                 found = gemm.default_config(shape, *arithmetic, arch)
             case pool.PoolShape() as shape:
@@ -299,7 +295,7 @@ def test_plans_in_every_order_of_launches(name: str) -> None:
 
 
 def test_what_the_documentation_does_not_describe_is_known() -> None:
-    """Two kinds of descriptor only, and no other: whoever adds one must look it up first."""
+    """One kind of descriptor only, and no other: whoever adds one must look it up first."""
     for name in networks():
         for dtype in ("fp16", "tf32", "fp32"):
             planned, launches = whole(name, 256, dtype, 90)
@@ -307,9 +303,7 @@ def test_what_the_documentation_does_not_describe_is_known() -> None:
             for step_name, launch in launches:
                 step, wanted = steps[step_name], {}
                 match step.shape, step.config:
-                    case _, conv.Conv2dConfig(columns=2):
-                        wanted = {"x": "overlap"}
-                    case conv.Conv2dShape(groups=2), conv.Conv2dConfig(tiling="images"):
+                    case conv.Conv2dShape(groups=2), conv.Conv2dConfig(tiling="rows"):
                         wanted = {"x": "order"}
                 assert departures(launch, 90) == wanted, (name, dtype, step_name)
                 assert departures(launch, 80) == {}
@@ -341,8 +335,7 @@ def large(descriptors: bool) -> Launch:
     x, out = (layout.empty(1, 1, 1, 46_344, torch.float16, "meta") for _ in range(2))
     weight = torch.empty(1, 46_344, 46_344, dtype=torch.float16, device="meta")
     config = conv.Conv2dConfig("pixels", 64, 64, 64, descriptors=descriptors)
-    (launch,) = conv.conv2d(x, weight, None, out, shape, config)
-    return launch
+    return conv.conv2d(x, weight, None, out, shape, config)
 
 
 GOOD = cache(lambda: launch_of("conv4", 256, "fp16", 90))  # x [13, 13, 256, 384], boxes [128, 64]
@@ -414,9 +407,9 @@ def test_what_was_compiled_is_refused_if_too_large() -> None:
     for arch, kib in ((80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)):
         assert refusals(GOOD(), arch, shared=kib * 1024, registers=255) == []
         (line,) = refusals(GOOD(), arch, shared=kib * 1024 + 1)
-        assert line.startswith(f"shared memory: _conv2d_images_kernel: {kib * 1024 + 1} bytes")
+        assert line.startswith(f"shared memory: _conv2d_rows_kernel: {kib * 1024 + 1} bytes")
     (line,) = refusals(replace(GOOD(), num_warps=16), 90, registers=136)
-    assert line.startswith("registers: _conv2d_images_kernel: 69632 registers a block")
+    assert line.startswith("registers: _conv2d_rows_kernel: 69632 registers a block")
 
 
 def test_every_rule_is_seen_to_refuse_and_names_its_source() -> None:

@@ -28,7 +28,7 @@ SHAPE = Conv2dShape(128, 64, 4, 4, 64, 3, 3, padding=(1, 1, 1, 1))
 
 def launch(config: Conv2dConfig) -> Launch:
     """The convolution of SHAPE in half precision, bound to tensors on the CPU."""
-    (made,) = conv.conv2d(
+    return conv.conv2d(
         layout.empty(SHAPE.H, SHAPE.W, SHAPE.N, SHAPE.C, torch.float16, "cpu"),
         conv.pack_weight(torch.zeros(SHAPE.OC, SHAPE.C, SHAPE.KH, SHAPE.KW, dtype=torch.float16)),
         torch.zeros(SHAPE.OC, dtype=torch.float16),
@@ -37,7 +37,6 @@ def launch(config: Conv2dConfig) -> Launch:
         config,
         "relu",
     )
-    return made
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_each_architecture_gets_its_own_instructions(arch: int, product: str, lo
     """Matrix products, and loads that go to shared memory without passing registers."""
     binary = compile_for(launch(conv.default_config(SHAPE, torch.float16, "ieee", arch)), arch)
     assert binary.arch == arch
-    assert binary.kernel == "_conv2d_images_kernel"
+    assert binary.kernel == "_conv2d_rows_kernel"
     assert binary.instructions[product] > 0
     assert binary.instructions[load] > 0
     assert 0 < binary.registers <= 255
@@ -60,14 +59,14 @@ def test_each_architecture_gets_its_own_instructions(arch: int, product: str, lo
 
 def test_registers_that_do_not_fit_show() -> None:
     """Four warps cannot hold 128x256 sums: 256 registers a thread for these alone."""
-    binary = compile_for(launch(Conv2dConfig("images", 128, 256, 32, 4, 3, descriptors=False)), 80)
+    binary = compile_for(launch(Conv2dConfig("rows", 128, 256, 32, 4, 3, descriptors=False)), 80)
     assert binary.spills > 0
     assert binary.stack > 0
     assert f"spills: {binary.spills:,} accesses" in str(refusal(binary))
 
 
 def test_shared_memory_that_does_not_exist_shows() -> None:
-    config = Conv2dConfig("images", 128, 64, 64, 4, 4, descriptors=False)
+    config = Conv2dConfig("rows", 128, 64, 64, 4, 4, descriptors=False)
     fitting = compile_for(launch(config), 80)
     assert fitting.excess == 0
     assert refusal(fitting) is None
@@ -80,7 +79,7 @@ def test_shared_memory_that_does_not_exist_shows() -> None:
 
 
 def test_other_reasons_to_refuse() -> None:
-    binary = compile_for(launch(Conv2dConfig("images", 64, 64, 32, 4, 2, descriptors=False)), 80)
+    binary = compile_for(launch(Conv2dConfig("rows", 64, 64, 32, 4, 2, descriptors=False)), 80)
     assert refusal(binary) is None
     assert refusal(replace(binary, stack=16)) == "has a stack of 16 bytes a thread in local memory"
     assert "64 warps a block" in str(refusal(replace(binary, warps=64)))
@@ -97,7 +96,7 @@ def test_float32_needs_no_tensor_core() -> None:
     weight = conv.pack_weight(torch.zeros(64, 64, 3, 3))
     out = layout.empty(4, 4, 128, 64, torch.float32, "cpu")
     config = conv.default_config(SHAPE, torch.float32, "ieee", 80)
-    (product,) = conv.conv2d(x, weight, None, out, SHAPE, config)
+    product = conv.conv2d(x, weight, None, out, SHAPE, config)
     binary = compile_for(product, 80)
     assert not binary.wants_matrix
     assert not binary.uses_matrix
@@ -320,7 +319,7 @@ def test_compiling_between_two_runs(generator: torch.Generator) -> None:
     weight = torch.randn(16, 16, 1, 1, generator=generator)
     out = layout.empty(1, 1, 16, 16, torch.float32, "cpu").fill_(torch.nan)
     config = Conv2dConfig("pixels", 16, 16, 16)
-    (bound,) = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
+    bound = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
     wanted = conv.reference(x, weight, None, shape)
     for _ in range(2):
         bound()

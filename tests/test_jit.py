@@ -145,11 +145,11 @@ def multiplied(generator: torch.Generator, precision: str, tiling: str | None = 
         shape = conv.Conv2dShape(5, 40, 3, 3, 24, 1, 1)
         wide = conv.Conv2dConfig(tiling, 16, 32, 64)  # type: ignore[arg-type]
         arguments = (layout.pack(x), conv.pack_weight(weight), None, out, shape, wide)
-        (launch,) = conv.conv2d(*arguments, precision=precision)
+        launch = conv.conv2d(*arguments, precision=precision)
     else:
         rows, packed = layout.pack(x)[:1, :1], gemm.pack_weight(weight.flatten(1), 1)
         cut = gemm.LinearConfig(16, 32, 64, descriptors=False)
-        (launch,) = gemm.linear(rows, packed, None, out[:1, :1], cut, precision=precision)
+        launch = gemm.linear(rows, packed, None, out[:1, :1], cut, precision=precision)
     return launch
 
 
@@ -168,7 +168,7 @@ def test_factors_have_the_precision_that_is_asked_for(
     assert torch.allclose(made.double(), exact, rtol=2.0**-23, atol=0.0)
 
 
-@pytest.mark.parametrize("tiling", [None, "images", "pixels"])
+@pytest.mark.parametrize("tiling", [None, "rows", "pixels"])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_a_gpu_gets_the_factors_of_tf32_as_they_are(
     tiling: str | None, arch: int, generator: torch.Generator
@@ -181,7 +181,7 @@ def test_a_gpu_gets_the_factors_of_tf32_as_they_are(
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("tiling", [None, "images", "pixels"])
+@pytest.mark.parametrize("tiling", [None, "rows", "pixels"])
 def test_a_launch_that_overlaps_is_interpreted_as_one_that_does_not(
     tiling: str | None, generator: torch.Generator
 ) -> None:
@@ -214,8 +214,8 @@ from alexnet_triton.kernels import conv, layout
 shape = conv.Conv2dShape(16, 16, 2, 2, 16, 2, 2, padding=(1, 1, 1, 1))
 x, weight = torch.randn(16, 16, 2, 2), torch.randn(16, 16, 2, 2)
 out = layout.empty(shape.OH, shape.OW, 16, 16, torch.float32, "cpu")
-config = conv.Conv2dConfig("images", 16, 16, 16)
-(launch,) = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
+config = conv.Conv2dConfig("rows", 16, 16, 16)
+launch = conv.conv2d(layout.pack(x), conv.pack_weight(weight), None, out, shape, config)
 launch()
 wanted = conv.reference(x, weight, None, shape)
 assert torch.allclose(layout.unpack(out).double(), wanted, rtol=1e-4, atol=1e-4)

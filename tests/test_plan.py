@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.plan import ARITHMETIC, Options, Plan, plan, reconfigured
 from alexnet_triton.engine.spec import Conv2d, MaxPool2d, Network, Preprocess, ReLU
-from alexnet_triton.engine.zoo import ALEXNET, DIGITS
-from alexnet_triton.kernels import stem, tuning
+from alexnet_triton.engine.zoo import ALEXNET, DIGITS, network
+from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
-from alexnet_triton.kernels.tuning import Table, TunedRow
+from alexnet_triton.kernels.tuning import Table, TunedRow, TuningError
 
 FP16 = ARITHMETIC["fp16"]
 
@@ -106,27 +105,15 @@ def test_measured_configurations_come_before_defaults() -> None:
     )
     assert isinstance(conv1.shape, Conv2dShape)
     assert isinstance(conv4.shape, Conv2dShape)
-    assert isinstance(conv1.config, Conv2dConfig)
-    assert conv1.config.columns == 2, "the default for a stem of 48 channels"
-    _, folded = stem.fold(
-        Conv2dShape(256, 3, 224, 224, 64, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2))
-    )
-    pairs = {"tiling": "images", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64, "columns": 2}
-    tiles = {"tiling": "images", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64}
+    tiles = {"tiling": "rows", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64}
     rows = [
         TunedRow("conv2d", tuning.without_batch(s), "fp16", 256, c, 1.0, "3.6.0", "now", "x")
-        for s, c in ((folded, pairs), (conv4.shape, tiles))
+        for s, c in ((conv1.shape, tiles), (conv4.shape, tiles))
     ]
     table = Table("NVIDIA H200", tuple(rows))
     tuned = {s.name: s for s in plan(ALEXNET, 256, FP16, 90, tuned=table).steps}
     assert [name for name, step in tuned.items() if step.tuned] == ["conv1", "conv4"]
-    assert tuned["conv4"].config == Conv2dConfig("images", 256, 128, 64)
-    wide = tuned["conv1"]
-    assert wide.shape == Conv2dShape(256, 192, 57, 28, 128, 3, 1)
-    assert isinstance(wide.config, Conv2dConfig)
-    assert wide.config.BLOCK_M == 256
-    assert (wide.output, wide.row, tuned["input"].row) == ((55, 55, 256, 64), 56, 58)
-    assert wide.work == conv1.work, "products with zeros are no work"
+    assert tuned["conv4"].config == Conv2dConfig("rows", 256, 128, 64)
     assert not any(s.tuned for s in plan(ALEXNET, 4096, FP16, 90, tuned=table).steps), "too far"
     invariant = plan(ALEXNET, 256, FP16, 90, tuned=table, batch_invariant=True)
     assert not any(step.tuned for step in invariant.steps)
@@ -139,22 +126,38 @@ def test_another_configuration_of_one_step() -> None:
     conv3 = next(s for s in reconfigured(planned, "conv3", other).steps if s.name == "conv3")
     assert (conv3.config, conv3.kernel) == (other, "conv2d pixels")
     assert conv3.scratch == 4 * 169 * 64 * 384
-    pairs = replace(other, SPLIT_K=1, columns=2)
-    stem_step, conv1, *_ = reconfigured(planned, "conv1", pairs).steps
-    assert stem_step.row == 58
-    assert isinstance(conv1.shape, Conv2dShape)
-    assert conv1.shape.OC == 128
-    before = planned.steps[1].config
-    assert isinstance(before, Conv2dConfig)
-    again = reconfigured(reconfigured(planned, "conv1", pairs), "conv1", before)
+    before = next(s for s in planned.steps if s.name == "conv3").config
+    assert before is not None
+    again = reconfigured(reconfigured(planned, "conv3", other), "conv3", before)
     assert again == planned
 
 
-def test_few_images_tile_pixels_and_many_tile_images() -> None:
-    for batch, tiling in ((1, "pixels"), (16, "pixels"), (64, "images"), (1024, "images")):
+def test_few_images_tile_pixels_and_others_tile_rows() -> None:
+    for batch, tiling in ((1, "pixels"), (7, "pixels"), (8, "rows"), (100, "rows"), (1024, "rows")):
         for step in plan(ALEXNET, batch, FP16, 90).steps:
             if isinstance(step.config, Conv2dConfig):
                 assert step.config.tiling == tiling
+    # With a stride of 2 a tile stays in one column: rows want images enough.
+    for batch, tiling in ((8, "pixels"), (64, "rows")):
+        steps = {step.name: step for step in plan(network("zfnet"), batch, FP16, 90).steps}
+        assert steps["conv2"].kernel == f"conv2d {tiling}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tiling": "images", "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64},
+        {"tiling": "rows", "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "columns": 2},
+    ],
+)
+def test_a_row_of_an_older_kernel_is_refused(config: dict[str, object]) -> None:
+    (conv4,) = (step for step in plan(ALEXNET, 256, FP16, 90).steps if step.name == "conv4")
+    row = TunedRow(
+        "conv2d", tuning.without_batch(conv4.shape), "fp16", 256, config, 1.0, "", "", ""
+    )
+    with pytest.raises(TuningError, match=r"H200's table: conv2d .*; tune it again") as caught:
+        plan(ALEXNET, 256, FP16, 90, tuned=Table("NVIDIA H200", (row,)))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_small_piece_of_a_long_batch_keeps_the_long_batchs_configurations() -> None:

@@ -16,7 +16,7 @@ import linecache
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import network
-from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, split_k, stem
+from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, stem
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig
 from alexnet_triton.kernels.jit import Kernel, Launch, jit
@@ -47,7 +47,7 @@ Epilogue = tuple[bool, str | None, bool]  # bias, activation, scale and shift
 
 # No two blocks of one kernel are of one size: triton-viz takes equal ranges for the same number.
 TILE = (16, 32, 64)
-IMAGES = Conv2dConfig("images", *TILE, descriptors=False)
+ROWS = Conv2dConfig("rows", *TILE, descriptors=False)
 PIXELS = Conv2dConfig("pixels", *TILE, descriptors=False)
 WHOLE = LinearConfig(*TILE, descriptors=False)
 SPLIT = LinearConfig(*TILE, SPLIT_K=3, descriptors=False)
@@ -123,7 +123,7 @@ def convolution(
     out = activation(shape.OH, shape.OW, shape.N, shape.OC)
     packed = conv.pack_weight(weight)
     bound = module.conv2d(x, packed, bias, out, shape, config, epilogue[1], "ieee", affine)
-    return all_parts(several(bound))
+    return several(bound)
 
 
 def linear(
@@ -169,47 +169,25 @@ def entry(
     return several(module.stem(pixels, mean, std, out, shape, StemConfig(32)))
 
 
-def wide_entry(descriptors: bool) -> list[Launch]:
-    """A first convolution of two output columns at once, over windows of rows that overlap."""
-    whole = Conv2dShape(2, 2, 9, 11, 5, 5, 6, stride=(2, 2), padding=(1, 0, 1, 2))
-    shape, folded = stem.fold(whole)
-    assert folded.OW % 2 == 1
-    columns = folded.OW + 1 + folded.KW - 1  # the last window has a column more than is wanted
-    shape = replace(shape, OW=columns)
-    out = layout.empty(shape.OH, 2, columns, 8, torch.half, "cpu").zero_().transpose(1, 2)
-    wide = stem.wide(folded, 2)
-    (first,) = entry(torch.zeros(2, 2, 9, 11).half(), shape=shape, out=out)
-    config = replace(IMAGES, descriptors=descriptors)
-    return [first, *convolution(wide, config, x=stem.windows(out, wide, 2))]
-
-
 def products(descriptors: bool) -> dict[str, list[Launch]]:
     """Convolutions and linear layers, with tensor descriptors or plain pointers."""
-    made: dict[str, list[Launch]] = {"wide first layer": wide_entry(descriptors)}
-    images, pixels = (replace(config, descriptors=descriptors) for config in (IMAGES, PIXELS))
+    made: dict[str, list[Launch]] = {}
+    rows, pixels = (replace(config, descriptors=descriptors) for config in (ROWS, PIXELS))
     for name, shape in CONVOLUTIONS.items():
         made[f"conv, pixels, {name}"] = convolution(shape, pixels)
-        if conv.images_tiling_fits(shape, torch.half) or not descriptors:
-            made[f"conv, images, {name}"] = convolution(shape, images)
+        if conv.rows_tiling_fits(shape, torch.half) or not descriptors:
+            made[f"conv, rows, {name}"] = convolution(shape, rows)
     for name in ("multiples of nothing", "aligned groups"):
-        two, split = replace(images, BLOCK_N2=8), replace(pixels, SPLIT_K=3)
+        two, split = replace(rows, BLOCK_N2=8), replace(pixels, SPLIT_K=3)
         made[f"conv, two accumulators, {name}"] = convolution(CONVOLUTIONS[name], two)
         made[f"conv, 3 parts, {name}"] = convolution(CONVOLUTIONS[name], split)
+        several_rows = replace(rows, SPLIT_K=3)
+        made[f"conv, 3 parts of rows, {name}"] = convolution(CONVOLUTIONS[name], several_rows)
     forms = itertools.product((WHOLE, SPLIT), (False, True), LINEARS.items())
     for form, transposed, (name, sizes) in forms:
         config = replace(form, transposed=transposed, descriptors=descriptors)
         made[f"linear, {form.SPLIT_K} parts, {transposed=}, {name}"] = linear(sizes, config)
     return made
-
-
-def all_parts(made: Sequence[Launch]) -> list[Launch]:
-    """The same, with all parts of a split sum for the tensor that the first kernel fills.
-
-    A convolution's launcher gives it the first part, from which it reaches the others.
-    """
-    *first, last = made
-    whole = {"y": last.arguments["parts"]} if first else {}
-    return [replace(each, arguments=each.arguments | whole) for each in first] + [last]
 
 
 def others() -> dict[str, list[Launch]]:
@@ -239,12 +217,6 @@ def others() -> dict[str, list[Launch]]:
     deep = replace(STEM, S=1, OH=11, OW=10, padding=(2, 2))  # more border than pixels folded
     made["stem, deep border"] = entry(torch.zeros(2, 3, 9, 7), shape=deep)
     return made
-
-
-def summing(module: Any) -> list[Launch]:
-    """Three parts of 5 rows of 40 channels."""
-    scratch, out = torch.zeros(1, 3, 5, 40), activation(1, 1, 5, 40)
-    return several(module.sum_parts(scratch, None, out, None, None))
 
 
 # Faults
@@ -291,13 +263,12 @@ def on_softmax(module: Any) -> list[Launch]:
 # A module, a part of a mask in it, what to put there, whose elements are reached then, and how to
 # launch the kernel from a copy of the module.
 MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launch]]]] = {
-    "images": (conv, "image < N", "image <= N", "x", lambda m: convolution(EVEN, IMAGES, module=m)),
+    "rows": (conv, "row < W * N", "row <= W * N", "x", lambda m: convolution(EVEN, ROWS, module=m)),
     "pixels": (conv, "ih < H", "ih <= H", "x", on_pixels),
     "filters": (conv, "n < OC", "n <= OC", "w", on_pixels),
     "tail": (conv, "channel < OC", "channel <= OC", "bias", on_pixels),
     "linear": (gemm, "image < N", "image <= N", "x", lambda m: linear(SIZES, WHOLE, module=m)),
     "split": (gemm, "channel < OC", "channel <= OC", "y", lambda m: linear(SIZES, SPLIT, module=m)),
-    "parts": (split_k, "row < M", "row <= M", "parts", summing),
     "max": (pool, "inside & valid[:, None]", "inside", "x", lambda m: pooling(m.max_pool2d, ENDS)),
     "average": (pool, "inside & valid[:, None]", "inside", "x", on_averages),
     "lrn": (lrn, "row < M", "row <= M", "y", lambda m: normalisation(LRNShape(18, 16, 5), m)),
@@ -388,7 +359,7 @@ def test_a_plan_stays_inside_its_slots(
     made = {"": [head.stem(images) for head in bound.heads]}
     after = [*(each for head in bound.heads for each in head.launches), *bound.launches]
     for name, several in after:
-        made.setdefault(name, []).extend(all_parts(several))
+        made.setdefault(name, []).extend(several)
     assert len(made) == len(plan.steps)
     assert faults(made) == {}
 

@@ -142,7 +142,7 @@ def test_the_source_is_known_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     before = name("conv2")
     assert before == name("conv3") == name("conv2", batch=2)
     assert before != name("fc7")
-    for function in (conv._conv2d_images_kernel, epilogue.finish):
+    for function in (conv._conv2d_rows_kernel, epilogue.finish):
         with monkeypatch.context() as patch:
             patch.setattr(function, "_src", function.src + "# another")
             assert name("conv2") != before, function

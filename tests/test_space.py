@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import pytest
 from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.bench.tune.space import Space, SpaceError, key, listed, space, within
-from alexnet_triton.bench.tune.tuner import _folded
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, KernelConfig
 from alexnet_triton.engine.zoo import network
@@ -115,41 +114,19 @@ def test_groups_of_a_few_channels_take_no_descriptors() -> None:
     step = replace(problem.step, shape=replace(problem.step.shape, groups=16))
     configs = space(step, problem.plan.arithmetic, 90).configs()
     assert {c["tiling"] for c in configs if c["descriptors"]} == {"pixels"}
-    assert {c["tiling"] for c in configs} == {"images", "pixels"}
+    assert {c["tiling"] for c in configs} == {"rows", "pixels"}
 
 
 def test_the_rules_know_the_problem() -> None:
     small, large = find("conv4", 1, 90), find("conv4", 256, 90)
     few, many = space_of(small, 90).configs(), space_of(large, 90).configs()
-    assert {config["tiling"] for config in few} == {"pixels"}, "no tile of images is half full"
-    assert {config["tiling"] for config in many} == {"images", "pixels"}
+    assert {config["tiling"] for config in few} == {"pixels"}, "no tile of rows is half full"
+    assert {config["tiling"] for config in many} == {"rows", "pixels"}
     assert max(config["SPLIT_K"] for config in few) > 1
     assert {config["SPLIT_K"] for config in many} == {1}, "there are tiles enough"
     assert any(config["BLOCK_N2"] for config in space_of(find("conv3", 256, 90), 90).configs())
     exact = space_of(find("conv4", 256, 90, "fp32"), 90).configs()
     assert max(config["BLOCK_M"] * config["BLOCK_N"] for config in exact) <= 8192
-
-
-@pytest.mark.parametrize(
-    ("of", "name", "columns"), [("alexnet", "conv1", {1, 2, 4}), ("vgg11", "conv1_1", {1})]
-)
-def test_a_first_convolution_may_take_several_columns(
-    of: str, name: str, columns: set[int]
-) -> None:
-    """Where channels are aligned; the stem then writes what so many columns read."""
-    problem = find(name, 64, 90, of=of)
-    folded = _folded(problem, problem.step)
-    configs = space(problem.step, problem.plan.arithmetic, 90, folded).configs()
-    assert {config["columns"] for config in configs} == columns
-    for count in columns:
-        widest = max(config["BLOCK_N"] for config in configs if config["columns"] == count)
-        assert widest == min(256, 64 * count)
-    given = tensors(problem, "meta")
-    for config in configs[:: len(configs) // 10]:
-        variant = configured(problem, replace(config_of(problem), **config))
-        assert isinstance(variant.step.shape, Conv2dShape)
-        assert 64 * config["columns"] == variant.step.shape.OC
-        assert ready(variant, given).launches
 
 
 def test_the_interpreter_has_a_few_large_tiles() -> None:
@@ -161,11 +138,11 @@ def test_the_interpreter_has_a_few_large_tiles() -> None:
 
 def test_a_user_chooses_values() -> None:
     problem = find("conv4", 256, 90)
-    values = {"BLOCK_M": ["128"], "descriptors": ["true"], "tiling": ["images"]}
+    values = {"BLOCK_M": ["128"], "descriptors": ["true"], "tiling": ["rows"]}
     chosen = within(space_of(problem, 90), {**values, "num_stages": ["3", "6"]})
     configs = chosen.configs()
     fixed = {(c["BLOCK_M"], c["descriptors"], c["tiling"]) for c in configs}
-    assert fixed == {(128, True, "images")}
+    assert fixed == {(128, True, "rows")}
     assert {c["num_stages"] for c in configs} == {3, 6}
     with pytest.raises(SpaceError, match="no parameter 'BLOCK_Q'; this kernel has tiling, BLOCK_M"):
         within(chosen, {"BLOCK_Q": ["1"]})
@@ -180,8 +157,7 @@ def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
     """A split in six is in no list of powers of two."""
     planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
     for problem in problems(planner, "fp16", batch):
-        folded = _folded(problem, problem.step)
-        made = space(problem.step, problem.plan.arithmetic, 90, folded)
+        made = space(problem.step, problem.plan.arithmetic, 90)
         start = asdict(config_of(problem))
         near = made.neighbours(start)
         moved = {name for other in near for name in other if other[name] != start[name]}

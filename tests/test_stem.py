@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
 from alexnet_triton.kernels import conv, layout, stem
-from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.conv import Conv2dShape
 from alexnet_triton.kernels.stem import StemConfig, StemShape
 
 Fenced = Callable[[Sequence[int], torch.dtype], torch.Tensor]
@@ -119,64 +117,13 @@ def test_folded_convolution_equals_the_original(
     out = fenced((folded.OH, folded.OW, 2, 10), torch.float32)
     packed = conv.pack_weight(stem.pack_weight(weight, stride).to(device))
     tiles = conv.default_config(folded, torch.float32, "ieee", arch)
-    for launch in conv.conv2d(y, packed, bias.to(device), out, folded, tiles):
-        launch()
+    conv.conv2d(y, packed, bias.to(device), out, folded, tiles)()
 
     normalised = (images.double() / 255 - MEAN[:, None, None]) / STD[:, None, None].double()
     wanted = conv.reference(normalised, weight, bias, problem)
     scale = conv.reference(normalised.abs(), weight.abs(), bias.abs(), problem)
     reduction = 3 * kernel[0] * kernel[1]
     assert_close(layout.unpack(out), wanted, torch.float32, reduction, scale=scale)
-
-
-@pytest.mark.parametrize("columns", [2, 3])
-@pytest.mark.parametrize("tiling", ["images", "pixels"])
-def test_several_columns_at_once_equal_the_original(
-    columns: int,
-    tiling: Literal["images", "pixels"],
-    device: torch.device,
-    arch: int | None,
-    generator: torch.Generator,
-    assert_close: Close,
-) -> None:
-    """Windows that overlap in memory; the last one reaches over the image's edge."""
-    problem = Conv2dShape(5, 2, 17, 19, 8, 7, 7, stride=(4, 4), padding=(2, 2, 2, 2))
-    fold, folded = stem.fold(problem)
-    several = stem.wide(folded, columns)
-    assert folded.OW % columns, "the last window is only partly there"
-    assert columns * folded.OC == several.OC
-    stored = several.OW * columns
-    shape = replace(fold, OW=stored + folded.KW - 1)
-    images = pixels(5, 2, 17, 19, generator=generator)
-    weight = torch.randn(8, 2, 7, 7, generator=generator)
-    bias = torch.randn(8, generator=generator)
-    mean, std = (t[:2].to(device) for t in (MEAN, STD))
-
-    y = layout.empty(shape.OH, 5, shape.OW, 32, torch.float32, device)
-    y = y.fill_(torch.nan).transpose(1, 2)
-    stem.stem(images.to(device), mean, std, y, shape, stem.default_config(shape, arch))()
-    out = layout.empty(folded.OH, 5, stored, 8, torch.float32, device)
-    out = out.fill_(torch.nan).transpose(1, 2)
-    height, column, image, _ = out.stride()
-    size = (several.OH, several.OW, several.N, several.OC)
-    wide_out = out.as_strided(size, (height, columns * column, image, 1))
-    packed = conv.pack_weight(stem.widen(stem.pack_weight(weight, 4), columns).to(device))
-    config = Conv2dConfig(tiling, 16, 16, 32)
-    for launch in conv.conv2d(
-        stem.windows(y, several, columns),
-        packed,
-        bias.repeat(columns).to(device),
-        wide_out,
-        several,
-        config,
-    ):
-        launch()
-    assert out.isfinite().all()
-    normalised = (images.double() / 255 - MEAN[:2, None, None]) / STD[:2, None, None].double()
-    wanted = conv.reference(normalised, weight, bias, problem)
-    scale = conv.reference(normalised.abs(), weight.abs(), bias.abs(), problem)
-    made = layout.unpack(out[:, : folded.OW])
-    assert_close(made, wanted, torch.float32, 2 * 49, scale=scale)
 
 
 @pytest.mark.parametrize(

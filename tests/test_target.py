@@ -326,7 +326,7 @@ def test_a_cards_name_brings_its_tuned_table(
 ) -> None:
     """A tuned tile, slices and dependent launch: planned, bound, kept in the plan, and run."""
     (conv3,) = (s for s in plan(WIDE, 70, ARITHMETIC["fp16"], 90).steps if s.name == "conv3")
-    tile = {"tiling": "images", "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_N2": 64}
+    tile = {"tiling": "rows", "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_N2": 64}
     how = {"slice_images": 33, "slice_until": "pool1", "pdl": True}
     run = {"network": "wide", "C": 3, "H": 15, "W": 15}
     h200_table(

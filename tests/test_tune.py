@@ -218,7 +218,7 @@ def test_a_search_starts_from_the_best_of_its_hints(tuner: Tuner) -> None:
     assert problem.step.config is not None
     default = asdict(problem.step.config)
     half, quarter = ({**default, "BLOCK_K": default["BLOCK_K"] // cut} for cut in (2, 4))
-    strange = [{**default, "BLOCK_K": 24}, {"tiling": "images"}]
+    strange = [{**default, "BLOCK_K": 24}, {"tiling": "rows"}]
     hints = [half, *strange, quarter]
     tried: list[dict[str, Any]] = []
     outcome = tune(

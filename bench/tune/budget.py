@@ -19,7 +19,6 @@ from ...engine.plan import Step
 from ...kernels import tuning
 from ..measure.problem import Problem, problems
 from ..measure.roofline import COPY, roof_us
-from .tuner import table_shape
 
 ASKED_FOR = ("conv2d", "linear", "max_pool2d", "avg_pool2d", "stem")
 """What a plan asks its table for; other steps run by their defaults whatever the table says."""
@@ -82,7 +81,7 @@ def searches(
         work = targets(planner, dtype, batch, names)
         times = [_time_us(step, dtype) for _, step in work]
         for (problem, step), time_us in zip(work, times, strict=True):
-            op, shape = step.kernel.split()[0], tuning.without_batch(table_shape(problem, step))
+            op, shape = step.kernel.split()[0], tuning.without_batch(step.shape)
             row = tuning.TunedRow(op, shape, dtype, batch, {}, 0.0, "", "", "")
             if names is not None or op in ASKED_FOR:
                 weight = time_us / sum(times) / (1 + place / 2)

@@ -21,11 +21,10 @@ import torch
 
 from ...engine.plan import Arithmetic, Step
 from ...errors import Error
-from ...kernels import stem
-from ...kernels.conv import Conv2dShape, images_tiling_fits
+from ...kernels.conv import Conv2dShape, rows_tiling_fits
 from ...kernels.gemm import LinearShape
 from ...kernels.jit import MAX_TILE, power_of_two
-from ...kernels.layout import CHANNEL_ALIGNMENT, aligned
+from ...kernels.layout import aligned
 from ...kernels.lrn import LRNShape
 from ...kernels.pool import PoolShape
 from ...kernels.softmax import SoftmaxShape
@@ -80,24 +79,15 @@ class Space:
         return inside and self.legal(config)
 
 
-def space(
-    step: Step, arithmetic: Arithmetic, arch: int | None, folded: Conv2dShape | None = None
-) -> Space:
+def space(step: Step, arithmetic: Arithmetic, arch: int | None) -> Space:
     """The space of a step on compute capability `arch`; None, the interpreter, has a few tiles.
 
-    `folded` is the shape of a network's first convolution at one column at a time (`stem.fold`),
-    which may compute several columns at once; None for every other step. Raises SpaceError for a
-    step without a kernel.
+    Raises SpaceError for a step without a kernel.
     """
     if step.config is None:
         raise SpaceError(f"{step.name}: an exchange between towers has no kernel to tune")
     fields = asdict(step.config)
-    if arch is None:
-        made = _interpreted(fields)
-    elif folded is not None:
-        made = _conv2d(folded, arithmetic, arch, columns=(1, 2, 4))
-    else:
-        made = _compiled(step.shape, arithmetic, arch)
+    made = _interpreted(fields) if arch is None else _compiled(step.shape, arithmetic, arch)
     parameters = {
         name: _with(made.parameters.get(name, (value,)), value) for name, value in fields.items()
     }
@@ -197,14 +187,9 @@ def _compiled(shape: object, arithmetic: Arithmetic, arch: int) -> Space:
     raise SpaceError(f"no space is declared for {type(shape).__name__}")
 
 
-def _conv2d(
-    shape: Conv2dShape, arithmetic: Arithmetic, arch: int, columns: tuple[int, ...] = (1,)
-) -> Space:
-    """`columns` are how many output columns may be computed at once: see `stem.wide`."""
-    if shape.C % CHANNEL_ALIGNMENT or shape.OC % CHANNEL_ALIGNMENT:
-        columns = (1,)
+def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
     parameters = {
-        "tiling": ("images", "pixels"),
+        "tiling": ("rows", "pixels"),
         "BLOCK_M": (32, 64, 128, 256),
         "BLOCK_N": (32, 64, 128, 256),
         "BLOCK_N2": (0, 32, 64, 128),
@@ -213,56 +198,41 @@ def _conv2d(
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4, 5),
         "descriptors": (False, True),
-        "columns": columns,
     }
-    wide = {count: stem.wide(shape, count) if count > 1 else shape for count in columns}
+    channels, filters = shape.C // shape.groups, shape.OC // shape.groups
+    # The longest run of rows that a tile may hold.
+    in_row = shape.N * (shape.OW if shape.stride[1] == 1 else 1)
+    everywhere = shape.N * shape.OH * shape.OW
 
-    def at(config: Config) -> Conv2dShape:
-        return wide[config["columns"]]
-
-    def images(config: Config) -> bool:
-        return bool(config["tiling"] == "images")
-
-    def channels(config: Config) -> int:
-        return at(config).C // at(config).groups
-
-    def filters(config: Config) -> int:
-        return at(config).OC // at(config).groups
-
-    def rows(config: Config) -> int:
-        return at(config).N * at(config).OH * at(config).OW
+    def by_rows(config: Config) -> bool:
+        return bool(config["tiling"] == "rows")
 
     def steps(config: Config) -> int:
-        return at(config).KH * at(config).KW * _tiles(channels(config), config["BLOCK_K"])
+        return shape.KH * shape.KW * _tiles(channels, config["BLOCK_K"])
 
     def tiles(config: Config) -> int:
-        return _tiles(rows(config), config["BLOCK_M"]) * _tiles(at(config).OC, config["BLOCK_N"])
+        return _tiles(everywhere, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
 
     rules: Rules = {
-        "a tile of images is at least half full": lambda t: (
-            not images(t) or t["BLOCK_M"] < 2 * shape.N
+        "a tile of rows is at least half full": lambda t: (
+            not by_rows(t) or t["BLOCK_M"] < 2 * in_row
         ),
         "a tile of pixels is no longer than the output": lambda t: (
-            t["BLOCK_M"] <= power_of_two(rows(t), 32, 256)
+            t["BLOCK_M"] <= power_of_two(everywhere, 32, 256)
         ),
         "a tile is no wider than the filters": lambda t: (
-            t["BLOCK_N"] <= power_of_two(filters(t), 32, 256)
+            t["BLOCK_N"] <= power_of_two(filters, 32, 256)
         ),
-        "a second accumulator is narrower, needed, and for a tile of images": lambda t: (
-            not t["BLOCK_N2"] or (images(t) and t["BLOCK_N2"] < t["BLOCK_N"] < filters(t))
+        "a second accumulator is narrower, needed, and for whole sums of rows": lambda t: (
+            not t["BLOCK_N2"]
+            or (by_rows(t) and t["SPLIT_K"] == 1 and t["BLOCK_N2"] < t["BLOCK_N"] < filters)
         ),
-        "a K step is no longer than the channels": lambda t: _k_step(t, channels(t)),
-        "a sum is split where tiles are of pixels and few, and a part has four steps": lambda t: (
-            t["SPLIT_K"] == 1
-            or (
-                not images(t)
-                and t["columns"] == 1  # parts are dense
-                and steps(t) >= 4 * t["SPLIT_K"]
-                and tiles(t) < FEW
-            )
+        "a K step is no longer than the channels": lambda t: _k_step(t, channels),
+        "a sum is split where tiles are few, and a part has four steps": lambda t: (
+            t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW)
         ),
         "descriptors step from group to group by 16 bytes": lambda t: (
-            not (images(t) and t["descriptors"]) or images_tiling_fits(shape, arithmetic.dtype)
+            not (by_rows(t) and t["descriptors"]) or rows_tiling_fits(shape, arithmetic.dtype)
         ),
         **_matrix_rules(arithmetic, arch),
     }

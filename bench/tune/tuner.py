@@ -28,11 +28,9 @@ import triton
 from ...engine.load import one_of
 from ...engine.plan import Step
 from ...kernels import tuning
-from ...kernels.conv import Conv2dConfig, Conv2dShape
 from ...kernels.jit import architecture
-from ...kernels.stem import StemShape
 from ..env import environment
-from ..measure.problem import Problem, configured, ready, tensors
+from ..measure.problem import Problem, ready, tensors
 from ..measure.timing import CLOCKS, Clock
 from ..worker import Lost, Worker
 from .cache import Cache, Subject, Trial, source_hash
@@ -236,8 +234,7 @@ def tune(
     if seconds is not None:
         end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
     search = _Search(problem, step, tuner, cache, known_as, limit, resume, told, end)
-    first = _folded(problem, step)
-    searched = within(space(step, problem.plan.arithmetic, tuner.arch, first), values or {})
+    searched = within(space(step, problem.plan.arithmetic, tuner.arch), values or {})
     assert step.config is not None  # space() has refused it
     default = asdict(step.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
@@ -305,7 +302,7 @@ class _Search:
         return Outcome(
             self.subject,
             self.step.kernel.split()[0],
-            table_shape(self.problem, self.step),
+            self.step.shape,
             tuple(self.trials.values()),
             self.fresh,
             len(searched.configs()),
@@ -349,26 +346,6 @@ class _Search:
             if trial.status != "ok":
                 self.cache.append(replace(trial, reason=f"right at first, then {trial.reason}"))
         return final
-
-
-def _folded(problem: Problem, step: Step) -> Conv2dShape | None:
-    """The shape of a first convolution at one column at a time, None for every other step.
-
-    It is also the shape that tables of tuned configurations know it by.
-    """
-    steps = problem.plan.steps
-    if step not in steps[1:2] or not isinstance(steps[0].shape, StemShape):
-        return None
-    if not isinstance(step.config, Conv2dConfig):
-        return None
-    narrow = configured(problem, replace(step.config, columns=1), step.name).plan.steps[1].shape
-    assert isinstance(narrow, Conv2dShape)
-    return narrow
-
-
-def table_shape(problem: Problem, step: Step) -> Any:
-    """The kernel's shape, a dataclass, that tables of tuned configurations know a step by."""
-    return _folded(problem, step) or step.shape
 
 
 def subject(problem: Problem, step: Step, device: str) -> Subject:
