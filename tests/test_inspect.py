@@ -305,8 +305,8 @@ def test_configurations_in_words() -> None:
     assert isinstance(step.config, Conv2dConfig)
     assert made == replace(step.config, BLOCK_N=128, descriptors=False, tiling="pixels")
     assert parse("default", step) == step.config
-    with pytest.raises(EngineError, match="tiling: wanted images or pixels, got 'rows'"):
-        parse("tiling=rows", step)
+    with pytest.raises(EngineError, match="tiling: wanted rows or pixels, got 'images'"):
+        parse("tiling=images", step)
     with pytest.raises(EngineError, match="descriptors: wanted true or false"):
         parse("descriptors=1", step)
 

@@ -195,11 +195,12 @@ class _Watch:
         owner = np.minimum(number, np.uint64(len(self.ranges))).astype(np.int64)
         offset = (pointers.data - shown[owner]).view(np.int64)
         inside = (offset >= 0) & (offset + width <= size[owner])
-        wrong = mask.data & ~inside
+        allowed = np.asarray(mask.data).astype(bool)  # Triton's own are 32-bit numbers where rows meet a scalar
+        wrong = allowed & ~inside
         for i in np.unique(owner[wrong]):
             self._note(access, ranges[i], offset[wrong & (owner == i)] // width, width)
         data = np.where(inside, pointers.data - shown[owner] + real[owner], np.uint64(0))
-        return TensorHandle(data, pointers.dtype), TensorHandle(mask.data & inside, tl.int1)
+        return TensorHandle(data, pointers.dtype), TensorHandle(allowed & inside, tl.int1)
 
     def _note(self, access: str, range_: _Range, elements: Any, width: int) -> None:
         new = Violation(
