@@ -73,6 +73,15 @@ def fits(shape: Conv2dShape, pixel: int) -> bool:
     return whole and window(shape, pixel, 1) <= LARGEST
 
 
+def padded(shape: Conv2dShape, pixel: int) -> tuple[int, int]:
+    """Rows and columns of images that every form reads, the image's and what makes them whole.
+
+    The stride divides the rows, and a row is a multiple of 16 bytes.
+    """
+    stride, block = shape.stride[0], 8 // math.gcd(8, pixel)
+    return -(-shape.H // stride) * stride, -(-shape.W // block) * block
+
+
 def in_place(images: torch.Tensor, dtype: torch.dtype, shape: Conv2dShape, form: str) -> bool:
     """Whether images [N, C, H, W] can be read where they lie, pixel = C, by launches of a form.
 

@@ -197,18 +197,20 @@ def test_bytes_through_the_pass(
     pictures = torch.randint(0, 256, (3, channels, 21, 22), dtype=torch.uint8, generator=generator)
     mean, std = (torch.rand(channels, generator=generator) + 0.1 for _ in range(2))
     _, weight, bias = random_operands(shape, torch.float16, generator)
-    room = ChannelsLastShape(3, channels, 21, 22, 24, 24, pixel)
-    rows = fenced((3, 24, 24 * pixel), torch.float16)
+    height, width = first_layer.padded(shape, pixel)
+    assert (height, width) == (24, {1: 24, 3: 22}[channels])
+    room = ChannelsLastShape(3, channels, 21, 22, height, width, pixel)
+    rows = fenced((3, height, width * pixel), torch.float16)
     channels_last.channels_last(
         *(pictures.to(device), mean.to(device), std.to(device)),
-        *(rows.unflatten(2, (24, pixel)), room, channels_last.default_config(room, None)),
+        *(rows.unflatten(2, (width, pixel)), room, channels_last.default_config(room, None)),
     )()
     config = FirstLayerConfig(form, 2, 64, 64, 0, 64)
     out = fenced((shape.OH, shape.OW, 3, 24), torch.float32)
     packed = first_layer.pack_weight(weight.to(device), shape, pixel, 2)
     for launch in first_layer.first_layer(rows, packed, bias.to(device), out, shape, pixel, config):
         launch()
-    x = rows.unflatten(2, (24, pixel))[:, :21, :22, :channels].permute(0, 3, 1, 2).cpu()
+    x = rows.unflatten(2, (width, pixel))[:, :21, :22, :channels].permute(0, 3, 1, 2).cpu()
     normalised = (pictures.double() / 255 - mean[:, None, None]) / std[:, None, None]
     assert torch.allclose(x.double(), normalised, rtol=1e-3, atol=1e-3)
     scale = magnitude(x, weight, bias, shape)
