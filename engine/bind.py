@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from ..kernels import channels_last, conv, first_layer, gemm, lrn, pool, softmax
 from ..kernels.jit import Launch
 from ..kernels.pdl import overlapping
 from .fuse import Block, fuse
@@ -37,6 +37,23 @@ class Packed:
     affine: dict[str, Affine]  # after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
+    first: dict[str, torch.Tensor]  # the first convolution's [OC, C, KH, KW], packed when bound
+    _packed: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict)
+
+    def first_layer(
+        self, name: str, shape: conv.Conv2dShape, pixel: int, columns: int
+    ) -> torch.Tensor:
+        """The first convolution's weight for `columns` outputs of `pixel` numbers at once."""
+        key = (name, shape.stride, shape.padding, pixel, columns)
+        if key not in self._packed:
+            self._packed[key] = first_layer.pack_weight(self.first[name], shape, pixel, columns)
+        return self._packed[key]
+
+    def conv2d(self, name: str) -> torch.Tensor:
+        """An ordinary convolution's weight, even the first's."""
+        if name not in self.weight:
+            self.weight[name] = conv.pack_weight(self.first[name])
+        return self.weight[name]
 
 
 def pack(
@@ -46,10 +63,8 @@ def pack(
     device: torch.device | str,
     only: Collection[str] | None = None,
 ) -> Packed:
-    """Pack the canonical state of `network`, or the layers in `only` of it.
-
-    The first convolution is folded for the stem.
-    """
+    """Pack the canonical state of `network`, or the layers in `only` of it."""
+    first: dict[str, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
     affine: dict[str, Affine] = {}
@@ -65,8 +80,8 @@ def pack(
         if isinstance(block.layer, Linear):
             _, height, width = flattened.get(f"{name}.weight", (1, 1, 1))
             weights[name] = gemm.pack_weight(weight, height * width)
-        elif block is blocks[0] and block.layer.dilation == block.layer.groups == 1:
-            weights[name] = conv.pack_weight(stem.pack_weight(weight, block.layer.stride))
+        elif block is blocks[0]:
+            first[name] = weight
         else:
             weights[name] = conv.pack_weight(weight)
         biases[name] = bias.to(device, arithmetic.dtype)
@@ -75,7 +90,7 @@ def pack(
             affine[name] = scale.to(device, torch.float32), shift.to(device, torch.float32)
     mean = torch.tensor(network.preprocess.mean, dtype=torch.float32, device=device)
     std = torch.tensor(network.preprocess.std, dtype=torch.float32, device=device)
-    return Packed(weights, biases, affine, mean, std)
+    return Packed(weights, biases, affine, mean, std, first)
 
 
 def _folded(
@@ -114,10 +129,11 @@ class Head:
     def stem(self, images: torch.Tensor) -> Launch:
         """Bind it to all images of the batch [N, C, H, W]."""
         shape, config = self.step.shape, self.step.config
-        assert isinstance(shape, stem.StemShape)
-        assert isinstance(config, stem.StemConfig)
-        mine = images[self.start : self.stop]
-        return stem.stem(mine, self.packed.mean, self.packed.std, self.out, shape, config)
+        assert isinstance(shape, channels_last.ChannelsLastShape)
+        assert isinstance(config, channels_last.ChannelsLastConfig)
+        mine, out = images[self.start : self.stop], self.out.permute(2, 0, 1, 3)
+        mean, std = self.packed.mean, self.packed.std
+        return channels_last.channels_last(mine, mean, std, out, shape, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +263,10 @@ def allocate(plan: Plan, device: torch.device) -> torch.Tensor:
 def view(step: Step, memory: torch.Tensor) -> torch.Tensor:
     """A step's output [H, W, N, C] where it lies in its plan's memory."""
     height, width, images, channels = step.output
-    pitch = layout.aligned(channels)
     flat = memory[step.offset : step.offset + step.size].view(step.dtype)
-    return flat.view(height, width, images, pitch)[..., :channels]
+    if step.by_image:
+        return flat.view(images, height, width, channels).permute(1, 2, 0, 3)
+    return flat.view(height, width, images, step.pitch)[..., :channels]
 
 
 def _launches(
@@ -265,8 +282,17 @@ def _launches(
     name, activation, affine = block.name, block.activation, packed.affine.get(block.name)
     scratch = memory[step.scratch_offset :][: 4 * step.scratch].view(torch.float32)
     match block.layer, step.shape, step.config:
+        case Conv2d(), conv.Conv2dShape() as shape, first_layer.FirstLayerConfig() as config:
+            pixel, bias = x.shape[3], packed.bias[name]
+            weight = packed.first_layer(name, shape, pixel, config.columns)
+            images = x.permute(2, 0, 1, 3).flatten(2)
+            return (
+                first_layer.first_layer(
+                    images, weight, bias, out, shape, pixel, config, activation, precision, affine
+                ),
+            )
         case Conv2d(), conv.Conv2dShape() as shape, conv.Conv2dConfig() as config:
-            weight, bias = packed.weight[name], packed.bias[name]
+            weight, bias = packed.conv2d(name), packed.bias[name]
             return (
                 conv.conv2d(
                     x, weight, bias, out, shape, config, activation, precision, affine, scratch

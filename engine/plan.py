@@ -1,9 +1,9 @@
 """From a network to the map of a run: which kernel, which shapes, which tiles, which buffer.
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
-shows it. Layers are fused (`fuse.py`), and the first convolution becomes a stem and a stride-1
-convolution. Configurations are those measured on the device where there is a table of them
-(`kernels/tuning.py`), else each kernel's default.
+shows it. Layers are fused (`fuse.py`), and images first become channels-last pixels, which the
+first convolution reads. Configurations are those measured on the device where there is a table of
+them (`kernels/tuning.py`), else each kernel's default.
 
 With many images the first layers may run slice by slice, each slice through all of them, so that
 what passes between them stays in the GPU's cache; only the last of these layers writes all images.
@@ -17,8 +17,8 @@ from typing import Any, TypeVar, assert_never
 
 import torch
 
-from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
-from ..kernels.jit import Work
+from ..kernels import channels_last, conv, first_layer, gemm, layout, lrn, pool, softmax
+from ..kernels.jit import Work, power_of_two
 from ..kernels.tuning import Table, TuningError, dtype_name
 from .dtypes import DTYPES
 from .fuse import Block, fuse
@@ -39,7 +39,7 @@ from .spec import (
 from .table import Columns, columns
 
 KernelShape = (
-    stem.StemShape
+    channels_last.ChannelsLastShape
     | conv.Conv2dShape
     | pool.PoolShape
     | gemm.LinearShape
@@ -47,7 +47,8 @@ KernelShape = (
     | softmax.SoftmaxShape
 )
 KernelConfig = (
-    stem.StemConfig
+    channels_last.ChannelsLastConfig
+    | first_layer.FirstLayerConfig
     | conv.Conv2dConfig
     | pool.PoolConfig
     | gemm.LinearConfig
@@ -93,7 +94,7 @@ class Options:
 PLAIN = Options()
 
 _KERNELS: dict[type, str] = {
-    stem.StemShape: "stem",
+    channels_last.ChannelsLastShape: "channels_last",
     lrn.LRNShape: "lrn",
     softmax.SoftmaxShape: "softmax",
     GatherShape: "exchange",
@@ -104,7 +105,8 @@ _KERNELS: dict[type, str] = {
 class Step:
     """One kernel of the run: it reads the previous step's output and writes `output` [H, W, N, C].
 
-    `name` is that of the block it computes; the stem has one of its own, "input", and no block.
+    `name` is that of the block it computes; the first, which reads the images, is called "input"
+    and has no block.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Step:
     dtype: torch.dtype  # of the output
     work: Work
     tuned: bool = False  # whether the configuration was measured best
+    by_image: bool = False  # whether its memory is [N, H, W, C], as the first convolution reads it
     offset: int = 0  # bytes from the start of the plan's memory to the output
     scratch_offset: int = 0
 
@@ -124,6 +127,8 @@ class Step:
         match self.shape, self.config:
             case conv.Conv2dShape(), conv.Conv2dConfig(tiling=tiling):
                 return f"conv2d {tiling}"
+            case conv.Conv2dShape(), first_layer.FirstLayerConfig(form=form):
+                return f"first_layer {form}"
             case gemm.LinearShape(), gemm.LinearConfig(SPLIT_K=parts):
                 return f"linear /{parts}" if parts > 1 else "linear"
             case pool.PoolShape(), _:
@@ -142,10 +147,15 @@ class Step:
         return 0
 
     @property
+    def pitch(self) -> int:
+        """Numbers of a pixel of an image as they lie in memory."""
+        return self.output[3] if self.by_image else layout.aligned(self.output[3])
+
+    @property
     def size(self) -> int:
         """Bytes of the output as it lies in memory."""
-        height, width, images, channels = self.output
-        return height * width * images * layout.aligned(channels) * self.dtype.itemsize
+        height, width, images, _ = self.output
+        return height * width * images * self.pitch * self.dtype.itemsize
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -234,7 +244,7 @@ class Plan:
 
 
 def _fused(step: Step) -> str:
-    words = " + ".join(step.layers or ("normalise", "space-to-depth"))
+    words = " + ".join(step.layers or ("normalise", "channels last"))
     return f" {words}  (tuned)" if step.tuned else f" {words}"
 
 
@@ -295,7 +305,7 @@ def plan(
             f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    steps = list(_stem(first, first.layer, batch, early, image_dtype))
+    steps = list(_first(first, first.layer, batch, early, image_dtype))
     for block in blocks[1:]:
         if steps[-1].name == options.slice_until:
             early = choice
@@ -384,6 +394,15 @@ class _Choice:
             config = replace(config, descriptors=False)
         return config, tuned
 
+    def first_layer(
+        self, shape: conv.Conv2dShape, pixel: int
+    ) -> tuple[first_layer.FirstLayerConfig, bool]:
+        """As `measured`; through pointers where a descriptor steps against the order of strides."""
+        like = replace(shape, N=self.configured_for)
+        default = first_layer.default_config(like, pixel, *self.how)
+        config, tuned = self.measured("first_layer", shape, default)
+        return (replace(config, form="pointers") if self.pointers else config), tuned
+
     @property
     def how(self) -> tuple[torch.dtype, str, int | None, bool]:
         """What defaults depend on beside the shape."""
@@ -416,22 +435,33 @@ def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
     )
 
 
-def _stem(
+def _first(
     block: Block, layer: Conv2d, batch: int, choice: _Choice, image_dtype: torch.dtype
 ) -> tuple[Step, Step]:
-    """The first convolution: pixels normalised and folded, then convolved at stride 1."""
-    dtype = choice.arithmetic.dtype
-    whole = _conv2d_shape(layer, block.came, batch)
-    fold, shape = stem.fold(whole)
-    config, fast = choice.measured("stem", fold, stem.default_config(fold, choice.arch))
-    made = (fold.OH, fold.OW, fold.N, fold.S * fold.S * fold.C)
+    """The pass over the images, and the first convolution from what it writes.
+
+    That is channels-last images, or for a convolution that cannot read these an activation.
+    """
+    dtype, shape = choice.arithmetic.dtype, _conv2d_shape(layer, block.came, batch)
+    config: KernelConfig
+    pixel = power_of_two(shape.C, 1, first_layer.LARGEST)
+    by_image = first_layer.fits(shape, pixel)
+    if by_image:
+        config, tuned = choice.first_layer(shape, pixel)
+        rows, columns = first_layer.padded(shape, pixel)
+    else:
+        config, tuned = choice.conv2d(shape)
+        rows, columns, pixel = shape.H, shape.W, layout.aligned(shape.C)
+    read = channels_last.ChannelsLastShape(batch, shape.C, shape.H, shape.W, rows, columns, pixel)
+    default = channels_last.default_config(read, choice.arch)
+    blocks, fast = choice.measured("channels_last", read, default)
     first = Step(
-        "input", None, fold, config, made, dtype, stem.work(fold, image_dtype, dtype), fast
+        *("input", None, read, blocks, (rows, columns, batch, pixel), dtype),
+        *(channels_last.work(read, image_dtype, dtype), fast, by_image),
     )
-    tiles, tuned = choice.conv2d(shape)
-    work = conv.work(whole, dtype)  # folding adds zero taps, not work
     output = (shape.OH, shape.OW, shape.N, shape.OC)
-    return first, Step(block.name, block, shape, tiles, output, dtype, work, tuned)
+    work = conv.work(shape, dtype)
+    return first, Step(block.name, block, shape, config, output, dtype, work, tuned)
 
 
 def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from ..kernels import channels_last, conv, gemm, layout, lrn, pool, softmax
 from . import foretell, reference
 from .bind import bind, pack
 from .devices.planner import Planner
@@ -148,7 +148,7 @@ def verify(
     for out in bound.outputs.values():
         out.fill_(float("nan"))  # what a kernel leaves unwritten must show
     bound.stem(images)()
-    of_stem = layout.unpack(bound.outputs["input"])  # no later step may keep it
+    pixels_read = bound.outputs["input"].permute(2, 0, 1, 3).clone()  # no later step may keep it
     bound.run(images)
 
     rounded = {name: tensor.to(arithmetic.dtype).double() for name, tensor in state.items()}
@@ -157,11 +157,11 @@ def verify(
     checks = []
     x = pixels.to(arithmetic.dtype).double()
     for step in planned.steps:
-        output = of_stem if step.block is None else layout.unpack(bound.outputs[step.name])
+        output = pixels_read if step.block is None else layout.unpack(bound.outputs[step.name])
         made = output.double().cpu()
-        if isinstance(step.shape, stem.StemShape):
+        if isinstance(step.shape, channels_last.ChannelsLastShape):
             mean, std = bound.packed.mean.cpu(), bound.packed.std.cpu()
-            wanted = stem.reference(images.cpu(), mean, std, step.shape)
+            wanted = channels_last.reference(images.cpu(), mean, std, step.shape)
         else:
             wanted = x.flatten(1) if isinstance(step.shape, gemm.LinearShape) else x
             for name in step.layers:

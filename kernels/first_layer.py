@@ -366,8 +366,8 @@ def first_layer(
     activation: Activated = None,
     precision: str = "ieee",
     affine: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[Launch, ...]:
-    """Bind one first convolution; calling the results in order fills `out`.
+) -> Launch:
+    """Bind one first convolution; calling the result fills `out`.
 
     images is [N, rows, numbers], rows of pixels of `pixel` numbers, of which any beyond the image
     are zeros; numbers are dense, rows and images multiples of 16 bytes apart. The form `rows` wants
@@ -452,7 +452,7 @@ def first_layer(
     }
     blocks = -(-packed[1] // (config.BLOCK_N + config.BLOCK_N2))
     grid = (blocks * tiles[config.form],)
-    return (Launch(_first_layer_kernel, grid, arguments, config.num_warps, config.num_stages),)
+    return Launch(_first_layer_kernel, grid, arguments, config.num_warps, config.num_stages)
 
 
 def _image_descriptor(

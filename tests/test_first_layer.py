@@ -108,10 +108,9 @@ def answer(
         scale, shift = (fenced(t.shape, t.dtype).copy_(t) for t in affine)
         affine = (scale, shift)
     out = fenced((shape.OH, shape.OW, shape.N, shape.OC), x.dtype)
-    for launch in first_layer.first_layer(
+    first_layer.first_layer(
         images, filters, offsets, out, shape, pixel, config, activation, precision, affine
-    ):
-        launch()
+    )()
     return layout.unpack(out).cpu()
 
 
@@ -208,8 +207,7 @@ def test_bytes_through_the_pass(
     config = FirstLayerConfig(form, 2, 64, 64, 0, 64)
     out = fenced((shape.OH, shape.OW, 3, 24), torch.float32)
     packed = first_layer.pack_weight(weight.to(device), shape, pixel, 2)
-    for launch in first_layer.first_layer(rows, packed, bias.to(device), out, shape, pixel, config):
-        launch()
+    first_layer.first_layer(rows, packed, bias.to(device), out, shape, pixel, config)()
     x = rows.unflatten(2, (width, pixel))[:, :21, :22, :channels].permute(0, 3, 1, 2).cpu()
     normalised = (pictures.double() / 255 - mean[:, None, None]) / std[:, None, None]
     assert torch.allclose(x.double(), normalised, rtol=1e-3, atol=1e-3)
@@ -238,8 +236,7 @@ def test_the_callers_own_images_into_a_view(
     out = rows[:, 1:-1, 1:4]
     numbers = images.permute(0, 2, 3, 1).flatten(2)
     assert numbers.data_ptr() == images.data_ptr(), "nothing was copied"
-    for launch in first_layer.first_layer(numbers, packed, bias.to(device), out, shape, 3, config):
-        launch()
+    first_layer.first_layer(numbers, packed, bias.to(device), out, shape, 3, config)()
     scale = magnitude(x, weight, bias, shape)
     wanted = conv.reference(x, weight, bias, shape)
     assert_close(layout.unpack(out), wanted, torch.float16, products(shape), scale=scale)

@@ -20,7 +20,7 @@ from ...kernels import tuning
 from ..measure.problem import Problem, problems
 from ..measure.roofline import COPY, roof_us
 
-ASKED_FOR = ("conv2d", "linear", "max_pool2d", "avg_pool2d", "stem")
+ASKED_FOR = ("conv2d", "first_layer", "linear", "max_pool2d", "avg_pool2d", "channels_last")
 """What a plan asks its table for; other steps run by their defaults whatever the table says."""
 
 RATES = 1e15, 5e12  # FLOP/s and byte/s to weigh by: a GPU's 200 FLOPs a byte

@@ -15,20 +15,22 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...engine.plan import Arithmetic, Step
 from ...errors import Error
+from ...kernels.channels_last import ChannelsLastShape
 from ...kernels.conv import Conv2dShape, rows_tiling_fits
+from ...kernels.first_layer import LARGEST, FirstLayerConfig, window
 from ...kernels.gemm import LinearShape
 from ...kernels.jit import MAX_TILE, power_of_two
 from ...kernels.layout import aligned
 from ...kernels.lrn import LRNShape
 from ...kernels.pool import PoolShape
 from ...kernels.softmax import SoftmaxShape
-from ...kernels.stem import StemShape
 from ..inspect.limits import LIMITS
 
 Config = dict[str, Any]  # a configuration's fields by name, as JSON has them
@@ -87,7 +89,12 @@ def space(step: Step, arithmetic: Arithmetic, arch: int | None) -> Space:
     if step.config is None:
         raise SpaceError(f"{step.name}: an exchange between towers has no kernel to tune")
     fields = asdict(step.config)
-    made = _interpreted(fields) if arch is None else _compiled(step.shape, arithmetic, arch)
+    if arch is None:
+        made = _interpreted(fields)
+    elif isinstance(step.config, FirstLayerConfig) and isinstance(step.shape, Conv2dShape):
+        made = _first_layer(step.shape, arithmetic, arch)
+    else:
+        made = _compiled(step.shape, arithmetic, arch)
     parameters = {
         name: _with(made.parameters.get(name, (value,)), value) for name, value in fields.items()
     }
@@ -180,8 +187,8 @@ def _compiled(shape: object, arithmetic: Arithmetic, arch: int) -> Space:
             return _elementwise("BLOCK_P", "BLOCK_R", shape.N * aligned(shape.C))
         case LRNShape():
             return _elementwise("BLOCK_M", "BLOCK_C", shape.C)
-        case StemShape():
-            return _rows(shape.S * shape.S * shape.C)
+        case ChannelsLastShape():
+            return _passes(shape)
         case SoftmaxShape():
             return _rows(shape.C)
     raise SpaceError(f"no space is declared for {type(shape).__name__}")
@@ -235,6 +242,58 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
             not (by_rows(t) and t["descriptors"]) or rows_tiling_fits(shape, arithmetic.dtype)
         ),
         **_matrix_rules(arithmetic, arch),
+    }
+    return Space(parameters, rules)
+
+
+def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
+    parameters = {
+        "form": ("images", "rows", "pointers"),
+        "columns": (1, 2, 3, 4),
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_N2": (0, 32, 64, 128),
+        "BLOCK_K": (16, 32, 64),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    }
+    pixel = power_of_two(shape.C, 1, LARGEST)
+    windows = {columns: window(shape, pixel, columns) for columns in (1, 2, 3, 4)}
+    rows = {"images": shape.N, "rows": shape.OH, "pointers": shape.N * shape.OH * shape.OW}
+
+    def filters(config: Config) -> int:
+        return int(config["columns"]) * shape.OC
+
+    rules: dict[str, Callable[[Config], bool]] = {
+        "a window of the columns is one K step, no longer than needed": lambda t: (
+            t["BLOCK_K"] == power_of_two(windows[t["columns"]], 16, 2 * LARGEST)
+        ),
+        "a tile is at least half full": lambda t: t["BLOCK_M"] < 2 * max(64, rows[t["form"]]),
+        "a tile is no wider than the columns' filters": lambda t: (
+            t["BLOCK_N"] <= power_of_two(filters(t), 32, 256)
+        ),
+        "a second accumulator is narrower and needed": lambda t: (
+            not t["BLOCK_N2"] or t["BLOCK_N2"] < t["BLOCK_N"] < filters(t)
+        ),
+    }
+    for name, rule in _matrix_rules(arithmetic, arch).items():
+        rules[name] = partial(_with_descriptors, rule)
+    return Space(parameters, rules)
+
+
+def _with_descriptors(rule: Callable[[Config], bool], config: Config) -> bool:
+    """A rule on a configuration whose form says whether it reads through descriptors."""
+    return rule({**config, "descriptors": config["form"] != "pointers"})
+
+
+def _passes(shape: ChannelsLastShape) -> Space:
+    """Tiles of BLOCK pixels that hold all their numbers."""
+    width = power_of_two(shape.pixel, 1, MAX_TILE)
+    parameters = {"BLOCK": (64, 128, 256, 512, 1024, 2048, 4096), "num_warps": (1, 2, 4, 8)}
+    rules: Rules = {
+        "a thread has 4 to 128 numbers": lambda t: (
+            4 <= t["BLOCK"] * width / (32 * t["num_warps"]) <= 128
+        )
     }
     return Space(parameters, rules)
 
