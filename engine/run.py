@@ -115,7 +115,7 @@ class Engine:
         first = runner.devices[0]
         self._copies = torch.cuda.Stream(first) if first.type == "cuda" else None
         self._turn = threading.Lock()
-        # Of the last run, on each GPU; no wait for one that was never recorded.
+        # Of the last run, on each GPU; to wait for one before the first run is to wait for nothing.
         self._done = {d: torch.cuda.Event() for d in runner.devices if d.type == "cuda"}
         self._foretold: set[object] = set()  # shapes of batches whose time was told
 

@@ -325,6 +325,7 @@ def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
 
     class Event:
         def record(self, stream: str) -> None:
+            assert recorded._turn.locked()
             told.append(("recorded on", stream, out[0, 0].item()))
 
     class Stream(str):
