@@ -267,7 +267,7 @@ class Operations(TorchDispatchMode):
     """What torch is asked to do, in order, but for views."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     @classmethod
