@@ -502,7 +502,7 @@ def _tensor(array: Array, name: str) -> Tensor:
             "requires grad, and this engine is for inference only; call it under "
             "torch.inference_mode(), or pass images.detach()",
         )
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,12 +108,15 @@ class Engine:
         self.class_names = class_names or named(self.network, None)
         self._runner = runner
         self._process = os.getpid()
-        # Kept, since walking the network at every call would cost more than launching it.
+        # What a call needs is kept: planning or walking the network costs more than launching it.
         self._last, self._output = runner.planner(1).steps[-1].name, self.network.output_shape()
+        self._output_shape = lru_cache(maxsize=64)(partial(_output_shape, runner.planner))
+        self._interprets_a_card = runner.planner.arch is not None and self.device.type == "cpu"
         first = runner.devices[0]
         self._copies = torch.cuda.Stream(first) if first.type == "cuda" else None
         self._turn = threading.Lock()
-        self._done: dict[torch.device, torch.cuda.Event] = {}  # of the last run, on each GPU
+        # Of the last run, on each GPU; to wait for one before the first run is to wait for nothing.
+        self._done = {d: torch.cuda.Event() for d in runner.devices if d.type == "cuda"}
         self._foretold: set[object] = set()  # shapes of batches whose time was told
 
     @classmethod
@@ -226,8 +230,8 @@ class Engine:
 
         images: anything `images.to_batch` takes. Raises ImageError for an image that is none.
         """
-        batch = to_batch(images, self.network.preprocess)
-        shape = (len(batch), *self._output_shape(tuple(batch.shape[1:])))
+        batch = self._batch(images)
+        shape = (batch.shape[0], *self._output_shape(batch.shape[1:]))
         if out is None:
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
         elif not isinstance(out, torch.Tensor):
@@ -242,10 +246,7 @@ class Engine:
                 f"out: wanted float32 {list(shape)} on {self.device}, got "
                 f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} on {out.device}"
             )
-        for start, outputs in self._pieces(batch, (self._last,)):
-            with torch.inference_mode():
-                logits = outputs[self._last].reshape(-1, *shape[1:])  # a last Flatten is no step
-                out[start : start + len(logits)].copy_(logits)
+        self._fill({self._last: out}, batch)
         return out
 
     def features(
@@ -257,18 +258,19 @@ class Engine:
         as float32 [N, C, H, W], linear layers as [N, features]. Raises NetworkError naming the
         layers there are, if one is not.
         """
-        batch = to_batch(images, self.network.preprocess)
+        batch = self._batch(images)
         if layers is None:
             owners = [n for n, layer in self.network.layers if isinstance(layer, Conv2d | Linear)]
             layers = [name for name in owners if name != self.network.head]
         if not isinstance(layers, Collection) or not all(isinstance(n, str) for n in layers):
             raise EngineError(f"layers: wanted the names of layers, got {layers!r}")
         layers = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
-        for _, outputs in self._pieces(batch, layers):
-            for name in layers:
-                parts[name].append(outputs[name])
-        return {name: torch.cat(pieces) for name, pieces in parts.items()}
+        planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=layers)  # refuses a bad fit
+        shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
+        count, device = len(batch), self.device
+        outs = {name: torch.empty((count, *shapes[name]), device=device) for name in layers}
+        self._fill(outs, batch)
+        return outs
 
     def classify(
         self, images: Any, top: int = 5, views: Views = "center", exif: bool = False
@@ -357,63 +359,58 @@ class Engine:
 
     # --- how ---------------------------------------------------------------------------------
 
-    @property
-    def _interprets_a_card(self) -> bool:
-        return self._runner.planner.arch is not None and self.device.type == "cpu"
-
-    def _output_shape(self, image_shape: Shape) -> Shape:
-        """Of one image of this shape; walking the network at every call would cost more than it."""
-        if image_shape == self.network.input_shape:
-            return self._output
-        return self.network.output_shape(image_shape)
-
-    def _pieces(
-        self, batch: torch.Tensor, keep: tuple[str, ...]
-    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Run `batch` piece by piece: the piece's first image, and its kept outputs, copied."""
+    def _batch(self, images: Any) -> torch.Tensor:
+        """`images` as one tensor [N, 3, H, W]. Raises EngineError in a fork, and ImageError."""
         if os.getpid() != self._process:
             raise EngineError(
                 "Engine: was loaded before this process was forked, and cannot run in both; load "
                 "one in each process, Engine.load(...)"
             )
-        planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
-        if not len(batch):
-            shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
-            yield 0, {name: torch.empty((0, *shapes[name]), device=self.device) for name in keep}
-        configured_for = min(len(batch), self.max_batch)
-        self._foretell(batch, keep, configured_for)
-        for start in range(0, len(batch), self.max_batch):
-            # Waits for the copy: a caller's pinned buffer may be filled anew as soon as we return.
-            piece = batch[start : start + self.max_batch].to(self._runner.devices[0])
-            with self._turn, torch.inference_mode():
-                self._after_last_run()
-                outputs = self._runner.run(piece, keep, configured_for)
-                self._remember_run()
-            yield start, outputs
+        return to_batch(images, self.network.preprocess)
+
+    def _fill(self, outs: dict[str, torch.Tensor], batch: torch.Tensor) -> None:
+        """Run `batch`, in pieces if it is long, and copy the outputs of steps to `outs` [N, ...].
+
+        A hot call costs the host one copy in, one launch of a graph and one copy for each output.
+        """
+        count, size, keep = batch.shape[0], self.max_batch, tuple(outs)
+        configured_for = min(count, size)
+        if self._interprets_a_card:
+            self._foretell(batch, keep, configured_for)
+        with torch.inference_mode():
+            for start in range(0, count, size):
+                piece, into = batch, outs
+                if count > size:
+                    rows = slice(start, start + size)
+                    piece, into = batch[rows], {name: out[rows] for name, out in outs.items()}
+                # Waits for the copy: a caller's pinned buffer may be filled anew once we return.
+                piece = piece.to(self._runner.devices[0])
+                with self._turn:
+                    # All runs share memory: this one starts after the last, whatever stream that
+                    # was on, and ends when its outputs are copied.
+                    turns = [(torch.cuda.current_stream(d), e) for d, e in self._done.items()]
+                    for stream, done in turns:
+                        stream.wait_event(done)
+                    outputs = self._runner.run(piece, keep, configured_for)
+                    for name, out in into.items():
+                        output = outputs[name]
+                        if out.shape != output.shape:  # a last Flatten is no step
+                            out = out.view(output.shape)
+                        out.copy_(output)
+                    for stream, done in turns:
+                        done.record(stream)
 
     def _foretell(self, batch: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> None:
         """How long it takes, once for each shape, where the interpreter runs a card's plan."""
         runner, shape = self._runner, (batch.shape, keep)
-        if not self._interprets_a_card or not len(batch) or shape in self._foretold:
-            return
-        if not isinstance(runner, Single):
+        if not isinstance(runner, Single) or not len(batch) or shape in self._foretold:
             return
         self._foretold.add(shape)
         piece = batch[: self.max_batch]
         with self._turn, torch.inference_mode():
             ready = runner.ready(piece, keep, configured_for)
             times = len(batch) / len(piece)
-            foretell.say(ready.every_launch(piece), f"{len(batch)} images", times)
-
-    def _after_last_run(self) -> None:
-        """All runs share memory, so this one starts after the last, whatever stream that was on."""
-        for device, event in self._done.items():
-            torch.cuda.current_stream(device).wait_event(event)
-
-    def _remember_run(self) -> None:
-        for device in self._runner.devices:
-            if device.type == "cuda":
-                self._done[device] = torch.cuda.current_stream(device).record_event()
+            foretell.say(ready.launches.every_launch(piece), f"{len(batch)} images", times)
 
     def _best(self, pixels: torch.Tensor, top: int) -> Best:
         """The `top` scores and classes of every image, on their way to the host."""
@@ -472,6 +469,11 @@ class Engine:
                     Prediction(index, self.class_names[index], score)
                     for index, score in zip(*next(answers), strict=True)
                 ]
+
+
+def _output_shape(planner: Planner, image_shape: Shape) -> Shape:
+    """Of one image of this shape. Raises NetworkError as `plan` does."""
+    return planner.network.output_shape(planner(1, tuple(image_shape)).image_shape)
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

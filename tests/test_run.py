@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from alexnet_triton import Engine, EngineError, ImageError, NetworkError, Prediction
-from alexnet_triton.engine import reference
+from alexnet_triton.engine import foretell, reference
 from alexnet_triton.engine.bind import allocate, bind, pack
 from alexnet_triton.engine.devices.graph import Recording, waiting
 from alexnet_triton.engine.devices.graph import record as record_graph
@@ -26,6 +28,7 @@ from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.kernels.tuning import Table, TunedRow, without_batch
 from alexnet_triton.weights import load
 from alexnet_triton.weights.digits import heldout
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Check = Callable[..., None]
 
@@ -251,13 +254,95 @@ def test_options_change_nothing_but_time(pdl: bool, generator: torch.Generator) 
     runner = Single(replace(planner, options=Options(64, "pool2", pdl)), state, device)
     plain = Single(planner, state, device)
     wanted = plain.run(images, ("fc8",), 130)["fc8"]
-    made = runner.run(images, ("fc8",), 130)["fc8"]
+    made = runner.run(images, ("fc8",), 130)["fc8"].clone()
     assert relative(made, wanted.double().cpu()) < 5e-3
     for _ in range(50):
         assert torch.equal(runner.run(images, ("fc8",), 130)["fc8"], made)
-    few = runner.run(images[:2], ("fc8",), 2)["fc8"]
+    few = runner.run(images[:2], ("fc8",), 2)["fc8"].clone()
     for _ in range(200):
         assert torch.equal(runner.run(images[:2], ("fc8",), 2)["fc8"], few)
+
+
+class Operations(TorchDispatchMode):
+    """What torch is asked to do, in order, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it torch would import it, for seconds
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine that runs as on a card, but the n-th launch of its graph makes every logit n."""
+    turns = count(1)
+
+    def replay(recording: Recording) -> None:
+        recording.bound.outputs["fc8"].fill_(next(turns))
+
+    monkeypatch.setattr(Recording, "_launch", replay)
+    monkeypatch.setattr(foretell, "say", lambda *words: None)
+    return Engine.load("digits", device="cpu", target="sm_90", max_batch=2)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_a_hot_call_copies_once_in_and_once_out(images: int, recorded: Engine) -> None:
+    """Every operation of torch costs the host as much as the launch of the whole graph."""
+    batch = torch.zeros(images, 3, 64, 64, dtype=torch.float16)
+    pieces = -(-images // 2)
+    launched = ["copy_", "fill_", "copy_"] * pieces
+    recorded(batch)
+    out = torch.empty(images, 10)
+    with Operations() as asked:
+        first = recorded(batch)
+    assert asked.seen == ["empty", *launched]
+    with Operations() as asked:
+        assert recorded(batch, out=out) is out
+    assert asked.seen == launched
+    for result, calls in ((first, 1), (out, 2)):  # the caller's: no later call writes there
+        wanted = calls * pieces + torch.arange(images) // 2 + 1
+        assert torch.equal(result, wanted[:, None].expand(images, 10).float())
+
+
+@pytest.mark.interpreter
+def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
+    recorded: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whatever stream: they share memory. Without a GPU, torch's side of it stands in."""
+    told: list[object] = []
+    out = torch.zeros(1, 10)
+
+    class Event:
+        def record(self, stream: str) -> None:
+            assert recorded._turn.locked()
+            told.append(("recorded on", stream, out[0, 0].item()))
+
+    class Stream(str):
+        def wait_event(self, event: Event) -> None:
+            told.append(("waits on", self, event is done, out[0, 0].item()))
+
+    done, streams = Event(), iter("ab")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(next(streams)))
+    recorded._done = {torch.device("cpu"): done}  # type: ignore[dict-item]
+    for _ in range(2):
+        recorded(torch.zeros(1, 3, 64, 64), out=out)
+    assert told == [
+        ("waits on", "a", True, 0),
+        ("recorded on", "a", 1),
+        ("waits on", "b", True, 1),
+        ("recorded on", "b", 2),
+    ]
 
 
 def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:

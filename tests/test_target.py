@@ -22,6 +22,7 @@ from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.devices.cards import GPUS
+from alexnet_triton.engine.devices.single import Single
 from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.load import aim
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
@@ -419,7 +420,7 @@ def test_how_long_is_said_before_a_long_run(
 ) -> None:
     engine, images = on_card(), pixels(WIDE, 65)
     monkeypatch.setattr(foretell, "_spent", lambda launch: 1.0)
-    monkeypatch.setattr(Engine, "_after_last_run", lambda self: 1 / 0)  # no run, only the words
+    monkeypatch.setattr(Single, "run", lambda *batch: 1 / 0)  # no run, only the words
     with pytest.raises(ZeroDivisionError):
         engine(images)
     assert "65 images in Triton's interpreter: about " in capsys.readouterr().err

@@ -2,23 +2,28 @@
 
 Its `planner` plans the whole network; images go in at the first of its `devices`, and outputs come
 from the last. `run(images, keep, configured_for)` gives those of the steps in `keep` for images
-[N, C, H, W], N at least 1, as the caller sees them: float32 copies, [N, C, H, W] or [N, features].
+[N, C, H, W], N at least 1, as the caller sees them: [N, C, H, W] or [N, features], of any floating
+dtype. They may lie where the next run will write, so they are copied before that.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ...kernels import layout
 from ...kernels.jit import ALONE
 from ..plan import Step
 
 
-def to_nchw(step: Step, activation: torch.Tensor) -> torch.Tensor:
-    """A step's activation [H, W, N, C] for the caller: a float32 copy, NCHW or [N, features]."""
+def as_nchw(step: Step, activation: torch.Tensor) -> torch.Tensor:
+    """A step's activation [H, W, N, C] as the caller sees it: a view, NCHW or [N, features]."""
     flat = step.block is not None and len(step.block.output) == 1
-    copy = activation[0, 0].clone() if flat else layout.unpack(activation)
-    return copy.float()
+    return activation[0, 0] if flat else activation.permute(2, 3, 0, 1)
+
+
+def to_nchw(step: Step, activation: torch.Tensor) -> torch.Tensor:
+    """The same as a dense float32 copy."""
+    view = as_nchw(step, activation)
+    return view.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def synchronize(devices: tuple[torch.device, ...]) -> None:

@@ -7,6 +7,7 @@ memory, the size that the largest of them needs, since they never run at once.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +15,20 @@ from ..bind import Bound, State, bind, pack
 from ..plan import Plan
 from .graph import Recording, waiting
 from .planner import Planner
-from .runner import synchronize, to_nchw
+from .runner import as_nchw, synchronize
 
 BATCH_SHAPES = 8  # as many shapes of batches stay bound; the oldest makes room
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What runs batches of one shape, and where it leaves their outputs, as the caller sees them.
+
+    All that can be decided before a batch comes is decided here: a run only launches.
+    """
+
+    launches: Bound | Recording
+    outputs: dict[str, torch.Tensor]  # of the steps that are kept
 
 
 class Single:
@@ -26,7 +38,7 @@ class Single:
         self.planner = planner
         self.devices = (device,)
         self._packed = pack(planner.network, state, planner.arithmetic, device)
-        self._bound: OrderedDict[object, Bound | Recording] = OrderedDict()
+        self._ready: OrderedDict[object, Ready] = OrderedDict()
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def run(
@@ -35,46 +47,45 @@ class Single:
         """Outputs of the steps in `keep`; a new batch shape is planned and bound first."""
         try:
             ready = self.ready(images, keep, configured_for)
-            ready.run(images)
-            bound = ready.bound if isinstance(ready, Recording) else ready
-            kept = [step for step in bound.plan.steps if step.name in keep]
-            return {step.name: to_nchw(step, bound.outputs[step.name]) for step in kept}
+            ready.launches.run(images)
         except torch.cuda.OutOfMemoryError:
             self._forget()  # or a smaller batch would find the memory still taken
             raise
+        return ready.outputs
 
-    def ready(
-        self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int
-    ) -> Bound | Recording:
+    def ready(self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> Ready:
         """What runs batches of this shape: planned and bound now, or kept from before."""
         key = (images.shape, images.stride(), images.dtype, keep, configured_for)
-        if key not in self._bound:
+        ready = self._ready.get(key)
+        if ready is None:
             shape = tuple(images.shape[1:])
             planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
-            self._bound[key] = self._bind(planned, images)
-        self._bound.move_to_end(key)
-        return self._bound[key]
+            ready = self._ready[key] = self._bind(planned, images, keep)
+        self._ready.move_to_end(key)
+        return ready
 
-    def _bind(self, planned: Plan, images: torch.Tensor) -> Bound | Recording:
+    def _bind(self, planned: Plan, images: torch.Tensor, keep: tuple[str, ...]) -> Ready:
         recorded = planned.arch is not None  # a card's plan, whatever runs it
         extra = waiting(planned, images.nbytes) if recorded else 0
         if planned.workspace + extra > len(self._memory):
             self._forget()
             self._memory = self._memory.new_empty(planned.workspace + extra)
-        elif len(self._bound) >= BATCH_SHAPES:
+        elif len(self._ready) >= BATCH_SHAPES:
             synchronize(self.devices)  # a graph may still run
-            self._bound.popitem(last=False)
+            self._ready.popitem(last=False)
         bound = bind(planned, self._packed, memory=self._memory[: planned.workspace])
+        kept = (step for step in planned.steps if step.name in keep)
+        outputs = {step.name: as_nchw(step, bound.outputs[step.name]) for step in kept}
         if not recorded:
-            return bound
+            return Ready(bound, outputs)
         if not extra:
-            return Recording(bound, None)
+            return Ready(Recording(bound, None), outputs)
         flat = self._memory[planned.workspace :][:extra].view(images.dtype)
         dense = torch.empty_like(images, device="meta")  # no gaps or overlaps, in the same order
-        return Recording(bound, flat.as_strided(images.shape, dense.stride()))
+        return Ready(Recording(bound, flat.as_strided(images.shape, dense.stride())), outputs)
 
     def _forget(self) -> None:
         """Give the memory back, and all that lies in it."""
         synchronize(self.devices)  # a kernel may still write there
-        self._bound.clear()
+        self._ready.clear()
         self._memory = self._memory.new_empty(0)
