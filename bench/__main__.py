@@ -320,7 +320,11 @@ line in the cache at once, so a search can be interrupted, and goes on where it 
 steps come first. The winners go into the table that the engine reads.
 """,
     )
-    add("layer", nargs="*", help="steps of the plan: conv4, pool1, fc6; input is the stem")
+    add(
+        "layer",
+        nargs="*",
+        help="steps of the plan: conv4, pool1, fc6; input is the pass over the images",
+    )
     add("--all", action="store_true", help="every step that has no row in the table yet")
     add("--again", action="store_true", help="with --all: those that have one, too")
     add("--batch", type=_count, nargs="+", default=[1], metavar="N", help="images (default 1)")

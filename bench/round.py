@@ -57,7 +57,17 @@ TIMEOUT = {"cuda": 20, "cpu": 60}  # seconds of a configuration: a GPU's compile
 PEERS = ("torch", "fused", "nchw", "frontend")
 OTHERS = (("bf16", 3), ("tf32", 2), ("fp32", 2))  # dtypes beside, and for how many batches
 TESTS = {
-    "cuda": ("conv", "gemm", "pool", "lrn", "stem", "epilogue", "run", "pipeline"),
+    "cuda": (
+        "conv",
+        "gemm",
+        "pool",
+        "lrn",
+        "channels_last",
+        "first_layer",
+        "epilogue",
+        "run",
+        "pipeline",
+    ),
     "cpu": ("memory", "epilogue"),
 }
 

@@ -37,7 +37,7 @@ class Packed:
     affine: dict[str, Affine]  # after the activation
     mean: torch.Tensor  # float32 [C], on a scale of 0 to 1
     std: torch.Tensor
-    first: dict[str, torch.Tensor]  # the first convolution's [OC, C, KH, KW], packed when bound
+    unpacked: dict[str, torch.Tensor]  # the first convolution's [OC, C, KH, KW], packed when bound
     _packed: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict)
 
     def first_layer(
@@ -46,13 +46,13 @@ class Packed:
         """The first convolution's weight for `columns` outputs of `pixel` numbers at once."""
         key = (name, shape.stride, shape.padding, pixel, columns)
         if key not in self._packed:
-            self._packed[key] = first_layer.pack_weight(self.first[name], shape, pixel, columns)
+            self._packed[key] = first_layer.pack_weight(self.unpacked[name], shape, pixel, columns)
         return self._packed[key]
 
     def conv2d(self, name: str) -> torch.Tensor:
         """An ordinary convolution's weight, even the first's."""
         if name not in self.weight:
-            self.weight[name] = conv.pack_weight(self.first[name])
+            self.weight[name] = conv.pack_weight(self.unpacked[name])
         return self.weight[name]
 
 
@@ -122,11 +122,11 @@ class Head:
     start: int
     stop: int
     packed: Packed
-    step: Step  # the stem
+    step: Step  # the pass
     out: torch.Tensor
-    launches: Launches  # of the steps after the stem that run slice by slice
+    launches: Launches  # of the steps after the pass that run slice by slice
 
-    def stem(self, images: torch.Tensor) -> Launch:
+    def first(self, images: torch.Tensor) -> Launch:
         """Bind it to all images of the batch [N, C, H, W]."""
         shape, config = self.step.shape, self.step.config
         assert isinstance(shape, channels_last.ChannelsLastShape)
@@ -141,38 +141,38 @@ class Bound:
     """A plan with its memory and its launches.
 
     `outputs` are the activations [H, W, N, C] by step name; those of unkept steps are overwritten
-    by later steps, and those within a slice hold the last slice. The stem reads the caller's
+    by later steps, and those within a slice hold the last slice. The pass reads the caller's
     images, so it is bound anew for each batch.
     """
 
     plan: Plan
     packed: Packed
     outputs: dict[str, torch.Tensor]
-    heads: tuple[Head, ...]  # none for a stage that starts without a stem
+    heads: tuple[Head, ...]  # none for a stage that starts without images
     launches: Launches  # of every step after the heads, in order
 
-    def stem(self, images: torch.Tensor) -> Launch:
+    def first(self, images: torch.Tensor) -> Launch:
         """The first step of an unsliced plan, from images [N, C, H, W] of the plan's shape."""
         (head,) = self.heads
-        return head.stem(images)
+        return head.first(images)
 
     def run(self, images: torch.Tensor | None) -> None:
-        """Fill `outputs` from images [N, C, H, W], None for a stage that starts without a stem."""
+        """Fill `outputs` from images [N, C, H, W], None for a stage that starts without images."""
         for head in self.heads:
             assert images is not None
-            head.stem(images)()
+            head.first(images)()
             _run(head.launches)
-        self.run_after_stem()
+        self.run_after_first()
 
     def every_launch(self, images: torch.Tensor) -> Iterator[Launch]:
         """All that `run` runs on these images, in order."""
         for head in self.heads:
-            yield head.stem(images)
+            yield head.first(images)
             yield from _flat(head.launches)
         yield from _flat(self.launches)
 
-    def run_after_stem(self) -> None:
-        """The rest of an unsliced plan whose stem has run."""
+    def run_after_first(self) -> None:
+        """The rest of an unsliced plan whose first step has run."""
         _run(self.launches)
 
 
@@ -194,7 +194,7 @@ def bind(
 ) -> Bound:
     """Bind every step of a plan to its weights and its memory.
 
-    `source` is the activation that the first step reads, for a later stage, which has no stem.
+    `source` is the activation that the first step reads, for a later stage, which reads no images.
     `memory` is made by `allocate`; new by default. Plans that never run at once may share it.
     """
     if memory is None:

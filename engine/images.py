@@ -1,6 +1,6 @@
-"""From anything a user calls an image to what the stem eats: NCHW pixels.
+"""From anything a user calls an image to what the engine reads: NCHW pixels.
 
-Pictures become uint8 through torchvision's `ImageClassification` preset, which the stem kernel
+Pictures become uint8 through torchvision's `ImageClassification` preset, which the pass over them
 turns into `(value / 255 - mean) / std` while it loads them; see `to_batch` for all that is taken.
 
 Every refusal is one `ImageError`, one line that names its item. `to_batch` raises the first,

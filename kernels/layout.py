@@ -8,8 +8,8 @@ An activation is an ordinary torch tensor of shape [H, W, N, C] whose images lie
 apart, C rounded up to a multiple of 8, because the tensor memory accelerator wants strides in
 multiples of 16 bytes. The elements between C and the pitch are never read.
 
-Convolution, stem and pooling also take views with other strides (`strides`): a slice of the images,
-or rows [H, N, W, C], where a window of several columns is one run of channels.
+Kernels also write views with other strides (`strides`), such as a slice of the images; pooling and
+convolutions of few images read them, too.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def launches(
     bound = bind(planned, pack(net, state, arithmetic, "meta"))
     images = torch.empty(batch, *image_shape, dtype=pixels, device="meta")
     return [
-        ("input", bound.stem(images)),
+        ("input", bound.first(images)),
         *((name, run) for name, runs in bound.launches for run in runs),
     ]
 

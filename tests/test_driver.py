@@ -32,7 +32,17 @@ from alexnet_triton.engine.plan import (
 )
 from alexnet_triton.engine.spec import Network, NetworkError
 from alexnet_triton.engine.zoo import NETWORKS
-from alexnet_triton.kernels import conv, driver, gemm, layout, lrn, pool, softmax, stem
+from alexnet_triton.kernels import (
+    channels_last,
+    conv,
+    driver,
+    first_layer,
+    gemm,
+    layout,
+    lrn,
+    pool,
+    softmax,
+)
 from alexnet_triton.kernels.driver import (
     RULES,
     Asked,
@@ -87,7 +97,7 @@ def whole(
     planned = plan(network, batch, arithmetic, arch, **wanted)
     bound = bind(planned, weights(name, arithmetic))
     images = images_of(network, batch)
-    stems = [("input", head.stem(images)) for head in bound.heads]
+    stems = [("input", head.first(images)) for head in bound.heads]
     rest = [*(pair for head in bound.heads for pair in head.launches), *bound.launches]
     return planned, [*stems, *((step, launch) for step, several in rest for launch in several)]
 
@@ -107,7 +117,7 @@ class Layer:
 
     @property
     def first(self) -> bool:
-        return isinstance(self.before.shape, stem.StemShape)
+        return isinstance(self.before.shape, channels_last.ChannelsLastShape)
 
     @property
     def product(self) -> bool:
@@ -128,6 +138,9 @@ class Layer:
         """The configuration that a plan chooses."""
         arithmetic = self.arithmetic.dtype, self.arithmetic.precision
         match self.step.shape:
+            case conv.Conv2dShape() as shape if self.before.by_image:
+                pixel = self.before.output[3]
+                return first_layer.default_config(shape, pixel, *arithmetic, arch)
             case conv.Conv2dShape() as shape:
                 return conv.default_config(shape, *arithmetic, arch)
             case gemm.LinearShape() as shape:
@@ -143,8 +156,10 @@ class Layer:
     def launches(
         self, chosen: Any, arch: int, pixels: torch.dtype = torch.uint8
     ) -> Iterator[Launch]:
-        """Its launches as `bind` makes them; before those of a first layer, its stem."""
+        """Its launches as `bind` makes them; before those of a first layer, the pass."""
         before, step = self.before, replace(self.step, config=chosen)
+        if isinstance(before.shape, channels_last.ChannelsLastShape):
+            before = replace(before, config=channels_last.default_config(before.shape, arch))
         network, packed = networks()[self.name], weights(self.name, self.arithmetic)
 
         def planned(one: Step) -> Plan:
@@ -152,7 +167,7 @@ class Layer:
             return Plan(network, self.images, shape, self.arithmetic, arch, (one,), room)
 
         if self.first:
-            yield bind(planned(before), packed).stem(images_of(network, self.images, pixels))
+            yield bind(planned(before), packed).first(images_of(network, self.images, pixels))
         x = view(before, torch.empty(before.size, dtype=torch.uint8, device="meta"))
         ((_, several),) = bind(planned(step), packed, x).launches
         yield from several
@@ -273,7 +288,7 @@ def test_plans_in_every_order_of_launches(name: str) -> None:
 
 
 def test_what_the_documentation_does_not_describe_is_known() -> None:
-    """One kind of descriptor only, and no other: whoever adds one must look it up first."""
+    """One kind of departure only, and no other: whoever adds one must look it up first."""
     for name in networks():
         for dtype in ("fp16", "tf32", "fp32"):
             planned, launches = whole(name, 256, dtype, 90)
@@ -282,6 +297,8 @@ def test_what_the_documentation_does_not_describe_is_known() -> None:
                 step, wanted = steps[step_name], {}
                 match step.shape, step.config:
                     case conv.Conv2dShape(groups=2), conv.Conv2dConfig(tiling="rows"):
+                        wanted = {"x": "order"}
+                    case _, first_layer.FirstLayerConfig():
                         wanted = {"x": "order"}
                 assert departures(launch, 90) == wanted, (name, dtype, step_name)
                 assert departures(launch, 80) == {}

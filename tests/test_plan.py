@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict, replace
 
 import pytest
 from alexnet_triton.engine import NetworkError
@@ -33,12 +34,22 @@ def test_every_layer_is_computed_once_and_relu_is_fused() -> None:
     assert "avgpool" in steps(plan(ALEXNET, 8, FP16, 90, image_shape=(3, 256, 256)))
 
 
-def test_first_convolution_becomes_a_stem_and_a_small_convolution() -> None:
-    stem, conv1 = plan(ALEXNET, 8, FP16, 90).steps[:2]
-    assert stem.output == (57, 57, 8, 48)
-    assert isinstance(conv1.shape, Conv2dShape)
-    assert (conv1.shape.C, conv1.shape.KH, conv1.shape.stride) == (48, 3, (1, 1))
-    assert conv1.output == (55, 55, 8, 64)
+def test_first_convolution_reads_channels_last_images() -> None:
+    read, conv1 = plan(ALEXNET, 8, FP16, 90).steps[:2]
+    assert (read.output, read.size) == ((224, 224, 8, 4), 2 * 8 * 224 * 224 * 4)
+    assert (conv1.shape, conv1.output) == (
+        Conv2dShape(8, 3, 224, 224, 64, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2)),
+        (55, 55, 8, 64),
+    )
+    assert conv1.kernel == "first_layer rows"
+    assert plan(ALEXNET, 256, FP16, 90).steps[1].kernel == "first_layer images"
+
+
+def test_a_first_convolution_over_many_channels_reads_an_activation() -> None:
+    layers = (("conv1", Conv2d(8, 3, padding=1)), ("relu1", ReLU()))
+    deep = replace(DIGITS, input_shape=(40, 9, 9), layers=layers)
+    read, conv1 = plan(deep, 8, FP16, 90).steps
+    assert (read.output, conv1.kernel) == ((9, 9, 8, 40), "conv2d rows")
 
 
 def test_flops_leave_out_taps_in_the_padding() -> None:
@@ -103,12 +114,15 @@ def test_measured_configurations_come_before_defaults() -> None:
     conv1, conv4 = (
         step for step in plan(ALEXNET, 256, FP16, 90).steps if step.name in ("conv1", "conv4")
     )
-    assert isinstance(conv1.shape, Conv2dShape)
+    images = asdict(conv1.config) | {"BLOCK_M": 256} if conv1.config else {}
     assert isinstance(conv4.shape, Conv2dShape)
     tiles = {"tiling": "rows", "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 64}
     rows = [
-        TunedRow("conv2d", tuning.without_batch(s), "fp16", 256, c, 1.0, "3.6.0", "now", "x")
-        for s, c in ((conv1.shape, tiles), (conv4.shape, tiles))
+        TunedRow(op, tuning.without_batch(s), "fp16", 256, c, 1.0, "3.6.0", "now", "x")
+        for op, s, c in (
+            ("first_layer", conv1.shape, images),
+            ("conv2d", conv4.shape, tiles),
+        )
     ]
     table = Table("NVIDIA H200", tuple(rows))
     tuned = {s.name: s for s in plan(ALEXNET, 256, FP16, 90, tuned=table).steps}

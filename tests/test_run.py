@@ -145,7 +145,7 @@ def test_a_recording_is_made_alone_on_a_stream_of_its_device(
 ) -> None:
     """torch's own stream for recordings may be another GPU's: what is launched would not be there.
 
-    Without a GPU, torch's side of it stands in. Images that are not copied are read by a stem that
+    Without a GPU, torch's side of it stands in. Images that are not copied are read by a pass that
     is no part of the graph.
     """
     seen: list[object] = []
@@ -350,7 +350,7 @@ def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
     assert waiting(whole, 8 * 2**20) == 8 * 2**20
     assert waiting(whole, 8 * 2**20 + 1) == 0
     cut = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90, options=Options(32, "pool1"))
-    assert waiting(cut, 2**30) == 2**30, "every slice has a stem, so all are in the graph"
+    assert waiting(cut, 2**30) == 2**30, "every slice has a pass, so all are in the graph"
 
 
 def test_memory_is_told(digits: Engine) -> None:

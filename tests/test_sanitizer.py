@@ -30,14 +30,24 @@ from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.zoo import network
-from alexnet_triton.kernels import conv, gemm, layout, lrn, pool, softmax, stem
+from alexnet_triton.kernels import (
+    channels_last,
+    conv,
+    first_layer,
+    gemm,
+    layout,
+    lrn,
+    pool,
+    softmax,
+)
+from alexnet_triton.kernels.channels_last import ChannelsLastConfig, ChannelsLastShape
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.first_layer import FirstLayerConfig
 from alexnet_triton.kernels.gemm import LinearConfig
 from alexnet_triton.kernels.jit import Kernel, Launch, jit
 from alexnet_triton.kernels.lrn import LRNConfig, LRNShape
 from alexnet_triton.kernels.pool import PoolConfig, PoolShape
 from alexnet_triton.kernels.softmax import SoftmaxConfig, SoftmaxShape
-from alexnet_triton.kernels.stem import StemConfig, StemShape
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -82,7 +92,8 @@ ADAPTIVE = {
     "fewer": PoolShape(2, 11, 7, 8, 3, 6),
     "more": PoolShape(2, 11, 3, 2, 8, 5),
 }
-STEM = StemShape(N=2, C=3, H=9, W=7, OH=6, OW=5, S=2, padding=(1, 2))  # a border on every side
+READ = ChannelsLastShape(N=2, C=3, H=9, W=7, rows=12, columns=10, pixel=4)  # more on both sides
+FIRST = Conv2dShape(2, 3, 9, 7, 5, 5, 3, stride=(3, 2), padding=(2, 1, 1, 2))
 EPILOGUES: list[Epilogue] = [
     (False, None, False),
     (True, None, False),
@@ -160,18 +171,31 @@ def probabilities(shape: SoftmaxShape, module: Any = softmax) -> list[Launch]:
 
 
 def entry(
-    pixels: torch.Tensor, module: Any = stem, shape: StemShape = STEM, out: Any = None
+    pixels: torch.Tensor, module: Any = channels_last, shape: ChannelsLastShape = READ
 ) -> list[Launch]:
-    """The stem for pixels [2, 3, 9, 7]."""
-    if out is None:
-        out = activation(shape.OH, shape.OW, shape.N, shape.S**2 * shape.C)
+    """The pass for pixels [2, 3, 9, 7]."""
+    out = torch.zeros(shape.N, shape.rows, shape.columns, shape.pixel).half()
     mean, std = torch.zeros(3), torch.ones(3)
-    return several(module.stem(pixels, mean, std, out, shape, StemConfig(32)))
+    return several(module.channels_last(pixels, mean, std, out, shape, ChannelsLastConfig(32)))
+
+
+def first(form: Any, columns: int, module: Any = first_layer) -> list[Launch]:
+    """A first convolution, FIRST, from what the pass writes."""
+    rows, width = first_layer.padded(FIRST, 4)
+    weight = first_layer.pack_weight(torch.zeros(5, 3, 5, 3).half(), FIRST, 4, columns)
+    images = torch.zeros(2, rows, width * 4).half()
+    config = FirstLayerConfig(form, columns, 16, 8, 4, 32)
+    out = activation(FIRST.OH, FIRST.OW, 2, 5)
+    return several(module.first_layer(images, weight, None, out, FIRST, 4, config, "relu"))
 
 
 def products(descriptors: bool) -> dict[str, list[Launch]]:
     """Convolutions and linear layers, with tensor descriptors or plain pointers."""
-    made: dict[str, list[Launch]] = {}
+    forms = ("images", "rows") if descriptors else ("pointers",)
+    made = {
+        f"first layer, {form}, {columns} columns": first(form, columns)
+        for form, columns in itertools.product(forms, (1, 2))
+    }
     rows, pixels = (replace(config, descriptors=descriptors) for config in (ROWS, PIXELS))
     for name, shape in CONVOLUTIONS.items():
         made[f"conv, pixels, {name}"] = convolution(shape, pixels)
@@ -213,9 +237,9 @@ def others() -> dict[str, list[Launch]]:
         "crop": torch.zeros(2, 3, 11, 9)[:, :, 2:, 2:],
         "grey": torch.zeros(2, 1, 9, 7, dtype=torch.uint8).expand(2, 3, 9, 7),
     }.items():
-        made[f"stem, {name}"] = entry(images)
-    deep = replace(STEM, S=1, OH=11, OW=10, padding=(2, 2))  # more border than pixels folded
-    made["stem, deep border"] = entry(torch.zeros(2, 3, 9, 7), shape=deep)
+        made[f"pass, {name}"] = entry(images)
+    exact = replace(READ, rows=9, columns=7)
+    made["pass, nothing beyond"] = entry(torch.zeros(2, 3, 9, 7), shape=exact)
     return made
 
 
@@ -273,7 +297,10 @@ MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launc
     "average": (pool, "inside & valid[:, None]", "inside", "x", on_averages),
     "lrn": (lrn, "row < M", "row <= M", "y", lambda m: normalisation(LRNShape(18, 16, 5), m)),
     "softmax": (softmax, "row < M", "row <= M", "y", on_softmax),
-    "stem": (stem, "iw < W", "iw <= W", "image", lambda m: entry(torch.zeros(2, 3, 9, 7), m)),
+    "pass": (
+        *(channels_last, "(h < H)", "(h <= H)", "image"),
+        lambda m: entry(torch.zeros(2, 3, 9, 7), m),
+    ),
 }
 
 
@@ -300,13 +327,15 @@ def mutant(name: str) -> list[Launch]:
 def launches() -> dict[str, list[Launch]]:
     """For triton-viz: what is right, and what is not.
 
-    It knows no descriptors, and no atomic whose answer decides what runs.
+    It knows no descriptors, no shift to the right (first layer), and no atomic whose answer decides
+    what runs (split sums).
     """
     made = products(False) | others() | planted() | {name: mutant(name) for name in MUTATIONS}
     return {
         name: several
         for name, several in made.items()
         if all(launch.arguments.get("SPLIT_K", 1) == 1 for launch in several)
+        and "first layer" not in name
     }
 
 
@@ -364,7 +393,7 @@ def test_a_plan_stays_inside_its_slots(
     plan = Planner(digits, ARITHMETIC["fp16"], arch, options=options)(3)
     bound = bind(plan, pack(digits, state, ARITHMETIC["fp16"], torch.device("cpu")))
     images = torch.zeros(3, *digits.input_shape, dtype=torch.uint8)
-    made = {"": [head.stem(images) for head in bound.heads]}
+    made = {"": [head.first(images) for head in bound.heads]}
     after = [*(each for head in bound.heads for each in head.launches), *bound.launches]
     for name, several in after:
         made.setdefault(name, []).extend(several)

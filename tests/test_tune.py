@@ -155,10 +155,10 @@ def test_tensors_are_made_once_for_the_trials_of_a_step(
 
     monkeypatch.setattr("alexnet_triton.bench.tune.trial.rotation", rotation)
     runner, problem = TrialRunner(device), find("conv1")
-    stem, conv = problem.plan.steps
-    for step in (stem, conv, conv):
+    reader, conv = problem.plan.steps
+    for step in (reader, conv, conv):
         assert runner(problem, step, [], "host", 3, 0.1) == []
-    assert moved == [stem.work.bytes, conv.work.bytes]
+    assert moved == [reader.work.bytes, conv.work.bytes]
 
 
 def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.Mo
 def test_a_search_is_kept_resumed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A layer and the stem, each cut short, then gone on with: nothing is tried twice."""
+    """A layer and the pass, each cut short, then gone on with: nothing is tried twice."""
     cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]
@@ -199,7 +199,7 @@ def test_a_search_is_kept_resumed_and_written(
     assert len(lines) == sum(search["space"] for search in found["searches"])
     assert {line["clock"] for line in lines} == {"host"}
     rows = {row.op: row for row in tuning.load(winners).rows}
-    assert set(rows) == {"linear", "stem"}
+    assert set(rows) == {"linear", "channels_last"}
     assert rows["linear"].batch == 2
     (fc8,) = (search for search in found["searches"] if search["layer"] == "fc8")
     assert rows["linear"].config == fc8["best"]["config"]

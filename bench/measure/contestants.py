@@ -30,7 +30,7 @@ def contestants(
     Runs launch their work and return; on a GPU they can be captured. Raises EngineError, listing
     the kinds, for one that is none.
     """
-    note = "stem included" if problem.source is None and not problem.whole else ""
+    note = "with the pass over the images" if problem.source is None and not problem.whole else ""
     everyone = [kernels(problem, OURS, note)]
     for peer in peers(problem, device, kinds):
         if problem.pixels and peer.prepare is not None:

@@ -85,7 +85,7 @@ class Problem:
         What passes between the steps could stay on the chip, so it is not counted.
         """
         plan = self.plan
-        # The convolution behind the stem counts the images, not what the stem makes of them.
+        # The convolution behind the pass counts the images, not what the pass makes of them.
         images = plan.batch * math.prod(plan.image_shape) * plan.arithmetic.dtype.itemsize
         between = sum(
             _bytes(step, plan) + (_bytes(step, plan) if step.block else images)
@@ -127,15 +127,15 @@ class Ready:
 
     problem: Problem
     bound: Bound
-    images: torch.Tensor | None  # of a problem that starts with the stem
+    images: torch.Tensor | None  # of a problem that starts with the images
 
     @property
     def launches(self) -> tuple[tuple[str, tuple[Launch, ...]], ...]:
-        """Every launch by step, the stem's included; of a plan that does not slice its images."""
+        """Every launch by step, the first included; of a plan that does not slice its images."""
         if self.images is None:
             return self.bound.launches
-        stem = self.problem.plan.steps[0].name
-        return ((stem, (self.bound.stem(self.images),)), *self.bound.launches)
+        reader = self.problem.plan.steps[0].name
+        return ((reader, (self.bound.first(self.images),)), *self.bound.launches)
 
     def __call__(self) -> None:
         self.bound.run(self.images)
@@ -173,9 +173,9 @@ def problems(
 ) -> list[Problem]:
     """Problems by name, "conv4" or "conv1+pool1"; None: every step of the network, one by one.
 
-    The first layer's problem starts with the stem, which has none of its own. `dtype` is the
-    planner's. Raises NetworkError, listing the steps there are, for a name that is none or for
-    steps that are not neighbours.
+    The first layer's problem includes the pass over the images, which has none of its own. `dtype`
+    is the planner's. Raises NetworkError, listing the steps there are, for a name that is none or
+    for steps that are not neighbours.
     """
     whole = planner(batch, image_dtype=planner.arithmetic.dtype)
     steps = whole.steps

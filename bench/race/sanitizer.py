@@ -195,9 +195,8 @@ class _Watch:
         owner = np.minimum(number, np.uint64(len(self.ranges))).astype(np.int64)
         offset = (pointers.data - shown[owner]).view(np.int64)
         inside = (offset >= 0) & (offset + width <= size[owner])
-        allowed = np.asarray(mask.data).astype(
-            bool
-        )  # Triton's own are 32-bit numbers where rows meet a scalar
+        # Triton's own masks are 32-bit numbers where a vector met a scalar.
+        allowed = np.asarray(mask.data).astype(bool)
         wrong = allowed & ~inside
         for i in np.unique(owner[wrong]):
             self._note(access, ranges[i], offset[wrong & (owner == i)] // width, width)

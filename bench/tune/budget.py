@@ -51,8 +51,8 @@ def targets(
 ) -> list[tuple[Problem, Step]]:
     """Steps to tune, each with the problem it is proved in; None: every step that has a kernel.
 
-    The stem, "input", is proved in the problem of the first layer. Raises NetworkError, listing
-    the steps there are, for a name that is none.
+    The pass over the images, "input", is proved in the problem of the first layer. Raises
+    NetworkError, listing the steps there are, for a name that is none.
     """
     steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps
     known = {step.name: step for step in steps if step.config is not None}
@@ -61,8 +61,8 @@ def targets(
         raise NetworkError(
             f"{planner.network.name} has no step {unknown[0]!r} to tune; it has {', '.join(known)}"
         )
-    stem, first = steps[0].name, steps[1].name
-    cut = problems(planner, dtype, batch, [first if name == stem else name for name in chosen])
+    reader, first = steps[0].name, steps[1].name
+    cut = problems(planner, dtype, batch, [first if name == reader else name for name in chosen])
     return [
         (problem, next(step for step in problem.plan.steps if step.name == name))
         for problem, name in zip(cut, chosen, strict=True)

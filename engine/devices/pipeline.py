@@ -30,7 +30,7 @@ RIDGE = _H200.flops["fp16"] / _H200.memory  # half-precision FLOPs in the time o
 
 
 def cuts(planned: Plan) -> list[str]:
-    """The steps that a second stage may start with: any but the stem and the first convolution."""
+    """The steps that a second stage may start with: any but the pass and the first convolution."""
     return [step.name for step in planned.steps[2:]]
 
 
@@ -207,7 +207,7 @@ def step_costs(planned: Plan, planner: Planner, state: State, device: torch.devi
     runs = []
     for _ in range(1 + 5):
         marks = [_now(device)]
-        for _, launches in [("input", (bound.stem(images),)), *bound.launches]:
+        for _, launches in [("input", (bound.first(images),)), *bound.launches]:
             for launch in launches:
                 launch()
             marks.append(_now(device))

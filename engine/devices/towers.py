@@ -117,7 +117,7 @@ class Towers:
             self._bound[key] = [bind(planned, packed) for packed in self._packed]
         towers = self._bound[key]
         for bound, device in zip(towers, self.devices, strict=True):
-            bound.stem(images.to(device, non_blocking=True))()
+            bound.first(images.to(device, non_blocking=True))()
         before = "input"
         for i, step in enumerate(towers[0].plan.steps[1:]):
             if isinstance(step.block and step.block.layer, Gather):
