@@ -1,0 +1,371 @@
+"""What a launch costs on a card, by what limits it: a model of numbers, without a card or a tensor.
+
+A program walks its steps of K; all work on a tile of rows x columns is proportional to them:
+
+    step     = max(matrix, operand fill, shared memory, issue, latency)          in clocks
+    program  = steps * step + around / resident
+    launch   = launch_us + max(waves * program / clock, bytes / memory)
+
+with `resident` programs on a multiprocessor at once: they share what a step takes, and hide what
+lies around the steps. Waves are programs a multiprocessor, rounded up; where programs are unlike,
+since tiles skip taps that meet only padding, the early ones make room for the rest, and half a
+program is what is left over. Prefetches count for nothing.
+
+`Tiles` says how a launch is cut in numbers that no kernel has to itself; the functions at the end
+make them of each kernel's shape and configuration. These may be any objects with the kernel's
+fields: the kernels choose their configurations by what they cost, so they import this file and not
+the reverse.
+
+The form of the model and the numbers of `H200` are by counting and reading machine code, before any
+measurement; those of `H100` are fitted to what one measured: bench/results/NOTES.md says how well.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What is assumed of a card; "a clock" is a clock and multiprocessor."""
+
+    name: str
+    multiprocessors: int
+    clock: float  # Hz
+    memory: float  # bytes a second
+    matrix: float  # multiply-accumulates of halves a clock; half as many in tf32
+    fma: float  # the same in ieee float32, which no matrix unit computes
+    fill: float  # bytes of operands a clock that arrive from the L2 cache
+    shared: float  # bytes a clock that shared memory reads or writes
+    shared_memory: int  # bytes of a multiprocessor
+    issue: float = 3.0  # instructions of warps a clock, of the 4 that there could be
+    barriers: float = 60.0  # instructions that a warp could issue while it waits in a step
+    latency: float = 1_450.0  # clocks from asking for a tile to having it
+    around: float = 4_500.0  # clocks of a program's prologue and epilogue
+    launch_us: float = 1.3  # from the end of a launch to the start of the next
+    dependent_us: float = 0.7  # the same where launches overlap (pdl.py)
+
+
+H200 = Chip("H200", 132, 1.755e9, 4.3e12, 2_048, 128, fill=32, shared=128, shared_memory=228 * 1024)
+# Fitted to 220 measured configurations of convolutions and linear layers, where both numbers differ
+# clearly: halves are multiplied at 650 of 950 TFLOP/s, since power limits the clock. The memory's
+# rate is that of pools.
+H100 = replace(H200, name="H100 SXM", memory=3.0e12, matrix=1_400, fill=60)
+A100 = Chip("A100", 108, 1.41e9, 2.04e12, 1_024, 64, fill=32, shared=128, shared_memory=164 * 1024)
+
+REGISTERS = 65_536  # of a multiprocessor
+OF_A_THREAD = 255
+WARPS = 64  # of a multiprocessor, at most
+RESERVED = 1024  # bytes of shared memory that the driver adds to each program
+
+
+def chip(arch: int) -> Chip:
+    """What is assumed of compute capability `arch` (80, 90, ...) where the card is not known."""
+    return H200 if arch >= 90 else A100
+
+
+# --- a launch in numbers ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How one launch is cut: `programs` walk `steps` of K in all, the longest of them `longest`.
+
+    A step brings rows x depth and columns x depth numbers of `itemsize` bytes. Without columns
+    there are no products, and a step only reads rows x depth numbers.
+    """
+
+    rows: int
+    columns: tuple[int, ...]  # of each accumulator
+    depth: int
+    itemsize: int
+    programs: int
+    steps: int
+    longest: int
+    bytes: int  # to and from memory, by all programs
+    arithmetic: str = "half"  # or "tf32" or "ieee"
+    warps: int = 4
+    stages: int = 3  # tiles of operands in shared memory
+    instructions: int = 100  # of each warp in a step; more where it gathers rows itself
+    registers: int = 28  # of each thread beside its sums; more where it gathers rows itself
+    parts: int = 1  # programs that share the sum of a tile; the last of them adds
+
+    @property
+    def operands(self) -> int:
+        """Bytes that a step brings."""
+        return (self.rows + sum(self.columns)) * self.depth * self.itemsize
+
+    @property
+    def sums(self) -> int:
+        """Numbers in the accumulators of a program."""
+        return self.rows * sum(self.columns)
+
+
+class Step(NamedTuple):
+    """Clocks that a step of K takes on a multiprocessor, by what could limit it."""
+
+    matrix: float
+    operand_fill: float
+    shared_memory: float
+    issue: float
+    latency: float
+
+    @property
+    def limit(self) -> str:
+        """What takes longest, in words."""
+        return self._fields[self.index(max(self))].replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What launches take, one after the other, and what limits the longest of them."""
+
+    us: float  # infinite if a multiprocessor has no room for a program
+    launches: int
+    limit: str  # one of Step's, or "around", "memory", "launch" or "room"
+    tiles: tuple[Tiles, ...] = field(repr=False)
+
+    def __add__(self, other: Cost) -> Cost:
+        longer = max(self, other, key=lambda one: one.us)
+        launches = self.launches + other.launches
+        return Cost(self.us + other.us, launches, longer.limit, self.tiles + other.tiles)
+
+
+def resident(tiles: Tiles, chip: Chip) -> int:
+    """Programs that a multiprocessor holds at once, 0 if none fits."""
+    threads = 32 * tiles.warps
+    a_thread = -(-tiles.sums // threads) + tiles.registers
+    if a_thread > OF_A_THREAD:
+        return 0
+    fits = min(REGISTERS // (-(-a_thread // 8) * 8 * threads), WARPS // tiles.warps)
+    if tiles.columns:
+        fits = min(fits, chip.shared_memory // (tiles.stages * tiles.operands + RESERVED))
+    return fits
+
+
+def step(tiles: Tiles, chip: Chip, held: int) -> Step:
+    """Clocks of one step where `held` programs are resident.
+
+    A warpgroup's instruction multiplies 64 rows of 32 bytes with the same of up to 256 columns and
+    reads both from shared memory, where they were written before.
+    """
+    operands, columns = tiles.operands, tiles.columns
+    fill = operands / chip.fill
+    if not columns:
+        issue = tiles.instructions * tiles.warps / chip.issue
+        return Step(0.0, fill, 0.0, issue, 0.0)
+    blocks = -(-tiles.rows // 64)
+    rate = {"half": chip.matrix, "tf32": chip.matrix / 2, "ieee": chip.fma}[tiles.arithmetic]
+    split = max(1, tiles.warps // 4 // blocks)  # warpgroups with columns of the same rows
+    read = blocks * (64 * split * len(columns) + sum(columns)) * tiles.depth * tiles.itemsize
+    return Step(
+        64 * blocks * sum(columns) * tiles.depth / rate,
+        fill,
+        (read + operands) / chip.shared,
+        (tiles.instructions + chip.barriers) * tiles.warps / chip.issue,
+        chip.latency / (max(1, tiles.stages - 1) * held),
+    )
+
+
+def cost(tiles: Tiles, chip: Chip) -> Cost:
+    """What a launch takes on a card."""
+    programs, multiprocessors = tiles.programs, chip.multiprocessors
+    if not programs:
+        return Cost(0.0, 0, "launch", (tiles,))
+    held = min(resident(tiles, chip), -(-programs // multiprocessors))
+    if not held:
+        return Cost(math.inf, 1, "room", (tiles,))
+    each = step(tiles, chip, held)
+    waves = programs / multiprocessors
+    rounded: float = -(-programs // multiprocessors)
+    if tiles.longest * programs != tiles.steps:
+        rounded = max(1, min(rounded, waves + 0.5))
+    walking = rounded * tiles.steps / programs * max(each)
+    around = rounded * (chip.around if tiles.columns else chip.latency) / held
+    if tiles.parts > 1:  # each program writes its part; the last one waits for them and adds
+        moved = 4 * tiles.sums / chip.fill
+        around += (rounded + math.ceil(waves / tiles.parts) * tiles.parts) * moved
+        around += 2 * chip.latency
+    busy, memory = (walking + around) / chip.clock * 1e6, tiles.bytes / chip.memory * 1e6
+    limit = each.limit if walking >= around else "around"
+    if memory > busy:
+        busy, limit = memory, "memory"
+    if chip.launch_us > busy:
+        limit = "launch"
+    return Cost(busy + chip.launch_us, 1, limit, (tiles,))
+
+
+Candidate = TypeVar("Candidate")
+
+
+def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost]) -> Candidate:
+    """The candidate that takes the least time, the first of equals.
+
+    Raises ValueError if there is none.
+    """
+    return min(candidates, key=lambda candidate: cost(candidate).us)
+
+
+# --- of each kernel --------------------------------------------------------------------------
+
+
+def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
+    """Of a Conv2dShape and a Conv2dConfig; bytes as in conv.work.
+
+    Tiles of `rows` skip the taps that none of their rows can use; those of `pixels` skip none.
+    """
+    n, oh, ow = shape.N, shape.OH, shape.OW
+    c, oc = shape.C // shape.groups, shape.OC // shape.groups
+    columns = (config.BLOCK_N, config.BLOCK_N2) if config.BLOCK_N2 else (config.BLOCK_N,)
+    blocks = -(-c // config.BLOCK_K)
+    across = shape.groups * -(-oc // sum(columns))
+    longest = shape.KH * shape.KW * blocks
+    if config.tiling == "pixels":
+        programs = across * -(-oh * ow * n // config.BLOCK_M)
+        steps = programs * longest
+    else:
+        of_height, of_width = (
+            (size, out, kernel, stride, pad, dilation)
+            for size, out, kernel, stride, pad, dilation in zip(
+                (shape.H, shape.W),
+                (oh, ow),
+                (shape.KH, shape.KW),
+                shape.stride,
+                shape.padding[::2],
+                shape.dilation,
+                strict=True,
+            )
+        )
+        one_pixel = config.tiling == "images" or shape.stride[1] > 1
+        tiles, taps = _of_a_row(of_width, n, config.BLOCK_M, one_pixel)
+        programs = across * oh * tiles
+        steps = across * blocks * taps * _of_a_column(of_height)
+    elements = n * (shape.C * shape.H * shape.W + shape.OC * oh * ow)
+    elements += shape.OC * (c * shape.KH * shape.KW + 1)
+    whole = Tiles(
+        *(config.BLOCK_M, columns, config.BLOCK_K, dtype.itemsize, programs, steps, longest),
+        elements * dtype.itemsize,
+        *_told(config, dtype, precision, config.tiling == "pixels"),
+    )
+    one_launch = config.tiling == "rows"
+    return _split(whole, config.SPLIT_K, oh * ow * n, shape.OC, chip, one_launch)
+
+
+def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
+    """Of a LinearShape and a LinearConfig; bytes as in gemm.work."""
+    rows, width = config.BLOCK_M, config.BLOCK_N
+    if config.transposed:
+        rows, width = width, rows
+    longest = shape.P * -(-shape.C // config.BLOCK_K)
+    programs = -(-shape.N // config.BLOCK_M) * -(-shape.OC // config.BLOCK_N)
+    features = shape.P * shape.C
+    elements = shape.N * (features + shape.OC) + shape.OC * (features + 1)
+    whole = Tiles(
+        *(rows, (width,), config.BLOCK_K, dtype.itemsize, programs, programs * longest, longest),
+        elements * dtype.itemsize,
+        *_told(config, dtype, precision, False),
+    )
+    return _split(whole, config.SPLIT_K, shape.N, shape.OC, chip, one_launch=False)
+
+
+def pool_cost(shape: Any, config: Any, dtype: torch.dtype, chip: Chip) -> Cost:
+    """Of a PoolShape and a PoolConfig: every tap is read anew, and mostly found in the cache."""
+    numbers = shape.N * -(-shape.C // 8) * 8
+    taps = shape.kernel[0] * shape.kernel[1]
+    if shape.adaptive:
+        taps = -(-shape.H // shape.OH) * -(-shape.W // shape.OW)
+    outputs = shape.OH * shape.OW
+    programs = -(-outputs // config.BLOCK_P) * -(-numbers // config.BLOCK_R)
+    moved = numbers * (shape.H * shape.W + outputs) * dtype.itemsize
+    of_a_thread = config.BLOCK_P * config.BLOCK_R // (32 * config.num_warps)
+    tile = (config.BLOCK_P, (), config.BLOCK_R, dtype.itemsize, programs, programs * taps, taps)
+    return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=2 * of_a_thread), chip)
+
+
+def stem_cost(shape: Any, config: Any, image: torch.dtype, dtype: torch.dtype, chip: Chip) -> Cost:
+    """Of a StemShape and a StemConfig: 32 instructions an element, as the compiler makes them."""
+    channels = shape.S * shape.S * shape.C
+    padded = 1 << (channels - 1).bit_length()
+    pixels = shape.OH * shape.OW * shape.N
+    programs = -(-pixels // config.BLOCK_M)
+    moved = shape.N * shape.C * shape.H * shape.W * image.itemsize
+    moved += pixels * channels * dtype.itemsize
+    of_a_thread = config.BLOCK_M * padded // (32 * config.num_warps)
+    tile = (config.BLOCK_M, (), padded, dtype.itemsize, programs, programs, 1)
+    return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=32 * of_a_thread), chip)
+
+
+def stream_cost(moved: int, chip: Chip) -> Cost:
+    """Of a kernel that does little more than move so many bytes: a normalisation, a softmax."""
+    programs = -(-moved // 8_192)
+    return cost(Tiles(64, (), 64, 2, programs, programs, 1, moved), chip)
+
+
+def _told(
+    config: Any, dtype: torch.dtype, precision: str, gathered: bool
+) -> tuple[str, int, int, int, int]:
+    """The last fields of Tiles, but for `parts`."""
+    arithmetic = "half" if dtype.itemsize == 2 else precision
+    extra = (176, 44) if gathered or not config.descriptors else (100, 28)
+    return arithmetic, config.num_warps, config.num_stages, *extra
+
+
+def _split(
+    whole: Tiles, split: int, rows: int, channels: int, chip: Chip, one_launch: bool
+) -> Cost:
+    """A launch whose sums, [rows, channels], are cut into `split` parts.
+
+    In one launch the last program of a tile adds them; else a second one does.
+    """
+    each = -(-whole.longest // split)
+    parts = -(-whole.longest // each)
+    if parts == 1 or not whole.programs:
+        return cost(whole, chip)
+    programs = whole.programs * parts
+    each = -(-whole.steps // programs)
+    product = replace(whole, programs=programs, steps=programs * each, longest=each)
+    if one_launch:
+        return cost(replace(product, parts=parts), chip)
+    block = min(16, 1 << (rows - 1).bit_length())
+    adders = -(-rows // block) * -(-channels // 64)
+    adding = Tiles(block, (), 64, 4, adders, adders * parts, parts, 0, instructions=20)
+    return cost(product, chip) + cost(adding, chip)
+
+
+Axis = tuple[int, int, int, int, int, int]
+"""Pixels, outputs, taps of a filter, stride, padding before the first pixel, dilation."""
+
+
+def _users(axis: Axis) -> Iterator[range]:
+    """For each tap of a filter, the outputs along an axis for which it lies inside the image."""
+    size, out, kernel, stride, pad, dilation = axis
+    for tap in range(kernel):
+        before = pad - tap * dilation  # output o reads pixel o * stride - before
+        yield range(max(0, -(-before // stride)), min(out, (size - 1 + before) // stride + 1))
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_a_column(axis: Axis) -> int:
+    """Taps that all outputs of a column use together."""
+    return sum(map(len, _users(axis)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_a_row(axis: Axis, images: int, block: int, one_pixel: bool) -> tuple[int, int]:
+    """Tiles of an output row, and the taps that they use together.
+
+    Rows of tiles run over (column, image), or over the images of one pixel alone.
+    """
+    if one_pixel:
+        tiles = -(-images // block)
+        return axis[1] * tiles, _of_a_column(axis) * tiles
+    ends = ((users.start * images, users.stop * images - 1) for users in _users(axis) if users)
+    used = sum(last // block - first // block + 1 for first, last in ends)
+    return -(-axis[1] * images // block), used
