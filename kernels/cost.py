@@ -54,10 +54,10 @@ class Chip:
 
 
 H200 = Chip("H200", 132, 1.755e9, 4.3e12, 2_048, 128, fill=32, shared=128, shared_memory=228 * 1024)
-# Fitted to 220 measured configurations of convolutions and linear layers, where both numbers differ
-# clearly: halves are multiplied at 650 of 950 TFLOP/s, since power limits the clock. The memory's
-# rate is that of pools.
-H100 = replace(H200, name="H100 SXM", memory=3.0e12, matrix=1_400, fill=60)
+# What 220 measured configurations of convolutions and linear layers deny of the above: operands
+# arrive at 50 bytes a clock at least, and from there on shared memory limits, of which 84 % is had.
+# The matrix rate is that of a measured product, which power limits; the memory's is that of pools.
+H100 = replace(H200, name="H100 SXM", memory=3.0e12, matrix=1_650, fill=56, shared=108)
 A100 = Chip("A100", 108, 1.41e9, 2.04e12, 1_024, 64, fill=32, shared=128, shared_memory=164 * 1024)
 
 REGISTERS = 65_536  # of a multiprocessor
@@ -120,7 +120,10 @@ class Step(NamedTuple):
     @property
     def limit(self) -> str:
         """What takes longest, in words."""
-        return self._fields[self.index(max(self))].replace("_", " ")
+        return _LIMITS[self.index(max(self))]
+
+
+_LIMITS = tuple(name.replace("_", " ") for name in Step._fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,18 @@ class Cost:
 
     us: float  # infinite if a multiprocessor has no room for a program
     launches: int
-    limit: str  # one of Step's, or "around", "memory", "launch" or "room"
+    limit: str  # one of Step's, or "prologue", "memory", "launch" or "room"
     tiles: tuple[Tiles, ...] = field(repr=False)
 
     def __add__(self, other: Cost) -> Cost:
+        if not other.launches:
+            return self
         longer = max(self, other, key=lambda one: one.us)
         launches = self.launches + other.launches
         return Cost(self.us + other.us, launches, longer.limit, self.tiles + other.tiles)
+
+
+NOTHING = Cost(0.0, 0, "launch", ())
 
 
 def resident(tiles: Tiles, chip: Chip) -> int:
@@ -178,7 +186,7 @@ def cost(tiles: Tiles, chip: Chip) -> Cost:
     """What a launch takes on a card."""
     programs, multiprocessors = tiles.programs, chip.multiprocessors
     if not programs:
-        return Cost(0.0, 0, "launch", (tiles,))
+        return NOTHING
     held = min(resident(tiles, chip), -(-programs // multiprocessors))
     if not held:
         return Cost(math.inf, 1, "room", (tiles,))
@@ -194,7 +202,7 @@ def cost(tiles: Tiles, chip: Chip) -> Cost:
         around += (rounded + math.ceil(waves / tiles.parts) * tiles.parts) * moved
         around += 2 * chip.latency
     busy, memory = (walking + around) / chip.clock * 1e6, tiles.bytes / chip.memory * 1e6
-    limit = each.limit if walking >= around else "around"
+    limit = each.limit if walking >= around else "prologue"
     if memory > busy:
         busy, limit = memory, "memory"
     if chip.launch_us > busy:
@@ -219,47 +227,41 @@ def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost])
 def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
     """Of a Conv2dShape and a Conv2dConfig; bytes as in conv.work.
 
-    Tiles of `rows` skip the taps that none of their rows can use; those of `pixels` skip none.
+    Tiles of `rows` skip the taps that none of their rows can use, and the last program of a tile
+    adds its parts. Those of `pixels` skip none, and a second launch adds.
     """
-    n, oh, ow = shape.N, shape.OH, shape.OW
+    n, oh, ow, kh, kw = shape.N, shape.OH, shape.OW, shape.KH, shape.KW
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
     columns = (config.BLOCK_N, config.BLOCK_N2) if config.BLOCK_N2 else (config.BLOCK_N,)
     blocks = -(-c // config.BLOCK_K)
     across = shape.groups * -(-oc // sum(columns))
-    longest = shape.KH * shape.KW * blocks
-    if config.tiling == "pixels":
+    longest = kh * kw * blocks
+    gathered = config.tiling == "pixels"
+    if gathered:
         programs = across * -(-oh * ow * n // config.BLOCK_M)
         steps = programs * longest
     else:
-        of_height, of_width = (
-            (size, out, kernel, stride, pad, dilation)
-            for size, out, kernel, stride, pad, dilation in zip(
-                (shape.H, shape.W),
-                (oh, ow),
-                (shape.KH, shape.KW),
-                shape.stride,
-                shape.padding[::2],
-                shape.dilation,
-                strict=True,
-            )
-        )
-        one_pixel = config.tiling == "images" or shape.stride[1] > 1
-        tiles, taps = _of_a_row(of_width, n, config.BLOCK_M, one_pixel)
+        (stride_h, stride_w), (dilation_h, dilation_w) = shape.stride, shape.dilation
+        top, _, left, _ = shape.padding
+        one_pixel = config.tiling == "images" or stride_w > 1
+        width = shape.W, ow, kw, stride_w, left, dilation_w
+        tiles, taps = _of_a_row(width, n, config.BLOCK_M, one_pixel)
         programs = across * oh * tiles
-        steps = across * blocks * taps * _of_a_column(of_height)
-    elements = n * (shape.C * shape.H * shape.W + shape.OC * oh * ow)
-    elements += shape.OC * (c * shape.KH * shape.KW + 1)
-    whole = Tiles(
-        *(config.BLOCK_M, columns, config.BLOCK_K, dtype.itemsize, programs, steps, longest),
-        elements * dtype.itemsize,
-        *_told(config, dtype, precision, config.tiling == "pixels"),
+        steps = across * blocks * taps
+        steps *= _of_a_column((shape.H, oh, kh, stride_h, top, dilation_h))
+    elements = n * (shape.C * shape.H * shape.W + shape.OC * oh * ow) + shape.OC * (c * kh * kw + 1)
+    tile = config.BLOCK_M, columns, config.BLOCK_K, dtype.itemsize
+    walk, parts = _split(programs, steps, longest, config.SPLIT_K)
+    told = _told(config, dtype, precision, gathered)
+    if config.tiling == "rows":
+        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told, parts), chip)
+    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
+        parts, oh * ow * n, shape.OC, chip
     )
-    one_launch = config.tiling == "rows"
-    return _split(whole, config.SPLIT_K, oh * ow * n, shape.OC, chip, one_launch)
 
 
 def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
-    """Of a LinearShape and a LinearConfig; bytes as in gemm.work."""
+    """Of a LinearShape and a LinearConfig; bytes as in gemm.work. A second launch adds parts."""
     rows, width = config.BLOCK_M, config.BLOCK_N
     if config.transposed:
         rows, width = width, rows
@@ -267,12 +269,12 @@ def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chi
     programs = -(-shape.N // config.BLOCK_M) * -(-shape.OC // config.BLOCK_N)
     features = shape.P * shape.C
     elements = shape.N * (features + shape.OC) + shape.OC * (features + 1)
-    whole = Tiles(
-        *(rows, (width,), config.BLOCK_K, dtype.itemsize, programs, programs * longest, longest),
-        elements * dtype.itemsize,
-        *_told(config, dtype, precision, False),
+    tile = rows, (width,), config.BLOCK_K, dtype.itemsize
+    walk, parts = _split(programs, programs * longest, longest, config.SPLIT_K)
+    told = _told(config, dtype, precision, False)
+    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
+        parts, shape.N, shape.OC, chip
     )
-    return _split(whole, config.SPLIT_K, shape.N, shape.OC, chip, one_launch=False)
 
 
 def pool_cost(shape: Any, config: Any, dtype: torch.dtype, chip: Chip) -> Cost:
@@ -311,32 +313,29 @@ def stream_cost(moved: int, chip: Chip) -> Cost:
 def _told(
     config: Any, dtype: torch.dtype, precision: str, gathered: bool
 ) -> tuple[str, int, int, int, int]:
-    """The last fields of Tiles, but for `parts`."""
+    """Arithmetic, warps, stages, instructions and registers of Tiles."""
     arithmetic = "half" if dtype.itemsize == 2 else precision
     extra = (176, 44) if gathered or not config.descriptors else (100, 28)
     return arithmetic, config.num_warps, config.num_stages, *extra
 
 
-def _split(
-    whole: Tiles, split: int, rows: int, channels: int, chip: Chip, one_launch: bool
-) -> Cost:
-    """A launch whose sums, [rows, channels], are cut into `split` parts.
+def _split(programs: int, steps: int, longest: int, split: int) -> tuple[tuple[int, int, int], int]:
+    """Programs, steps and longest of sums in so many parts, and how many of these have a step."""
+    if split == 1 or not programs:
+        return (programs, steps, longest), 1
+    parts = -(-longest // -(-longest // split))
+    programs *= parts
+    each = -(-steps // programs)
+    return (programs, programs * each, each), parts
 
-    In one launch the last program of a tile adds them; else a second one does.
-    """
-    each = -(-whole.longest // split)
-    parts = -(-whole.longest // each)
-    if parts == 1 or not whole.programs:
-        return cost(whole, chip)
-    programs = whole.programs * parts
-    each = -(-whole.steps // programs)
-    product = replace(whole, programs=programs, steps=programs * each, longest=each)
-    if one_launch:
-        return cost(replace(product, parts=parts), chip)
+
+def _adding(parts: int, rows: int, channels: int, chip: Chip) -> Cost:
+    """Of the launch that adds the parts of sums [rows, channels]; nothing for one part."""
+    if parts == 1:
+        return NOTHING
     block = min(16, 1 << (rows - 1).bit_length())
     adders = -(-rows // block) * -(-channels // 64)
-    adding = Tiles(block, (), 64, 4, adders, adders * parts, parts, 0, instructions=20)
-    return cost(product, chip) + cost(adding, chip)
+    return cost(Tiles(block, (), 64, 4, adders, adders * parts, parts, 0, instructions=20), chip)
 
 
 Axis = tuple[int, int, int, int, int, int]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...kernels import cost
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -41,30 +43,45 @@ def find_card(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction)."""
+    """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction).
+
+    They are what it reaches at best; `chip` is what its launches are assumed to cost.
+    """
 
     name: str
     arch: int
     flops: Mapping[str, float]
     memory: float
     link: float
+    chip: cost.Chip
 
 
 # H200: half-precision products (cuBLAS 8192^3) and a device-to-device copy as measured on one; tf32
-# at half of that, fp32 and the link from NVIDIA's datasheet. A100: NVIDIA's datasheet.
+# at half of that, fp32 and the link from NVIDIA's datasheet. H100: the most that was measured on
+# one, of memory by pools; the link from the datasheet. A100: NVIDIA's datasheet.
 CARDS = {
     "h200": Card(
         "H200",
         90,
         {"fp16": 780e12, "bf16": 780e12, "tf32": 390e12, "fp32": 67e12},
-        memory=4.3e12,
+        memory=cost.H200.memory,
         link=450e9,
+        chip=cost.H200,
+    ),
+    "h100": Card(
+        "H100 SXM",
+        90,
+        {"fp16": 780e12, "bf16": 780e12, "tf32": 370e12, "fp32": 52e12},
+        memory=cost.H100.memory,
+        link=450e9,
+        chip=cost.H100,
     ),
     "a100": Card(
         "A100 80GB",
         80,
         {"fp16": 312e12, "bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-        memory=2.04e12,
+        memory=cost.A100.memory,
         link=300e9,
+        chip=cost.A100,
     ),
 }
