@@ -42,9 +42,10 @@ class Chip:
     memory: float  # bytes a second
     matrix: float  # multiply-accumulates of halves a clock; half as many in tf32
     fma: float  # the same in ieee float32, which no matrix unit computes
-    fill: float  # bytes of operands a clock that arrive from the L2 cache
+    fill: float  # bytes of operands a clock that arrive from the L2 cache, if all ask for theirs
     shared: float  # bytes a clock that shared memory reads or writes
     shared_memory: int  # bytes of a multiprocessor
+    port: float = 64  # bytes a clock that arrive if few multiprocessors ask
     issue: float = 3.0  # instructions of warps a clock, of the 4 that there could be
     barriers: float = 60.0  # instructions that a warp could issue while it waits in a step
     latency: float = 1_450.0  # clocks from asking for a tile to having it
@@ -158,6 +159,11 @@ def resident(tiles: Tiles, chip: Chip) -> int:
     return fits
 
 
+def filled(chip: Chip, programs: int) -> float:
+    """Bytes a clock that arrive from the L2 cache at each of the multiprocessors that run them."""
+    return min(chip.port, chip.fill * max(1, chip.multiprocessors / programs))
+
+
 def step(tiles: Tiles, chip: Chip, held: int) -> Step:
     """Clocks of one step where `held` programs are resident.
 
@@ -165,7 +171,7 @@ def step(tiles: Tiles, chip: Chip, held: int) -> Step:
     reads both from shared memory, where they were written before.
     """
     operands, columns = tiles.operands, tiles.columns
-    fill = operands / chip.fill
+    fill = operands / filled(chip, tiles.programs)
     if not columns:
         issue = tiles.instructions * tiles.warps / chip.issue
         return Step(0.0, fill, 0.0, issue, 0.0)
@@ -195,12 +201,12 @@ def cost(tiles: Tiles, chip: Chip) -> Cost:
     rounded: float = -(-programs // multiprocessors)
     if tiles.longest * programs != tiles.steps:
         rounded = max(1, min(rounded, waves + 0.5))
-    walking = rounded * tiles.steps / programs * max(each)
+    walking = max(rounded * tiles.steps / programs, tiles.longest) * max(each)
     around = rounded * (chip.around if tiles.columns else chip.latency) / held
     if tiles.parts > 1:  # each program writes its part; the last one waits for them and adds
-        moved = 4 * tiles.sums / chip.fill
-        around += (rounded + math.ceil(waves / tiles.parts) * tiles.parts) * moved
-        around += 2 * chip.latency
+        sums, finished = 4 * tiles.sums, programs // tiles.parts
+        adding = -(-finished // multiprocessors) * tiles.parts / filled(chip, finished)
+        around += chip.latency + sums * (rounded / filled(chip, programs) + adding)
     busy, memory = (walking + around) / chip.clock * 1e6, tiles.bytes / chip.memory * 1e6
     limit = each.limit if walking >= around else "prologue"
     if memory > busy:
