@@ -97,10 +97,11 @@ class Tiles:
     instructions: int = 100  # of each warp in a step; more where it gathers rows itself
     registers: int = 28  # of each thread beside its sums; more where it gathers rows itself
     parts: int = 1  # programs that share the sum of a tile; the last of them adds
+    full: float = 1.0  # part of the rows that are there; the rest is neither read nor written
 
     @property
     def operands(self) -> int:
-        """Bytes that a step brings."""
+        """Bytes of shared memory that a step fills."""
         return (self.rows + sum(self.columns)) * self.depth * self.itemsize
 
     @property
@@ -171,7 +172,8 @@ def step(tiles: Tiles, chip: Chip, held: int) -> Step:
     reads both from shared memory, where they were written before.
     """
     operands, columns = tiles.operands, tiles.columns
-    fill = operands / filled(chip, tiles.programs)
+    missing = tiles.rows * (1 - tiles.full) * tiles.depth * tiles.itemsize
+    fill = (operands - missing) / filled(chip, tiles.programs)
     if not columns:
         issue = tiles.instructions * tiles.warps / chip.issue
         return Step(0.0, fill, 0.0, issue, 0.0)
@@ -203,10 +205,10 @@ def cost(tiles: Tiles, chip: Chip) -> Cost:
         rounded = max(1, min(rounded, waves + 0.5))
     walking = max(rounded * tiles.steps / programs, tiles.longest) * max(each)
     around = rounded * (chip.around if tiles.columns else chip.latency) / held
-    if tiles.parts > 1:  # each program writes its part; the last one waits for them and adds
-        sums, finished = 4 * tiles.sums, programs // tiles.parts
-        adding = -(-finished // multiprocessors) * tiles.parts / filled(chip, finished)
-        around += chip.latency + sums * (rounded / filled(chip, programs) + adding)
+    if tiles.parts > 1:  # the last program of a tile counts them, reads all parts and adds
+        finished = programs // tiles.parts
+        read = -(-finished // multiprocessors) * tiles.parts * 4 * tiles.sums * tiles.full
+        around += chip.latency + read / filled(chip, finished)
     busy, memory = (walking + around) / chip.clock * 1e6, tiles.bytes / chip.memory * 1e6
     limit = each.limit if walking >= around else "prologue"
     if memory > busy:
@@ -260,7 +262,8 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     walk, parts = _split(programs, steps, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, gathered)
     if config.tiling == "rows":
-        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told, parts), chip)
+        full = oh * ow * n / (oh * tiles * config.BLOCK_M)
+        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told, parts, full), chip)
     return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
         parts, oh * ow * n, shape.OC, chip
     )
