@@ -122,10 +122,11 @@ class Step(NamedTuple):
     @property
     def limit(self) -> str:
         """What takes longest, in words."""
-        return _LIMITS[self.index(max(self))]
+        return LIMITS[self.index(max(self))]
 
 
-_LIMITS = tuple(name.replace("_", " ") for name in Step._fields)
+LIMITS = tuple(name.replace("_", " ") for name in Step._fields)
+"""What a Step's numbers are, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     walk, parts = _split(programs, steps, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, gathered)
     if config.tiling == "rows":
-        full = oh * ow * n / (oh * tiles * config.BLOCK_M)
+        full = ow * n / (tiles * config.BLOCK_M) if n else 1.0
         return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told, parts, full), chip)
     return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
         parts, oh * ow * n, shape.OC, chip
