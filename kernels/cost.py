@@ -56,8 +56,8 @@ class Chip:
 
 H200 = Chip("H200", 132, 1.755e9, 4.3e12, 2_048, 128, fill=32, shared=128, shared_memory=228 * 1024)
 # What 220 measured configurations of convolutions and linear layers deny of the above: operands
-# arrive at 50 bytes a clock at least, and from there on shared memory limits, of which 84 % is had.
-# The matrix rate is that of a measured product, which power limits; the memory's is that of pools.
+# arrive at 50 bytes a clock at least, from where on shared memory limits, at 84 % of its rate. The
+# matrix rate is that of a measured product, which power limits; the memory's is that of pools.
 H100 = replace(H200, name="H100 SXM", memory=3.0e12, matrix=1_650, fill=56, shared=108)
 A100 = Chip("A100", 108, 1.41e9, 2.04e12, 1_024, 64, fill=32, shared=128, shared_memory=164 * 1024)
 
@@ -67,7 +67,7 @@ WARPS = 64  # of a multiprocessor, at most
 RESERVED = 1024  # bytes of shared memory that the driver adds to each program
 
 
-def chip(arch: int) -> Chip:
+def chip_of(arch: int) -> Chip:
     """What is assumed of compute capability `arch` (80, 90, ...) where the card is not known."""
     return H200 if arch >= 90 else A100
 

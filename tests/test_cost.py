@@ -22,7 +22,7 @@ from alexnet_triton.kernels.cost import (
     Cost,
     Tiles,
     cheapest,
-    chip,
+    chip_of,
     conv_cost,
     cost,
     linear_cost,
@@ -145,7 +145,7 @@ CONV4 = tiles(1_352, 65_712, 223.3, columns=(256,), longest=54, **WIDE)
     ],
 )
 def test_programs_that_a_multiprocessor_holds(held: int, made: Tiles) -> None:
-    """As told by registers and shared memory of the compiled kernels."""
+    """As registers and shared memory of the compiled kernels have it."""
     assert resident(made, H200) == held
     assert math.isinf(cost(made, H200).us) == (held == 0)
 
@@ -230,7 +230,7 @@ def test_the_cheapest_is_the_first_of_equals_and_fits() -> None:
 
 
 def test_an_architecture_has_a_chip() -> None:
-    assert [chip(arch) for arch in (80, 86, 90, 100)] == [A100, A100, H200, H200]
+    assert [chip_of(arch) for arch in (80, 86, 90, 100)] == [A100, A100, H200, H200]
 
 
 # --- of each kernel --------------------------------------------------------------------------
@@ -343,6 +343,14 @@ def test_an_image_is_split_in_one_launch_where_the_last_program_adds() -> None:
     two = of_conv(one, BLOCK_M=64, SPLIT_K=8, tiling="pixels")
     assert two.launches == 2
     assert two.tiles[1].steps == two.tiles[1].programs * 7
+
+
+@pytest.mark.parametrize("tiling", ["rows", "pixels"])
+def test_no_image_costs_nothing(tiling: str) -> None:
+    for parts in (1, 4):
+        found = of_conv(replace(CONV2, N=0), tiling=tiling, SPLIT_K=parts)
+        assert (found.us, found.launches) == (0, 0)
+    assert linear_cost(LinearShape(0, 1, 64, 64), config(), torch.float16, "ieee", H200).us == 0
 
 
 def test_a_linear_layer_has_its_long_side_where_it_says() -> None:

@@ -233,8 +233,7 @@ def test_every_layer_on_hopper_is_clean(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_matrix_instruction_weighs_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     """A twentieth of the loop's instructions, and most of its clocks."""
     cut = "BLOCK_M=128,BLOCK_N=256,BLOCK_N2=0,BLOCK_K=64,num_warps=8,num_stages=3"
-    asked = ("conv4", "--batch", "1024", "--config", cut, "--card")
-    (one,) = told(capsys, *asked, "h200")
+    (one,) = told(capsys, "conv4", "--batch", "1024", "--config", cut, "--card", "h200")
     (kernel,) = one["kernels"]
     loop = kernel["main_loop"]
     matrix = loop["mix"]["matrix"]
@@ -244,9 +243,6 @@ def test_a_matrix_instruction_weighs_what_it_takes(capsys: pytest.CaptureFixture
     assert step["issue"] == pytest.approx((loop["instructions"] - matrix["count"] + 60) * 8 / 3)
     assert step["latency"] == 1_450 / 2  # one block, three stages
     assert step["limit"] == "operand fill"
-    (other,) = told(capsys, *asked, "h100")  # whose operands were measured to arrive faster
-    assert other["kernels"][0]["step"]["limit"] == "matrix"
-    assert other["estimate_us"] < one["estimate_us"]
 
 
 def test_a_configuration_made_too_large(capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,8 @@ def _assumed(chip: cost.Chip) -> tuple[str, ...]:
         f"memory at {chip.memory / 1e12:.3g} TB/s, {chip.launch_us:g} us a launch and "
         f"{chip.dependent_us:g} where they overlap;",
         f"of a multiprocessor in a clock {chip.matrix:,g} multiply-accumulates of halves, half as "
-        f"many in tf32, {chip.fma:g} in fp32, {chip.fill:g} bytes from the L2 cache,",
+        f"many in tf32, {chip.fma:g} in fp32, {chip.fill:g} bytes from the L2 cache, up to "
+        f"{chip.port:g} if few ask,",
         f"{chip.shared:g} bytes of its {chip.shared_memory // 1024} KB of shared memory and "
         f"{chip.issue:g} instructions of warps, each of which loses {chip.barriers:g} in a step;",
         f"of a program {chip.around:,g} clocks of prologue and epilogue, and {chip.latency:,g} "
