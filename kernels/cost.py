@@ -236,8 +236,8 @@ def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost])
 def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
     """Of a Conv2dShape and a Conv2dConfig; bytes as in conv.work.
 
-    Tiles of `rows` skip the taps that none of their rows can use, and the last program of a tile
-    adds its parts. Those of `pixels` skip none, and a second launch adds.
+    Tiles of `rows` skip the taps that none of their rows can use, but not those of a split sum, of
+    which the last program adds the parts. Those of `pixels` skip none, and a second launch adds.
     """
     n, oh, ow, kh, kw = shape.N, shape.OH, shape.OW, shape.KH, shape.KW
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
@@ -245,8 +245,8 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     blocks = -(-c // config.BLOCK_K)
     across = shape.groups * -(-oc // sum(columns))
     longest = kh * kw * blocks
-    gathered = config.tiling == "pixels"
-    if gathered:
+    gathered = config.tiling == "pixels" or not config.descriptors
+    if config.tiling == "pixels":
         programs = across * -(-oh * ow * n // config.BLOCK_M)
         steps = programs * longest
     else:
@@ -270,6 +270,33 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     )
 
 
+def first_layer_cost(
+    shape: Any, pixel: int, config: Any, dtype: torch.dtype, precision: str, chip: Chip
+) -> Cost:
+    """Of the Conv2dShape of a first layer on pixels of so many numbers, and its configuration.
+
+    A step is a filter row: a window of numbers that `columns` outputs share.
+    """
+    n, oh, block = shape.N, shape.OH, config.BLOCK_M
+    groups = -(-shape.OW // config.columns)
+    if config.form == "images":
+        tiles = groups * oh * -(-n // block)
+    elif config.form == "rows":
+        tiles = groups * -(-oh // block) * n
+    else:
+        tiles = -(-groups * oh * n // block)
+    columns = (config.BLOCK_N, config.BLOCK_N2) if config.BLOCK_N2 else (config.BLOCK_N,)
+    programs = tiles * -(-config.columns * shape.OC // sum(columns))
+    window = ((config.columns - 1) * shape.stride[1] + shape.KW) * pixel
+    longest = shape.KH * -(-window // config.BLOCK_K)
+    elements = n * (shape.H * shape.W * pixel + shape.OC * oh * shape.OW)
+    elements += shape.OC * (shape.KH * shape.KW * pixel + 1)
+    tile = block, columns, config.BLOCK_K, dtype.itemsize, programs, programs * longest, longest
+    told = _told(config, dtype, precision, config.form == "pointers")
+    full = groups * oh * n / (tiles * block) if tiles else 1.0
+    return cost(Tiles(*tile, elements * dtype.itemsize, *told, 1, full), chip)
+
+
 def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
     """Of a LinearShape and a LinearConfig; bytes as in gemm.work. A second launch adds parts."""
     rows, width = config.BLOCK_M, config.BLOCK_N
@@ -281,7 +308,7 @@ def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chi
     elements = shape.N * (features + shape.OC) + shape.OC * (features + 1)
     tile = rows, (width,), config.BLOCK_K, dtype.itemsize
     walk, parts = _split(programs, programs * longest, longest, config.SPLIT_K)
-    told = _told(config, dtype, precision, False)
+    told = _told(config, dtype, precision, not config.descriptors)
     return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
         parts, shape.N, shape.OC, chip
     )
@@ -314,6 +341,19 @@ def stem_cost(shape: Any, config: Any, image: torch.dtype, dtype: torch.dtype, c
     return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=32 * of_a_thread), chip)
 
 
+def channels_last_cost(
+    shape: Any, config: Any, image: torch.dtype, dtype: torch.dtype, chip: Chip
+) -> Cost:
+    """Of a ChannelsLastShape and its configuration: 4 instructions an element, as compiled."""
+    width = min(1 << (shape.columns - 1).bit_length(), config.BLOCK)
+    programs = -(-shape.columns // width) * -(-shape.N * shape.rows // (config.BLOCK // width))
+    moved = shape.N * shape.C * shape.H * shape.W * image.itemsize
+    moved += shape.N * shape.rows * shape.columns * shape.pixel * dtype.itemsize
+    of_a_thread = -(-config.BLOCK * shape.pixel // (32 * config.num_warps))
+    tile = (config.BLOCK, (), shape.pixel, dtype.itemsize, programs, programs, 1)
+    return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=4 * of_a_thread), chip)
+
+
 def stream_cost(moved: int, chip: Chip) -> Cost:
     """Of a kernel that does little more than move so many bytes: a normalisation, a softmax."""
     programs = -(-moved // 8_192)
@@ -325,18 +365,16 @@ def _told(
 ) -> tuple[str, int, int, int, int]:
     """Arithmetic, warps, stages, instructions and registers of Tiles."""
     arithmetic = "half" if dtype.itemsize == 2 else precision
-    extra = (176, 44) if gathered or not config.descriptors else (100, 28)
-    return arithmetic, config.num_warps, config.num_stages, *extra
+    return arithmetic, config.num_warps, config.num_stages, *((176, 44) if gathered else (100, 28))
 
 
 def _split(programs: int, steps: int, longest: int, split: int) -> tuple[tuple[int, int, int], int]:
     """Programs, steps and longest of sums in so many parts, and how many of these have a step."""
     if split == 1 or not programs:
         return (programs, steps, longest), 1
-    parts = -(-longest // -(-longest // split))
-    programs *= parts
-    each = -(-steps // programs)
-    return (programs, programs * each, each), parts
+    each = -(-longest // split)
+    parts = -(-longest // each)
+    return (programs * parts, programs * parts * each, each), parts
 
 
 def _adding(parts: int, rows: int, channels: int, chip: Chip) -> Cost:

@@ -21,10 +21,12 @@ from alexnet_triton.kernels.cost import (
     Chip,
     Cost,
     Tiles,
+    channels_last_cost,
     cheapest,
     chip_of,
     conv_cost,
     cost,
+    first_layer_cost,
     linear_cost,
     resident,
     step,
@@ -160,6 +162,8 @@ def test_a_step_of_128_by_256_by_64() -> None:
     assert each.issue == (100 + 60) * 8 / 3
     assert each.latency == 1_450 / 2
     assert each.limit == "operand fill"
+    half = step(replace(CONV4, full=0.5), H200, 1)  # what is not there does not arrive
+    assert (half.operand_fill, half.matrix) == ((64 + 256) * 64 * 2 / 32, 1_024)
     assert step(replace(CONV4, arithmetic="tf32"), H200, 1).matrix == 2_048
     assert step(replace(CONV4, arithmetic="ieee"), H200, 1).matrix == 128 * 256 * 64 / 128
     thin = replace(CONV4, rows=64, columns=(256,))  # two warpgroups share the rows
@@ -343,6 +347,36 @@ def test_an_image_is_split_in_one_launch_where_the_last_program_adds() -> None:
     two = of_conv(one, BLOCK_M=64, SPLIT_K=8, tiling="pixels")
     assert two.launches == 2
     assert two.tiles[1].steps == two.tiles[1].programs * 7
+
+
+def test_a_first_layer_walks_the_rows_of_its_filter() -> None:
+    """AlexNet's: 55 x 55 outputs, filters of 11 x 11; two columns of four numbers, or three."""
+    shape = Conv2dShape(1_000, 3, 224, 224, 64, 11, 11, (4, 4), (2, 2, 2, 2))
+    for form, columns, tiles, images in (
+        ("images", 2, 28 * 55 * 8, 1_000),
+        ("images", 3, 19 * 55 * 8, 1_000),
+        ("rows", 2, 28 * 7, 7),
+        ("pointers", 2, -(-28 * 55 * 7 // 128), 7),
+    ):
+        told = config(form=form, columns=columns, BLOCK_N2=0 if columns == 2 else 64)
+        problem, pixel = replace(shape, N=images), 4 if columns == 2 else 3
+        found = first_layer_cost(problem, pixel, told, torch.float16, "ieee", H200)
+        (made,) = found.tiles
+        assert (made.programs, made.steps, made.longest) == (tiles, 11 * tiles, 11)
+        groups = -(-55 // columns)
+        assert made.full == groups * 55 * images / (tiles * 128)
+        assert (made.instructions > 100) == (form == "pointers")
+    (wide,) = first_layer_cost(problem, 8, told, torch.float16, "ieee", H200).tiles
+    assert wide.longest == 22  # 120 numbers are two blocks of 64
+
+
+def test_the_pass_over_the_images_is_its_bytes() -> None:
+    shape = SimpleNamespace(N=256, C=3, H=224, W=224, rows=224, columns=224, pixel=4)
+    told = SimpleNamespace(BLOCK=1024, num_warps=4)
+    found = channels_last_cost(shape, told, torch.uint8, torch.float16, H200)
+    assert found.tiles[0].programs == 256 * 224 // 4
+    assert found.tiles[0].bytes == 256 * 224 * 224 * (3 + 4 * 2)
+    assert found.limit == "memory"
 
 
 @pytest.mark.parametrize("tiling", ["rows", "pixels"])
