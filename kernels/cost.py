@@ -110,7 +110,7 @@ class Tiles:
         return self.rows * sum(self.columns)
 
 
-class Step(NamedTuple):
+class Clocks(NamedTuple):
     """Clocks that a step of K takes on a multiprocessor, by what could limit it."""
 
     matrix: float
@@ -125,8 +125,8 @@ class Step(NamedTuple):
         return LIMITS[self.index(max(self))]
 
 
-LIMITS = tuple(name.replace("_", " ") for name in Step._fields)
-"""What a Step's numbers are, in words."""
+LIMITS = tuple(name.replace("_", " ") for name in Clocks._fields)
+"""What the numbers of Clocks are, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Cost:
 
     us: float  # infinite if a multiprocessor has no room for a program
     launches: int
-    limit: str  # one of Step's, or "prologue", "memory", "launch" or "room"
+    limit: str  # one of LIMITS, or "prologue", "memory", "launch" or "room"
     tiles: tuple[Tiles, ...] = field(repr=False)
 
     def __add__(self, other: Cost) -> Cost:
@@ -166,7 +166,7 @@ def filled(chip: Chip, programs: int) -> float:
     return min(chip.port, chip.fill * max(1, chip.multiprocessors / programs))
 
 
-def step(tiles: Tiles, chip: Chip, held: int) -> Step:
+def step(tiles: Tiles, chip: Chip, held: int) -> Clocks:
     """Clocks of one step where `held` programs are resident.
 
     A warpgroup's instruction multiplies 64 rows of 32 bytes with the same of up to 256 columns and
@@ -177,12 +177,12 @@ def step(tiles: Tiles, chip: Chip, held: int) -> Step:
     fill = (operands - missing) / filled(chip, tiles.programs)
     if not columns:
         issue = tiles.instructions * tiles.warps / chip.issue
-        return Step(0.0, fill, 0.0, issue, 0.0)
+        return Clocks(0.0, fill, 0.0, issue, 0.0)
     blocks = -(-tiles.rows // 64)
     rate = {"half": chip.matrix, "tf32": chip.matrix / 2, "ieee": chip.fma}[tiles.arithmetic]
     split = max(1, tiles.warps // 4 // blocks)  # warpgroups with columns of the same rows
     read = blocks * (64 * split * len(columns) + sum(columns)) * tiles.depth * tiles.itemsize
-    return Step(
+    return Clocks(
         64 * blocks * sum(columns) * tiles.depth / rate,
         fill,
         (read + operands) / chip.shared,

@@ -55,7 +55,7 @@ class KernelReport:
     waves: Waves | None
     loop: Loop
     refusal: str | None
-    step: cost.Step | None = None
+    step: cost.Clocks | None = None
 
     @property
     def multiplies_by(self) -> str | None:
@@ -127,7 +127,7 @@ class KernelReport:
         }
 
 
-def _clocks(step: cost.Step) -> str:
+def _clocks(step: cost.Clocks) -> str:
     """What limits a step and the rest: "matrix, 1,024 clocks a step beside 416 issue, ..."."""
     parts = sorted(zip(cost.LIMITS, step, strict=True), key=lambda part: -part[1])
     (limit, longest), *others = parts
