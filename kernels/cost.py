@@ -264,10 +264,10 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     told = _told(config, dtype, precision, gathered)
     if config.tiling == "rows":
         full = ow * n / (tiles * config.BLOCK_M) if n else 1.0
-        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told, parts, full), chip)
-    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
-        parts, oh * ow * n, shape.OC, chip
-    )
+        told |= {"parts": parts, "full": full}
+        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
+    product = cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
+    return product + _adding(parts, oh * ow * n, shape.OC, chip)
 
 
 def first_layer_cost(
@@ -294,7 +294,7 @@ def first_layer_cost(
     tile = block, columns, config.BLOCK_K, dtype.itemsize, programs, programs * longest, longest
     told = _told(config, dtype, precision, config.form == "pointers")
     full = groups * oh * n / (tiles * block) if tiles else 1.0
-    return cost(Tiles(*tile, elements * dtype.itemsize, *told, 1, full), chip)
+    return cost(Tiles(*tile, elements * dtype.itemsize, **told, full=full), chip)
 
 
 def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
@@ -309,9 +309,8 @@ def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chi
     tile = rows, (width,), config.BLOCK_K, dtype.itemsize
     walk, parts = _split(programs, programs * longest, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, not config.descriptors)
-    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, *told), chip) + _adding(
-        parts, shape.N, shape.OC, chip
-    )
+    product = cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
+    return product + _adding(parts, shape.N, shape.OC, chip)
 
 
 def pool_cost(shape: Any, config: Any, dtype: torch.dtype, chip: Chip) -> Cost:
@@ -360,12 +359,15 @@ def stream_cost(moved: int, chip: Chip) -> Cost:
     return cost(Tiles(64, (), 64, 2, programs, programs, 1, moved), chip)
 
 
-def _told(
-    config: Any, dtype: torch.dtype, precision: str, gathered: bool
-) -> tuple[str, int, int, int, int]:
-    """Arithmetic, warps, stages, instructions and registers of Tiles."""
-    arithmetic = "half" if dtype.itemsize == 2 else precision
-    return arithmetic, config.num_warps, config.num_stages, *((176, 44) if gathered else (100, 28))
+def _told(config: Any, dtype: torch.dtype, precision: str, gathered: bool) -> dict[str, Any]:
+    """Fields of Tiles that a configuration or the compiled loop tells."""
+    return {
+        "arithmetic": "half" if dtype.itemsize == 2 else precision,
+        "warps": config.num_warps,
+        "stages": config.num_stages,
+        "instructions": 176 if gathered else 100,
+        "registers": 44 if gathered else 28,
+    }
 
 
 def _split(programs: int, steps: int, longest: int, split: int) -> tuple[tuple[int, int, int], int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,20 +40,23 @@ TRIALS = Path(__file__).parents[1] / "bench" / "results" / "h100" / "searches.js
 
 # --- AlexNet as planned for an H200 in fp16 when a review worked its times out by hand -------
 
-STEM = {"columns": (), "depth": 64, "instructions": 1024, "longest": 1}
-POOL = {"columns": (), "longest": 9, "instructions": 16}
-WIDE = {"rows": 128, "depth": 64, "warps": 8}
-SMALL = {"rows": 64, "columns": (64,), "depth": 64, "stages": 4}
+STEM: dict[str, Any] = {"columns": (), "depth": 64, "instructions": 1024, "longest": 1}
+POOL: dict[str, Any] = {"columns": (), "longest": 9, "instructions": 16}
+WIDE: dict[str, Any] = {"rows": 128, "depth": 64, "warps": 8}
+SMALL: dict[str, Any] = {"rows": 64, "columns": (64,), "depth": 64, "stages": 4}
 GATHERED = SMALL | {"instructions": 176, "registers": 44}
 THIN = SMALL | {"columns": (16,)}
-SUM = {"columns": (), "depth": 64, "itemsize": 4, "instructions": 20, "bytes": 0}
+SUM: dict[str, Any] = {"columns": (), "depth": 64, "itemsize": 4, "instructions": 20, "bytes": 0}
 
 
-def tiles(programs: int, steps: int, megabytes: float = 0.0, **rest: object) -> Tiles:
+def tiles(programs: int, steps: int, megabytes: float = 0.0, **rest: Any) -> Tiles:
     """Of halves; programs with as many steps each unless `longest` says something else."""
-    usual = {"itemsize": 2, "longest": steps // programs, "bytes": int(megabytes * 1e6)}
-    made = {**usual, "programs": programs, "steps": steps, **rest}
-    return Tiles(**made)  # type: ignore[arg-type]
+    usual: dict[str, Any] = {
+        "itemsize": 2,
+        "longest": steps // programs,
+        "bytes": int(megabytes * 1e6),
+    }
+    return Tiles(programs=programs, steps=steps, **{**usual, **rest})
 
 
 def many(images: int) -> list[Tiles]:
@@ -406,7 +410,7 @@ def test_a_linear_layer_has_its_long_side_where_it_says() -> None:
 
 # --- against a card --------------------------------------------------------------------------
 
-LAYERS = {
+LAYERS: dict[str, Conv2dShape | LinearShape] = {
     "conv2": CONV2,
     "conv3": Conv2dShape(1, 192, 13, 13, 384, 3, 3, padding=(1, 1, 1, 1)),
     "conv4": Conv2dShape(1, 384, 13, 13, 256, 3, 3, padding=(1, 1, 1, 1)),
