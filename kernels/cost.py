@@ -59,7 +59,10 @@ H200 = Chip("H200", 132, 1.755e9, 4.3e12, 2_048, 128, fill=32, shared=128, share
 # arrive at 50 bytes a clock at least, from where on shared memory limits, at 84 % of its rate. The
 # matrix rate is that of a measured product, which power limits; the memory's is that of pools.
 H100 = replace(H200, name="H100 SXM", memory=3.0e12, matrix=1_650, fill=56, shared=108)
-A100 = Chip("A100", 108, 1.41e9, 2.04e12, 1_024, 64, fill=32, shared=128, shared_memory=164 * 1024)
+A100 = Chip(
+    "A100 80GB", 108, 1.41e9, 2.04e12, 1_024, 64, fill=32, shared=128, shared_memory=164 * 1024
+)
+CHIPS = {chip.name: chip for chip in (H200, H100, A100)}
 
 REGISTERS = 65_536  # of a multiprocessor
 OF_A_THREAD = 255

@@ -15,6 +15,7 @@ from alexnet_triton.engine.devices.cards import CARDS
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels.cost import A100, H200
 from alexnet_triton.kernels.lrn import LRNShape
 from alexnet_triton.kernels.softmax import SoftmaxShape
 
@@ -64,7 +65,7 @@ def test_estimates_are_of_the_programs_that_are_launched(name: str, batch: int) 
     planner = Planner(network(name), ARITHMETIC["fp16"], 90)
     problem = network_problem(planner, "fp16", batch)
     bound = dict(ready(problem, tensors(problem, "meta")).launches)
-    chip = CARDS["h200"].chip
+    chip = H200
     for step in problem.plan.steps:
         found, launches = estimate(step, planner.arithmetic, chip), bound[step.name]
         assert found.launches == len(found.tiles) == len(launches), step.name
@@ -80,7 +81,7 @@ def test_estimates_are_of_the_programs_that_are_launched(name: str, batch: int) 
 
 def test_a_launch_in_the_tail_of_another_costs_less() -> None:
     planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
-    chip = CARDS["h200"].chip
+    chip = H200
     pool = next(step for step in planner(1).steps if step.name == "pool5")
     alone, after = (
         estimate(pool, planner.arithmetic, each)
@@ -122,7 +123,7 @@ def test_json_alone_and_in_a_file(capsys: Capture, tmp_path: Path) -> None:
     assert (first["card"], first["dtype"], second["dtype"]) == ("A100 80GB", "bf16", "fp32")
     assert first["us"] == pytest.approx(sum(step["us"] for step in first["steps"]))
     assert second["us"] > first["us"]
-    assert first["assumed"]["fill"] == CARDS["a100"].chip.fill
+    assert first["assumed"]["fill"] == A100.fill
     assert first["estimate_us"] == pytest.approx(sum(s["estimate_us"] for s in first["steps"]))
     assert first["launches"] == sum(step["launches"] for step in first["steps"])
     assert {"operand fill", "memory"} & {step["limit"] for step in first["steps"]}

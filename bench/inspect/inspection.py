@@ -214,7 +214,7 @@ def inspect(problem: Problem, arch: Arch, card: str | None, config: str = "defau
     failure = None
     costs = {}
     if card in CARDS:
-        chip, plan = CARDS[card].chip, problem.plan
+        chip, plan = cost.CHIPS[CARDS[card].name], problem.plan
         costs = {step.name: estimate(step, plan.arithmetic, chip) for step in plan.steps}
     try:
         for name, launches in ready(problem, tensors(problem, "meta")).launches:
@@ -245,7 +245,7 @@ def kernel_report(
     passed = waves(grid, held, GPUS[card].multiprocessors) if card else None
     loop, step = main_loop(binary.sass), None
     if card in CARDS and tiles and tiles.columns and held:
-        chip = CARDS[card].chip
+        chip = cost.CHIPS[CARDS[card].name]
         if loop.found:  # read off the machine code, where the model has a usual number
             others = sum(not is_matrix(opcode) for opcode in loop.opcodes)
             tiles = replace(tiles, instructions=others)

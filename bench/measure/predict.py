@@ -204,7 +204,7 @@ def predict(
     at_least_one("batch", batch)
     planner = Planner(network, ARITHMETIC[dtype], card.arch)
     problem = network_problem(planner, dtype, batch, pixels)
-    rate, chip, plan = card.flops[dtype], card.chip, problem.plan
+    rate, chip, plan = card.flops[dtype], cost.CHIPS[card.name], problem.plan
     if plan.options.pdl:
         chip = replace(chip, launch_us=chip.dependent_us)
     steps = []

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...kernels import cost
-
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -45,7 +43,7 @@ def find_card(name: str) -> str | None:
 class Card:
     """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction).
 
-    They are what it reaches at best; `chip` is what its launches are assumed to cost.
+    They are what it reaches at best; kernels/cost.py has what launches are assumed to cost on it.
     """
 
     name: str
@@ -53,7 +51,6 @@ class Card:
     flops: Mapping[str, float]
     memory: float
     link: float
-    chip: cost.Chip
 
 
 # H200: half-precision products (cuBLAS 8192^3) and a device-to-device copy as measured on one; tf32
@@ -64,24 +61,21 @@ CARDS = {
         "H200",
         90,
         {"fp16": 780e12, "bf16": 780e12, "tf32": 390e12, "fp32": 67e12},
-        memory=cost.H200.memory,
+        memory=4.3e12,
         link=450e9,
-        chip=cost.H200,
     ),
     "h100": Card(
         "H100 SXM",
         90,
         {"fp16": 780e12, "bf16": 780e12, "tf32": 370e12, "fp32": 52e12},
-        memory=cost.H100.memory,
+        memory=3.0e12,
         link=450e9,
-        chip=cost.H100,
     ),
     "a100": Card(
         "A100 80GB",
         80,
         {"fp16": 312e12, "bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-        memory=cost.A100.memory,
+        memory=2.04e12,
         link=300e9,
-        chip=cost.A100,
     ),
 }
