@@ -239,8 +239,8 @@ def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost])
 def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
     """Of a Conv2dShape and a Conv2dConfig; bytes as in conv.work.
 
-    Tiles of `rows` skip the taps that none of their rows can use, but not those of a split sum, of
-    which the last program adds the parts. Those of `pixels` skip none, and a second launch adds.
+    Tiles of `rows` skip the taps that none of their rows can use, but not those of a split sum.
+    Those of `pixels` skip none.
     """
     n, oh, ow, kh, kw = shape.N, shape.OH, shape.OW, shape.KH, shape.KW
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
@@ -250,27 +250,22 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     longest = kh * kw * blocks
     gathered = config.tiling == "pixels" or not config.descriptors
     if config.tiling == "pixels":
-        programs = across * -(-oh * ow * n // config.BLOCK_M)
-        steps = programs * longest
+        tiles = -(-oh * ow * n // config.BLOCK_M)
+        steps = across * tiles * longest
     else:
         (stride_h, stride_w), (dilation_h, dilation_w) = shape.stride, shape.dilation
         top, _, left, _ = shape.padding
-        one_pixel = config.tiling == "images" or stride_w > 1
         width = shape.W, ow, kw, stride_w, left, dilation_w
-        tiles, taps = _of_a_row(width, n, config.BLOCK_M, one_pixel)
-        programs = across * oh * tiles
+        of_a_row, taps = _of_a_row(width, n, config.BLOCK_M)
+        tiles = oh * of_a_row
         steps = across * blocks * taps
         steps *= _of_a_column((shape.H, oh, kh, stride_h, top, dilation_h))
     elements = n * (shape.C * shape.H * shape.W + shape.OC * oh * ow) + shape.OC * (c * kh * kw + 1)
     tile = config.BLOCK_M, columns, config.BLOCK_K, dtype.itemsize
-    walk, parts = _split(programs, steps, longest, config.SPLIT_K)
+    walk, parts = _split(across * tiles, steps, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, gathered)
-    if config.tiling == "rows":
-        full = ow * n / (tiles * config.BLOCK_M) if n else 1.0
-        told |= {"parts": parts, "full": full}
-        return cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
-    product = cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
-    return product + _adding(parts, oh * ow * n, shape.OC, chip)
+    told |= {"parts": parts, "full": oh * ow * n / (tiles * config.BLOCK_M) if n else 1.0}
+    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
 
 
 def first_layer_cost(
@@ -301,7 +296,7 @@ def first_layer_cost(
 
 
 def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip: Chip) -> Cost:
-    """Of a LinearShape and a LinearConfig; bytes as in gemm.work. A second launch adds parts."""
+    """Of a LinearShape and a LinearConfig; bytes as in gemm.work."""
     rows, width = config.BLOCK_M, config.BLOCK_N
     if config.transposed:
         rows, width = width, rows
@@ -312,8 +307,8 @@ def linear_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chi
     tile = rows, (width,), config.BLOCK_K, dtype.itemsize
     walk, parts = _split(programs, programs * longest, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, not config.descriptors)
-    product = cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
-    return product + _adding(parts, shape.N, shape.OC, chip)
+    told["parts"] = parts
+    return cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
 
 
 def pool_cost(shape: Any, config: Any, dtype: torch.dtype, chip: Chip) -> Cost:
@@ -330,25 +325,15 @@ def pool_cost(shape: Any, config: Any, dtype: torch.dtype, chip: Chip) -> Cost:
     return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=2 * of_a_thread), chip)
 
 
-def stem_cost(shape: Any, config: Any, image: torch.dtype, dtype: torch.dtype, chip: Chip) -> Cost:
-    """Of a StemShape and a StemConfig: 32 instructions an element, as the compiler makes them."""
-    channels = shape.S * shape.S * shape.C
-    padded = 1 << (channels - 1).bit_length()
-    pixels = shape.OH * shape.OW * shape.N
-    programs = -(-pixels // config.BLOCK_M)
-    moved = shape.N * shape.C * shape.H * shape.W * image.itemsize
-    moved += pixels * channels * dtype.itemsize
-    of_a_thread = config.BLOCK_M * padded // (32 * config.num_warps)
-    tile = (config.BLOCK_M, (), padded, dtype.itemsize, programs, programs, 1)
-    return cost(Tiles(*tile, moved, warps=config.num_warps, instructions=32 * of_a_thread), chip)
-
-
 def channels_last_cost(
     shape: Any, config: Any, image: torch.dtype, dtype: torch.dtype, chip: Chip
 ) -> Cost:
     """Of a ChannelsLastShape and its configuration: 4 instructions an element, as compiled."""
-    width = min(1 << (shape.columns - 1).bit_length(), config.BLOCK)
-    programs = -(-shape.columns // width) * -(-shape.N * shape.rows // (config.BLOCK // width))
+    rows, columns = shape.rows, shape.columns
+    if (rows, columns) == (shape.H, shape.W):  # dense images are one row each
+        rows, columns = 1, rows * columns
+    width = min(1 << (columns - 1).bit_length(), config.BLOCK)
+    programs = -(-columns // width) * -(-shape.N * rows // (config.BLOCK // width))
     moved = shape.N * shape.C * shape.H * shape.W * image.itemsize
     moved += shape.N * shape.rows * shape.columns * shape.pixel * dtype.itemsize
     of_a_thread = -(-config.BLOCK * shape.pixel // (32 * config.num_warps))
@@ -382,15 +367,6 @@ def _split(programs: int, steps: int, longest: int, split: int) -> tuple[tuple[i
     return (programs * parts, programs * parts * each, each), parts
 
 
-def _adding(parts: int, rows: int, channels: int, chip: Chip) -> Cost:
-    """Of the launch that adds the parts of sums [rows, channels]; nothing for one part."""
-    if parts == 1:
-        return NOTHING
-    block = min(16, 1 << (rows - 1).bit_length())
-    adders = -(-rows // block) * -(-channels // 64)
-    return cost(Tiles(block, (), 64, 4, adders, adders * parts, parts, 0, instructions=20), chip)
-
-
 Axis = tuple[int, int, int, int, int, int]
 """Pixels, outputs, taps of a filter, stride, padding before the first pixel, dilation."""
 
@@ -410,12 +386,12 @@ def _of_a_column(axis: Axis) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_a_row(axis: Axis, images: int, block: int, one_pixel: bool) -> tuple[int, int]:
+def _of_a_row(axis: Axis, images: int, block: int) -> tuple[int, int]:
     """Tiles of an output row, and the taps that they use together.
 
-    Rows of tiles run over (column, image), or over the images of one pixel alone.
+    Rows of tiles run over (column, image), but at larger strides stay in their column.
     """
-    if one_pixel:
+    if axis[3] > 1:
         tiles = -(-images // block)
         return axis[1] * tiles, _of_a_column(axis) * tiles
     ends = ((users.start * images, users.stop * images - 1) for users in _users(axis) if users)

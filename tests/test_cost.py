@@ -348,9 +348,9 @@ def test_an_image_is_split_in_one_launch_where_the_last_program_adds() -> None:
     handed = 1_450 + 7 * 4 * 27 * 128 / 64
     free = cost(replace(part, parts=1), H200).us
     assert split.us - free == pytest.approx(handed / H200.clock * 1e6)
-    two = of_conv(one, BLOCK_M=64, SPLIT_K=8, tiling="pixels")
-    assert two.launches == 2
-    assert two.tiles[1].steps == two.tiles[1].programs * 7
+    (gathered,) = of_conv(one, BLOCK_M=64, SPLIT_K=8, tiling="pixels").tiles
+    assert (gathered.programs, gathered.parts) == (7 * 12 * 2, 7)
+    assert gathered.full == 27 * 27 / (12 * 64)
 
 
 def test_a_first_layer_walks_the_rows_of_its_filter() -> None:
@@ -378,7 +378,10 @@ def test_the_pass_over_the_images_is_its_bytes() -> None:
     shape = SimpleNamespace(N=256, C=3, H=224, W=224, rows=224, columns=224, pixel=4)
     told = SimpleNamespace(BLOCK=1024, num_warps=4)
     found = channels_last_cost(shape, told, torch.uint8, torch.float16, H200)
-    assert found.tiles[0].programs == 256 * 224 // 4
+    assert found.tiles[0].programs == 256 * 49  # an image is one row of 50,176 pixels
+    padded = SimpleNamespace(**{**vars(shape), "rows": 228})
+    (made,) = channels_last_cost(padded, told, torch.uint8, torch.float16, H200).tiles
+    assert made.programs == 256 * 228 // 4  # rows of up to 256, four a tile
     assert found.tiles[0].bytes == 256 * 224 * 224 * (3 + 4 * 2)
     assert found.limit == "memory"
 
@@ -399,7 +402,7 @@ def test_a_linear_layer_has_its_long_side_where_it_says() -> None:
     assert (product.rows, product.columns) == (64, (16,))
     assert (product.programs, product.steps, product.longest) == (256, 256 * 36, 36)
     assert product.bytes == gemm.work(shape, torch.float16).bytes
-    assert (found.limit, found.launches) == ("memory", 2)
+    assert (found.limit, found.launches, product.parts) == ("memory", 1, 4)
     halves, floats = (
         linear_cost(replace(shape, N=4096), told, dtype, "tf32", H200)
         for dtype in (torch.float16, torch.float32)

@@ -20,7 +20,8 @@ from ...engine.devices.planner import Planner
 from ...engine.load import at_least_one, one_of
 from ...engine.plan import ARITHMETIC, Arithmetic, GatherShape, Step
 from ...engine.spec import Network
-from ...kernels import conv, cost, gemm, pool, stem
+from ...kernels import channels_last, conv, cost, first_layer, gemm, pool
+from ...kernels.jit import power_of_two
 from .problem import network_problem
 
 
@@ -177,18 +178,21 @@ def _assumed(chip: cost.Chip) -> tuple[str, ...]:
 def estimate(
     step: Step, arithmetic: Arithmetic, chip: cost.Chip, images: torch.dtype | None = None
 ) -> cost.Cost:
-    """What the launches of a step cost; `images` is the dtype of those a stem reads."""
+    """What the launches of a step cost; `images` is the dtype of those that the pass reads."""
     dtype, precision = arithmetic.dtype, arithmetic.precision
-    match step.shape:
-        case conv.Conv2dShape() as shape:
-            return cost.conv_cost(shape, step.config, dtype, precision, chip)
-        case gemm.LinearShape() as shape:
-            return cost.linear_cost(shape, step.config, dtype, precision, chip)
-        case pool.PoolShape() as shape:
-            return cost.pool_cost(shape, step.config, dtype, chip)
-        case stem.StemShape() as shape:
-            return cost.stem_cost(shape, step.config, images or dtype, dtype, chip)
-        case GatherShape():
+    match step.shape, step.config:
+        case conv.Conv2dShape() as shape, first_layer.FirstLayerConfig() as config:
+            pixel = power_of_two(shape.C, 1, first_layer.LARGEST)  # as it is planned
+            return cost.first_layer_cost(shape, pixel, config, dtype, precision, chip)
+        case conv.Conv2dShape() as shape, config:
+            return cost.conv_cost(shape, config, dtype, precision, chip)
+        case gemm.LinearShape() as shape, config:
+            return cost.linear_cost(shape, config, dtype, precision, chip)
+        case pool.PoolShape() as shape, config:
+            return cost.pool_cost(shape, config, dtype, chip)
+        case channels_last.ChannelsLastShape() as shape, config:
+            return cost.channels_last_cost(shape, config, images or dtype, dtype, chip)
+        case GatherShape(), _:
             return cost.NOTHING
     return cost.stream_cost(step.work.bytes, chip)
 
