@@ -215,11 +215,34 @@ def test_every_layer_on_hopper_is_clean(capsys: pytest.CaptureFixture[str]) -> N
             mix = kernel["main_loop"]["mix"].values()
             assert sum(part["count"] for part in mix) == kernel["main_loop"]["instructions"]
             assert sum(part["share"] for part in mix) == pytest.approx(1)
+        assert one["estimate_us"] > one["roof"]["us"]
+        if "pool" in one["layer"]:
+            assert one["kernels"][0]["step"] is None
         if "conv" in one["layer"]:
             product = one["kernels"][-1]
+            limit = product["step"].pop("limit")
+            assert (
+                f"limited by {limit}, {max(product['step'].values()):,.0f} clocks a step"
+                in (one["verdict"])
+            )
             assert (product["operands"], product["multiplies_by"]) == ("TMA", "HGMMA")
             assert product["main_loop"]["mix"]["TMA"]["count"] >= 2
             assert one["verdict"].startswith("clean: TMA + HGMMA, ")
+
+
+def test_a_matrix_instruction_weighs_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A twentieth of the loop's instructions, and most of its clocks."""
+    cut = "BLOCK_M=128,BLOCK_N=256,BLOCK_N2=0,BLOCK_K=64,num_warps=8,num_stages=3"
+    (one,) = told(capsys, "conv4", "--batch", "1024", "--config", cut, "--card", "h200")
+    (kernel,) = one["kernels"]
+    loop = kernel["main_loop"]
+    matrix = loop["mix"]["matrix"]
+    assert matrix["share"] < 0.05
+    step = kernel["step"]
+    assert step["matrix"] == 128 * 256 * 64 / 2_048
+    assert step["issue"] == pytest.approx((loop["instructions"] - matrix["count"] + 60) * 8 / 3)
+    assert step["latency"] == 1_450 / 2  # one block, three stages
+    assert step["limit"] == "operand fill"
 
 
 def test_a_configuration_made_too_large(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +254,7 @@ def test_a_configuration_made_too_large(capsys: pytest.CaptureFixture[str]) -> N
     assert kernel["shared_over"] == over
     assert not kernel["launchable"]
     assert kernel["occupancy"]["blocks"] == 0
-    assert kernel["waves"] is None
+    assert kernel["waves"] is kernel["step"] is one["estimate_us"] is None
     assert not one["clean"]
     assert one["settings"]["num_stages"] == 6
     assert one["verdict"] == (

@@ -13,6 +13,8 @@ from alexnet_triton.bench.inspect.limits import (
 )
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.devices.cards import CARDS
+from alexnet_triton.kernels.cost import CHIPS
+from alexnet_triton.kernels.driver import KIB, SHARED_MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,3 +109,6 @@ def test_cards_agree_with_the_engines() -> None:
     """Rates and multiprocessors stand in two tables; they speak of the same cards."""
     for key, card in CARDS.items():
         assert GPUS[key].arch == card.arch
+        assert GPUS[key].multiprocessors == CHIPS[card.name].multiprocessors
+        assert SHARED_MEMORY[card.arch] + KIB == CHIPS[card.name].shared_memory
+        assert card.memory == CHIPS[card.name].memory

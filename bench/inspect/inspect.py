@@ -122,6 +122,8 @@ def _work(report: Report) -> str:
     if report.roof:
         work += f": bound by {report.roof.bound}, {report.roof.us:,.1f} us or "
         work += f"{report.roof.flops / 1e12:,.1f} TFLOP/s at best"
+    if report.estimate_us:
+        work += f"; estimated {report.estimate_us:,.1f} us"
     return work
 
 

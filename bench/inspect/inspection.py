@@ -3,20 +3,24 @@
 Everything is read off the binary (`compiled.py`, `machine_code.py`), worked out from the table of
 limits (`limits.py`), or counted from the layer's shape. Rates of a card are those of
 `engine/devices/cards.py`; a roof is what they allow if nothing else holds the kernel back
-(Williams, Waterman, Patterson: "Roofline", 2009).
+(Williams, Waterman, Patterson: "Roofline", 2009). What does hold it back is told by the clocks of
+one step of its loop (`kernels/cost.py`): a matrix instruction may take a thousand of them, where
+another takes one.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import triton
 
 from ...engine.devices.cards import CARDS
+from ...kernels import cost
 from ...kernels.jit import Launch, Work
+from ..measure.predict import estimate
 from ..measure.problem import Problem, ready, tensors
 from ..measure.roofline import COPY, binds, roof_us
 from .compiled import Binary, compile_for, refusal
@@ -41,13 +45,17 @@ class Roof:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One launch of a layer, compiled for one architecture; `waves` is None without a card."""
+    """One launch of a layer, compiled for one architecture.
+
+    `waves` is None without a card, `step` also where there are no products or no rates.
+    """
 
     binary: Binary
     grid: int  # blocks
     waves: Waves | None
     loop: Loop
     refusal: str | None
+    step: cost.Clocks | None = None
 
     @property
     def multiplies_by(self) -> str | None:
@@ -86,6 +94,8 @@ class KernelReport:
         line = f"clean: {', '.join(parts)}"
         if self.waves:
             line += f"; {self.waves.waves:.1f} waves, {self.waves.full:.0%} full".replace("%", " %")
+        if self.step:
+            line += f"; limited by {_clocks(self.step)}"
         return line
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +110,7 @@ class KernelReport:
             "launchable": binary.occupancy.blocks > 0,
             "occupancy": asdict(binary.occupancy),
             "waves": asdict(self.waves) if self.waves else None,
+            "step": {**self.step._asdict(), "limit": self.step.limit} if self.step else None,
             "multiplies_by": self.multiplies_by,
             "operands": self.operands,
             "main_loop": {
@@ -116,12 +127,21 @@ class KernelReport:
         }
 
 
+def _clocks(step: cost.Clocks) -> str:
+    """What limits a step and the rest: "matrix, 1,024 clocks a step beside 416 issue, ..."."""
+    parts = sorted(zip(cost.LIMITS, step, strict=True), key=lambda part: -part[1])
+    (limit, longest), *others = parts
+    rest = ", ".join(f"{clocks:,.0f} {name}" for name, clocks in others)
+    return f"{limit}, {longest:,.0f} clocks a step beside {rest}"
+
+
 @dataclass(frozen=True)
 class Report:
     """One layer in one configuration on one architecture.
 
     `config` is as it was asked for, "default" or "BLOCK_M=256"; `settings` are all its fields.
-    `failure` says why there are no kernels.
+    `failure` says why there are no kernels. `estimate_us` is None without rates, or where a
+    multiprocessor has no room for a block.
     """
 
     layer: str
@@ -133,6 +153,7 @@ class Report:
     roof: Roof | None
     kernels: tuple[KernelReport, ...]
     failure: str | None = None
+    estimate_us: float | None = None
 
     @property
     def intensity(self) -> float:
@@ -175,6 +196,7 @@ class Report:
             "bytes": self.work.bytes,
             "intensity": self.intensity,
             "roof": asdict(self.roof) if self.roof else None,
+            "estimate_us": self.estimate_us,
             "clean": self.clean,
             "verdict": self.verdict,
             "kernels": [kernel.to_dict() for kernel in self.kernels],
@@ -190,25 +212,45 @@ def inspect(problem: Problem, arch: Arch, card: str | None, config: str = "defau
     settings = asdict(problem.step.config) if problem.step.config else {}
     kernels: list[KernelReport] = []
     failure = None
+    costs = {}
+    if card in CARDS:
+        chip, plan = cost.CHIPS[CARDS[card].name], problem.plan
+        costs = {step.name: estimate(step, plan.arithmetic, chip) for step in plan.steps}
     try:
-        for _, launches in ready(problem, tensors(problem, "meta")).launches:
-            kernels += [kernel_report(launch, arch, card) for launch in launches]
+        for name, launches in ready(problem, tensors(problem, "meta")).launches:
+            tiles = costs[name].tiles if name in costs else [None] * len(launches)
+            for launch, cut in zip(launches, tiles, strict=True):
+                kernels.append(kernel_report(launch, arch, card, cut))
     except Exception as error:  # Triton's compiler raises whatever it likes
         # Above the compiler's message stand the source and a pointer into it.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         failure = f"DOES NOT COMPILE: {[type(error).__name__, *lines][-1]}"
+    us = sum(one.us for one in costs.values())
     return Report(
         *(problem.name, arch, card, config, settings, problem.work),
         *(roof(problem.work, problem.dtype, card), tuple(kernels), failure),
+        estimate_us=us if costs and us < math.inf else None,
     )
 
 
-def kernel_report(launch: Launch, arch: Arch, card: str | None) -> KernelReport:
-    """Compile one launch and judge it. Raises what `compile_for` raises."""
+def kernel_report(
+    launch: Launch, arch: Arch, card: str | None, tiles: cost.Tiles | None = None
+) -> KernelReport:
+    """Compile one launch, which is cut into `tiles`, and judge it.
+
+    Raises what `compile_for` raises.
+    """
     binary = compile_for(launch, arch)
     grid, held = math.prod(launch.grid), binary.occupancy.blocks
     passed = waves(grid, held, GPUS[card].multiprocessors) if card else None
-    return KernelReport(binary, grid, passed, main_loop(binary.sass), refusal(binary))
+    loop, step = main_loop(binary.sass), None
+    if card in CARDS and tiles and tiles.columns and held:
+        chip = cost.CHIPS[CARDS[card].name]
+        if loop.found:  # read off the machine code, where the model has a usual number
+            others = sum(not is_matrix(opcode) for opcode in loop.opcodes)
+            tiles = replace(tiles, instructions=others)
+        step = cost.step(tiles, chip, min(held, -(-grid // chip.multiprocessors)))
+    return KernelReport(binary, grid, passed, loop, refusal(binary), step)
 
 
 def roof(work: Work, dtype: str, card: str | None) -> Roof | None:

@@ -41,7 +41,10 @@ def find_card(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction)."""
+    """Rates of one GPU: FLOP/s by the engine's dtype, memory and link byte/s (one direction).
+
+    They are what it reaches at best; kernels/cost.py has what launches are assumed to cost on it.
+    """
 
     name: str
     arch: int
@@ -51,13 +54,21 @@ class Card:
 
 
 # H200: half-precision products (cuBLAS 8192^3) and a device-to-device copy as measured on one; tf32
-# at half of that, fp32 and the link from NVIDIA's datasheet. A100: NVIDIA's datasheet.
+# at half of that, fp32 and the link from NVIDIA's datasheet. H100: the most that was measured on
+# one, of memory by pools; the link from the datasheet. A100: NVIDIA's datasheet.
 CARDS = {
     "h200": Card(
         "H200",
         90,
         {"fp16": 780e12, "bf16": 780e12, "tf32": 390e12, "fp32": 67e12},
         memory=4.3e12,
+        link=450e9,
+    ),
+    "h100": Card(
+        "H100 SXM",
+        90,
+        {"fp16": 780e12, "bf16": 780e12, "tf32": 370e12, "fp32": 52e12},
+        memory=3.0e12,
         link=450e9,
     ),
     "a100": Card(
