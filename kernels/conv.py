@@ -32,6 +32,7 @@ FLOPs, less the skipped taps; x, w and y move once if the cache does its part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ import torch
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import layout
+from . import cost, layout
 from .epilogue import Activated, activated, check_activation, finish
 from .jit import MAX_TILE, Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, begin, first_steps, prefetch, wait
@@ -475,11 +476,14 @@ def _conv2d_pixels_kernel(
 # --- configurations --------------------------------------------------------------------------
 
 
+Tiling = Literal["rows", "pixels"]
+
+
 @dataclass(frozen=True, slots=True)
 class Conv2dConfig:
     """How one convolution is cut into tiles, and what the compiler is told."""
 
-    tiling: Literal["rows", "pixels"]
+    tiling: Tiling
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
@@ -513,7 +517,7 @@ def default_config(
 
     None is the interpreter: every operation costs it about the same whatever its size, so tiles are
     few and as large as Triton takes them, and one tile spans all pixels. With `batch_invariant` the
-    choice does not look at the number of images.
+    choice does not look at the number of images; else it is the cheapest of `candidates`.
     """
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
     if arch is None:
@@ -521,30 +525,71 @@ def default_config(
         block_n, block_k = power_of_two(oc, 16, 512), power_of_two(c, 16, 1024)
         block_m = power_of_two(rows, 16, min(MAX_TILE // max(block_n, block_k), 16384))
         return Conv2dConfig("pixels", block_m, block_n, block_k)
-    fewest = 8 if shape.stride[1] == 1 else 64  # images: with fewer most of a tile is empty
-    rows = fewest <= shape.N and not batch_invariant and rows_tiling_fits(shape, dtype)
-    tma = arch >= 90
-    tiling: Literal["rows", "pixels"] = "rows" if rows else "pixels"
-    if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
-        return Conv2dConfig(tiling, 64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
     block_k = power_of_two(c, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
-    hopper = 90 <= arch < 120  # shared memory and accumulators for tiles of 128x256 and more
-    if rows and shape.N >= 128 and hopper and oc % 256 == 0:
-        return Conv2dConfig(tiling, 128, 256, block_k, num_warps=8, num_stages=3)
-    if rows and shape.N >= 128 and hopper and oc % 192 == 0:  # 192 and 384 filters: no tile ends
-        wide = 256 if oc % 384 == 0 else 128
-        return Conv2dConfig(tiling, 128, wide, block_k, 8, 3, BLOCK_N2=wide // 2)
-    if rows and shape.N >= 128:
-        block_n = power_of_two(oc, 16, 128 if oc % 128 == 0 else 64)
-        return Conv2dConfig(tiling, 128, block_n, block_k, 8 if block_n > 64 else 4, 3, tma)
-    block_n = power_of_two(oc, 16, 64)
-    split = 1
-    if not batch_invariant:  # enough programs for every multiprocessor, if need be
-        tiles = -(-shape.OH * shape.OW * shape.N // 64) * -(-oc // block_n) * shape.groups
-        steps = shape.KH * shape.KW * -(-c // block_k)
-        split = max(1, min(256 // max(1, tiles), steps // 4, 8))  # no images: no tiles
-    warps = 8 if arch >= 100 and split > 1 else 4  # four spill there
-    return Conv2dConfig(tiling, 64, block_n, block_k, warps, 4, tma, SPLIT_K=split)
+    if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
+        tiling: Tiling = "pixels" if batch_invariant or not _fills_rows(shape, dtype) else "rows"
+        return Conv2dConfig(tiling, 64, 32, 16, num_warps=4, num_stages=2, descriptors=arch >= 90)
+    if batch_invariant:
+        return Conv2dConfig(
+            "pixels", 64, power_of_two(oc, 16, 64), block_k, 4, 4, descriptors=arch >= 90
+        )
+    chip = cost.chip_of(arch)
+    return cost.cheapest(
+        candidates(shape, dtype, arch),
+        lambda config: cost.conv_cost(shape, config, dtype, precision, chip),
+    )
+
+
+# Rows and filters of a tile, filters of a second accumulator, warps, stages. The first of equals is
+# chosen, so those that have been measured to be fast stand before others. Tiles of three quarters
+# of a power of two are for 192 and 384 filters.
+_HOPPER = (
+    *((128, 256, 0, 8, 3), (256, 128, 64, 8, 3), (128, 256, 128, 8, 3), (256, 128, 0, 8, 3)),
+    *((128, 128, 64, 4, 2), (128, 128, 0, 8, 3), (64, 128, 0, 4, 4), (64, 64, 0, 4, 4)),
+)
+_OTHERS = ((128, 128, 0, 8, 3), (128, 64, 0, 4, 3), (64, 128, 0, 4, 3), (64, 64, 0, 4, 4))
+_OF_PIXELS = ((64, 128, 0, 4, 4), (64, 64, 0, 4, 4))
+
+
+def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Conv2dConfig]:
+    """What a default is chosen from: a dozen tiles, their sums split where they are few.
+
+    For tensor cores, on compute capability `arch`. Blocks are no larger than the filters want.
+    """
+    c, oc = shape.C // shape.groups, shape.OC // shape.groups
+    block_k = power_of_two(c, 16, 128 // dtype.itemsize)
+    steps = shape.KH * shape.KW * -(-c // block_k)
+    widest = power_of_two(oc, 16, 256)
+    tilings: list[tuple[Tiling, tuple[tuple[int, int, int, int, int], ...]]] = []
+    if _fills_rows(shape, dtype):
+        tilings = [("rows", _HOPPER if 90 <= arch < 120 else _OTHERS)]
+    if shape.N < _MANY:
+        tilings.append(("pixels", _OF_PIXELS))
+    chip = cost.chip_of(arch)
+    for tiling, tiles in tilings:
+        for block_m, block_n, block_n2, warps, stages in tiles:
+            if block_n2 and oc % (block_n + block_n2):
+                continue
+            block_n = min(block_n, widest)
+            rows = shape.OW * shape.N if tiling == "rows" else shape.OH * shape.OW * shape.N
+            programs = -(-rows // block_m) * -(-oc // block_n) * shape.groups
+            programs *= shape.OH if tiling == "rows" else 1
+            split = 1 if block_n2 else cost.parts_to_fill(programs, steps, chip, waves=2)
+            if arch >= 100 and split > 1:
+                warps = 8  # four spill there
+            yield Conv2dConfig(
+                *(tiling, block_m, block_n, block_k, warps, stages),
+                *(arch >= 90, block_n2, split),
+            )
+
+
+_MANY = 64  # images: from here on a tile of one pixel's images is full
+
+
+def _fills_rows(shape: Conv2dShape, dtype: torch.dtype) -> bool:
+    """Whether the `rows` tiling can address this problem, and finds its tiles rather full."""
+    fewest = 8 if shape.stride[1] == 1 else _MANY
+    return fewest <= shape.N and rows_tiling_fits(shape, dtype)
 
 
 # --- packing ---------------------------------------------------------------------------------

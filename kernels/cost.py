@@ -70,9 +70,14 @@ WARPS = 64  # of a multiprocessor, at most
 RESERVED = 1024  # bytes of shared memory that the driver adds to each program
 
 
+@functools.cache
 def chip_of(arch: int) -> Chip:
-    """What is assumed of compute capability `arch` (80, 90, ...) where the card is not known."""
-    return H200 if arch >= 90 else A100
+    """What is assumed of compute capability `arch` (80, 90, ...) where the card is not known.
+
+    Cards for desks have less shared memory than those for data centres.
+    """
+    chip = H200 if arch >= 90 else A100
+    return replace(chip, shared_memory=100 * 1024) if arch in (86, 89, 120) else chip
 
 
 # --- a launch in numbers ---------------------------------------------------------------------
@@ -223,6 +228,15 @@ def cost(tiles: Tiles, chip: Chip) -> Cost:
 
 
 Candidate = TypeVar("Candidate")
+
+
+def parts_to_fill(programs: int, steps: int, chip: Chip, waves: int = 1) -> int:
+    """In how many parts to cut the sums of few programs, of `steps` each, to fill a card.
+
+    At most eight, of four steps or more: each part costs a write and a read.
+    """
+    wanted = -(-waves * chip.multiprocessors // max(1, programs))
+    return max(1, min(wanted, steps // 4, 8))
 
 
 def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost]) -> Candidate:
