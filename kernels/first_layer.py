@@ -298,8 +298,9 @@ def default_config(
         form = "images"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return FirstLayerConfig(form, 1, 64, 32, 0, 16, num_warps=4, num_stages=2)
-    block_m = 128 if many else 64
-    widest = 256 if 90 <= arch < 120 else 128
+    hopper = 90 <= arch < 120  # shared memory and accumulators for the larger tiles
+    widest = 256 if hopper else 128
+    block_m = 128 if many and (hopper or dtype.itemsize == 2) else 64
 
     def operands(columns: int) -> float:
         """Numbers that BLOCK_M rows load for a filter row of an output column."""
@@ -315,7 +316,7 @@ def default_config(
     stage = (block_m + block_n + block_n2) * reach[columns] * dtype.itemsize
     return FirstLayerConfig(
         *(form, columns, block_m, block_n, block_n2, reach[columns]),
-        num_warps=8 if many else 4,
+        num_warps=block_m // 16,
         num_stages=3 if 3 * stage <= 100 * 1024 else 2,  # two programs a multiprocessor
     )
 
