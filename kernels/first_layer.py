@@ -173,9 +173,9 @@ def _first_layer_kernel(
     program = tl.program_id(0)
     first = (program % BLOCKS) * (BLOCK_N + BLOCK_N2)
     program = program // BLOCKS
-    groups = (OW + COLUMNS - 1) // COLUMNS
     m = tl.arange(0, BLOCK_M)
     if DESCRIPTORS:
+        groups = (OW + COLUMNS - 1) // COLUMNS
         group = program % groups
         program = program // groups
         turn = group % TURNS
@@ -201,7 +201,7 @@ def _first_layer_kernel(
         oh = row // N % OH
         image = row % N
         ih = oh * stride_h - pad_h
-    there = (image < N) & (oh < OH) & (group < groups)
+    there = (image < N) & (oh < OH)
 
     start = ((group * STEP - LEFT) >> 3) * 8  # rounded down, also below zero
     if not DESCRIPTORS:
@@ -240,7 +240,7 @@ def _first_layer_kernel(
 
     ow = group * COLUMNS
     start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image.to(tl.int64) * Y_N
-    limit = tl.where(there, tl.minimum(OW - ow, COLUMNS), 0)
+    limit = tl.where(there, tl.minimum(OW - ow, COLUMNS), 0)  # below 0 behind the last group
     y_w *= 8
     _store_columns(
         acc, y, start, limit, bias, scale, shift, y_w, first, COLUMNS, OC, BLOCK_N, ACTIVATION
