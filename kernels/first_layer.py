@@ -298,9 +298,9 @@ def default_config(
         form = "images"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return FirstLayerConfig(form, 1, 64, 32, 0, 16, num_warps=4, num_stages=2)
-    hopper = 90 <= arch < 120  # shared memory and accumulators for the larger tiles
-    widest = 256 if hopper else 128
-    block_m = 128 if many and (hopper or dtype.itemsize == 2) else 64
+    large = 90 <= arch < 120 or dtype.itemsize == 2  # 128 rows fit shared memory
+    block_m = 128 if many and large else 64
+    widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
 
     def operands(columns: int) -> float:
         """Numbers that BLOCK_M rows load for a filter row of an output column."""
