@@ -173,9 +173,9 @@ def _first_layer_kernel(
     program = tl.program_id(0)
     first = (program % BLOCKS) * (BLOCK_N + BLOCK_N2)
     program = program // BLOCKS
-    groups = (OW + COLUMNS - 1) // COLUMNS
     m = tl.arange(0, BLOCK_M)
     if DESCRIPTORS:
+        groups = (OW + COLUMNS - 1) // COLUMNS
         group = program % groups
         program = program // groups
         turn = group % TURNS
@@ -201,7 +201,7 @@ def _first_layer_kernel(
         oh = row // N % OH
         image = row % N
         ih = oh * stride_h - pad_h
-    there = (image < N) & (oh < OH) & (group < groups)
+    there = (image < N) & (oh < OH)
 
     start = ((group * STEP - LEFT) >> 3) * 8  # rounded down, also below zero
     if not DESCRIPTORS:
@@ -240,7 +240,7 @@ def _first_layer_kernel(
 
     ow = group * COLUMNS
     start = (oh.to(tl.int64) * y_h + ow.to(tl.int64) * y_w) * 8 + image.to(tl.int64) * Y_N
-    limit = tl.where(there, tl.minimum(OW - ow, COLUMNS), 0)
+    limit = tl.where(there, tl.minimum(OW - ow, COLUMNS), 0)  # below 0 behind the last group
     y_w *= 8
     _store_columns(
         acc, y, start, limit, bias, scale, shift, y_w, first, COLUMNS, OC, BLOCK_N, ACTIVATION
@@ -298,8 +298,9 @@ def default_config(
         form = "images"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return FirstLayerConfig(form, 1, 64, 32, 0, 16, num_warps=4, num_stages=2)
-    block_m = 128 if many else 64
-    widest = 256 if 90 <= arch < 120 else 128
+    large = 90 <= arch < 120 or dtype.itemsize == 2  # 128 rows fit shared memory
+    block_m = 128 if many and large else 64
+    widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
 
     def operands(columns: int) -> float:
         """Numbers that BLOCK_M rows load for a filter row of an output column."""
@@ -315,7 +316,7 @@ def default_config(
     stage = (block_m + block_n + block_n2) * reach[columns] * dtype.itemsize
     return FirstLayerConfig(
         *(form, columns, block_m, block_n, block_n2, reach[columns]),
-        num_warps=8 if many else 4,
+        num_warps=block_m // 16,
         num_stages=3 if 3 * stage <= 100 * 1024 else 2,  # two programs a multiprocessor
     )
 

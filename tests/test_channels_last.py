@@ -84,6 +84,17 @@ def test_bytes_in_any_layout_to_every_precision(
     assert torch.equal(y.cpu() == 0, wanted == 0), "zeros are exact, and only beyond the image"
 
 
+@pytest.mark.parametrize("pitch", [8, 9, 12])
+def test_rows_further_apart_than_they_are_long(
+    pitch: int, device: torch.device, run: Run, generator: torch.Generator
+) -> None:
+    """All else being a multiple of 8."""
+    images = torch.randn(2, 3, 8, pitch, generator=generator)[..., :8]
+    shape = ChannelsLastShape(2, 3, 8, 8, 8, 8, 4)
+    y = run(images.to(device), shape, torch.float32, 32).cpu()
+    assert torch.equal(y.double(), passing.reference(images, MEAN, STD, shape))
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_any_channels(
     channels: int, device: torch.device, run: Run, generator: torch.Generator, assert_close: Close
