@@ -545,10 +545,11 @@ def default_config(
 # of a power of two are for 192 and 384 filters.
 _HOPPER = (
     *((128, 256, 0, 8, 3), (256, 128, 64, 8, 3), (128, 256, 128, 8, 3), (256, 128, 0, 8, 3)),
-    *((128, 128, 64, 4, 2), (128, 128, 0, 8, 3), (64, 128, 0, 4, 4), (64, 64, 0, 4, 4)),
+    *((128, 128, 64, 4, 2), (128, 128, 0, 4, 3), (64, 128, 0, 4, 4), (64, 64, 0, 4, 4)),
 )
 _OTHERS = ((128, 128, 0, 8, 3), (128, 64, 0, 4, 3), (64, 128, 0, 4, 3), (64, 64, 0, 4, 4))
 _OF_PIXELS = ((64, 128, 0, 4, 4), (64, 64, 0, 4, 4))
+_OF_A_THREAD = 64  # sums of a split tile: with more, adding the parts spills
 
 
 def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Conv2dConfig]:
@@ -560,27 +561,26 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     block_k = power_of_two(c, 16, 128 // dtype.itemsize)
     steps = shape.KH * shape.KW * -(-c // block_k)
     widest = power_of_two(oc, 16, 256)
-    tilings: list[tuple[Tiling, tuple[tuple[int, int, int, int, int], ...]]] = []
-    if _fills_rows(shape, dtype):
-        tilings = [("rows", _HOPPER if 90 <= arch < 120 else _OTHERS)]
-    if shape.N < _MANY:
-        tilings.append(("pixels", _OF_PIXELS))
-    chip = cost.chip_of(arch)
-    for tiling, tiles in tilings:
-        for block_m, block_n, block_n2, warps, stages in tiles:
-            if block_n2 and oc % (block_n + block_n2):
-                continue
-            block_n = min(block_n, widest)
-            rows = shape.OW * shape.N if tiling == "rows" else shape.OH * shape.OW * shape.N
-            programs = -(-rows // block_m) * -(-oc // block_n) * shape.groups
-            programs *= shape.OH if tiling == "rows" else 1
-            split = 1 if block_n2 else cost.parts_to_fill(programs, steps, chip, waves=2)
-            if arch >= 100 and split > 1:
-                warps = 8  # four spill there
-            yield Conv2dConfig(
-                *(tiling, block_m, block_n, block_k, warps, stages),
-                *(arch >= 90, block_n2, split),
-            )
+    tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
+    tiles = _OF_PIXELS
+    if tiling == "rows":
+        tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
+    for block_m, block_n, block_n2, warps, stages in tiles:
+        if block_n2 and oc % (block_n + block_n2):
+            continue
+        block_n = min(block_n, widest)
+        rows, times = shape.OW * shape.N, shape.OH
+        if tiling == "pixels":
+            rows, times = rows * shape.OH, 1
+        programs = times * -(-rows // block_m) * -(-oc // block_n) * shape.groups
+        split = 1
+        if not block_n2 and block_m * block_n <= _OF_A_THREAD * 32 * warps:
+            split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
+        if 100 <= arch < 120 and (split > 1 or block_m * block_n > 8192):
+            warps = 8  # four spill there
+        yield Conv2dConfig(
+            *(tiling, block_m, block_n, block_k, warps, stages), *(arch >= 90, block_n2, split)
+        )
 
 
 _MANY = 64  # images: from here on a tile of one pixel's images is full

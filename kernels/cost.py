@@ -233,10 +233,10 @@ Candidate = TypeVar("Candidate")
 def parts_to_fill(programs: int, steps: int, chip: Chip, waves: int = 1) -> int:
     """In how many parts to cut the sums of few programs, of `steps` each, to fill a card.
 
-    At most eight, of four steps or more: each part costs a write and a read.
+    In so many waves at most, and in eight parts, of four steps or more: each costs a write and a
+    read.
     """
-    wanted = -(-waves * chip.multiprocessors // max(1, programs))
-    return max(1, min(wanted, steps // 4, 8))
+    return max(1, min(waves * chip.multiprocessors // max(1, programs), steps // 4, 8))
 
 
 def cheapest(candidates: Iterable[Candidate], cost: Callable[[Candidate], Cost]) -> Candidate:

@@ -32,15 +32,17 @@ Cost: 2 * N * OH * OW * OC * KH * KW * C FLOPs; images, w and y move once.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import conv, layout
+from . import conv, cost, layout
 from .conv import Conv2dShape, _load_filters
 from .epilogue import Activated, check_activation, finish
 from .jit import MAX_TILE, Launch, fields_of, jit, power_of_two
@@ -255,11 +257,14 @@ def _first_layer_kernel(
 # --- configurations --------------------------------------------------------------------------
 
 
+Form = Literal["images", "rows", "pointers"]
+
+
 @dataclass(frozen=True, slots=True)
 class FirstLayerConfig:
     """How a first convolution is cut into tiles, and what the compiler is told."""
 
-    form: Literal["images", "rows", "pointers"]
+    form: Form
     columns: int
     BLOCK_M: int
     BLOCK_N: int
@@ -280,45 +285,49 @@ def default_config(
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
     None is the interpreter: every operation costs it about the same whatever its size, so tiles are
-    few and large. With `batch_invariant` the choice does not look at the number of images.
+    few and large. With `batch_invariant` the choice does not look at the number of images; else it
+    is the cheapest of `candidates`.
     """
-    possible = [c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST]
-    reach = {c: power_of_two(window(shape, pixel, c), 16, LARGEST) for c in possible}
     if arch is None:
-        columns = possible[-1]
-        block_n, block_k = power_of_two(columns * shape.OC, 16, 1024), reach[columns]
+        columns = max(c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST)
+        block_k = power_of_two(window(shape, pixel, columns), 16, LARGEST)
+        block_n = power_of_two(columns * shape.OC, 16, 1024)
         rows = -(-shape.OW // columns) * shape.OH * (1 if batch_invariant else shape.N)
         block_m = power_of_two(rows, 16, MAX_TILE // max(block_n, block_k))
         return FirstLayerConfig("pointers", columns, block_m, block_n, 0, block_k)
-    many = shape.N >= 128 and not batch_invariant
-    form: Literal["images", "rows", "pointers"] = "rows"
-    if arch < 90:
-        form = "pointers"
-    elif many or (not batch_invariant and _idle(shape.N) <= _idle(shape.OH)):
+    form: Form = "pointers" if arch < 90 else "rows"
+    if form == "rows" and not batch_invariant and _idle(shape.N) <= _idle(shape.OH):
         form = "images"
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return FirstLayerConfig(form, 1, 64, 32, 0, 16, num_warps=4, num_stages=2)
-    large = 90 <= arch < 120 or dtype.itemsize == 2  # 128 rows fit shared memory
-    block_m = 128 if many and large else 64
-    widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
-
-    def operands(columns: int) -> float:
-        """Numbers that BLOCK_M rows load for a filter row of an output column."""
-        blocks, *filters = _cut(columns * shape.OC, widest)
-        return reach[columns] * blocks * (block_m + sum(filters)) / columns
-
-    # What limits is how fast operands arrive; where that is the same, larger tiles are fewer.
-    columns = min(reversed(possible), key=operands)
-    programs = shape.N * -(-shape.OW // columns) * -(-shape.OH // block_m)
-    if programs < 128 and not batch_invariant:  # then the more, the better
-        columns = 1
-    _, block_n, block_n2 = _cut(columns * shape.OC, widest)
-    stage = (block_m + block_n + block_n2) * reach[columns] * dtype.itemsize
-    return FirstLayerConfig(
-        *(form, columns, block_m, block_n, block_n2, reach[columns]),
-        num_warps=block_m // 16,
-        num_stages=3 if 3 * stage <= 100 * 1024 else 2,  # two programs a multiprocessor
+    chip, like = cost.chip_of(arch), replace(shape, N=64) if batch_invariant else shape
+    return cost.cheapest(
+        candidates(shape, pixel, form, dtype, arch),
+        lambda config: cost.first_layer_cost(like, pixel, config, dtype, precision, chip),
     )
+
+
+def candidates(
+    shape: Conv2dShape, pixel: int, form: Form, dtype: torch.dtype, arch: int
+) -> Iterator[FirstLayerConfig]:
+    """What a default is chosen from: a dozen tiles of one form; for tensor cores."""
+    possible = [c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST]
+    largest = max(c for c in possible if c == 1 or c * shape.OC <= 256)
+    widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
+    rows = (256, 128, 64) if 90 <= arch < 100 and form != "rows" else (128, 64)
+    if form == "rows" or (arch >= 120 and dtype.itemsize > 2):
+        rows = (64,)
+    for columns, block_m, stages in itertools.product({largest, 1}, rows, (3, 2)):
+        _, block_n, block_n2 = _cut(columns * shape.OC, widest)
+        block_k = power_of_two(window(shape, pixel, columns), 16, LARGEST)
+        warps = 4 if block_m == 64 else 8
+        if block_m * (block_n + block_n2) <= _OF_A_THREAD * 32 * warps:
+            yield FirstLayerConfig(
+                *(form, columns, block_m, block_n, block_n2, block_k, warps, stages)
+            )
+
+
+_OF_A_THREAD = 192  # sums: with more, a tile spills
 
 
 def _idle(size: int) -> float:

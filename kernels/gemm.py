@@ -17,13 +17,14 @@ Cost: 2 * N * OC * P * C FLOPs; x, w and y move once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import layout
+from . import cost, layout
 from .epilogue import Activated, activated, check_activation, finish
 from .jit import Launch, Work, fields_of, jit, power_of_two
 from .pdl import announce, first_steps, prefetch, wait
@@ -166,7 +167,7 @@ def default_config(
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
     None is the interpreter: few, large tiles. With `batch_invariant` the choice does not look at
-    the number of images and the sum is never split.
+    the number of images and the sum is never split; else it is the cheapest of `candidates`.
     """
     if arch is None:
         rows = 256 if batch_invariant else power_of_two(shape.N, 16, 1024)
@@ -174,17 +175,50 @@ def default_config(
     tma = arch >= 90
     if dtype == torch.float32 and precision == "ieee":  # no tensor core computes this: plain FMAs
         return LinearConfig(64, 32, 16, num_warps=4, num_stages=2, descriptors=tma)
-    block_k = power_of_two(shape.C, 16, 128 // dtype.itemsize)  # 128 bytes: one swizzled shared row
     if batch_invariant:
+        block_k = power_of_two(shape.C, 16, 128 // dtype.itemsize)
         return LinearConfig(64, 64, block_k, num_warps=4, num_stages=4, descriptors=tma)
-    if shape.N <= 64:
-        blocks = -(-shape.OC // 64)
+    chip = cost.chip_of(arch)
+    return cost.cheapest(
+        candidates(shape, dtype, arch),
+        lambda config: cost.linear_cost(shape, config, dtype, precision, chip),
+    )
+
+
+# Images and outputs of a tile, how many times 128 bytes of K, warps, stages. The first of equals is
+# chosen, so those that have been measured to be fast stand before others.
+_HOPPER = (
+    *((128, 256, 1, 8, 3), (128, 128, 2, 8, 3), (256, 128, 1, 8, 3), (64, 128, 1, 4, 4)),
+    (64, 64, 1, 4, 4),
+)
+_OTHERS = ((128, 128, 1, 8, 3), (64, 64, 1, 4, 4))
+_FEW = 128  # images: as many fit on the short side of a tile of weights
+_OF_A_THREAD = 64  # sums of a split tile: with more, adding the parts spills
+
+
+def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[LinearConfig]:
+    """What a default is chosen from: a dozen tiles and splits of their sums.
+
+    For tensor cores, on compute capability `arch`. Blocks are no larger than the layer wants.
+    """
+    chip = cost.chip_of(arch)
+    tiles = [(*tile, False) for tile in (_HOPPER if 90 <= arch < 120 else _OTHERS)]
+    if shape.N <= _FEW:
+        images = power_of_two(shape.N, 16, _FEW)
+        tiles = [(images, 64, 1, 4, 4, True), (images, 64, 2, 4, 3, True)]
+    for block_m, block_n, wide, warps, stages, transposed in tiles:
+        block_k = power_of_two(shape.C, 16, wide * 128 // dtype.itemsize)
+        block_n = block_n if transposed else min(block_n, power_of_two(shape.OC, 16, 256))
+        programs = -(-shape.N // block_m) * -(-shape.OC // block_n)
         steps = shape.P * -(-shape.C // block_k)
-        split = max(1, min(256 // blocks, steps // 4, 8))
-        return LinearConfig(
-            power_of_two(shape.N, 16, 64), 64, block_k, split, True, 4, 4, descriptors=tma
-        )
-    return LinearConfig(128, 128, block_k, num_warps=8, num_stages=3, descriptors=tma)
+        splits = {1}
+        if block_m * block_n <= _OF_A_THREAD * 32 * warps:
+            splits = {cost.parts_to_fill(programs, steps, chip, waves) for waves in (1, 2)}
+        for split in sorted(splits):
+            yield LinearConfig(
+                *(block_m, block_n, block_k, split, transposed, warps, stages),
+                descriptors=arch >= 90,
+            )
 
 
 # --- packing ---------------------------------------------------------------------------------
