@@ -562,7 +562,7 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     steps = shape.KH * shape.KW * -(-c // block_k)
     widest = power_of_two(oc, 16, 256)
     tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
-    tiles = _OF_PIXELS
+    tiles: tuple[tuple[int, int, int, int, int], ...] = _OF_PIXELS
     if tiling == "rows":
         tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
     for block_m, block_n, block_n2, warps, stages in tiles:

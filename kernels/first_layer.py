@@ -314,7 +314,7 @@ def candidates(
     possible = [c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST]
     largest = max(c for c in possible if c == 1 or c * shape.OC <= 256)
     widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
-    rows = (256, 128, 64) if 90 <= arch < 100 and form != "rows" else (128, 64)
+    rows: tuple[int, ...] = (256, 128, 64) if 90 <= arch < 100 and form != "rows" else (128, 64)
     if form == "rows" or (arch >= 120 and dtype.itemsize > 2):
         rows = (64,)
     for columns, block_m, stages in itertools.product({largest, 1}, rows, (3, 2)):

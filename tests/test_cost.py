@@ -29,6 +29,7 @@ from alexnet_triton.kernels.cost import (
     cost,
     first_layer_cost,
     linear_cost,
+    parts_to_fill,
     resident,
     step,
 )
@@ -238,7 +239,15 @@ def test_the_cheapest_is_the_first_of_equals_and_fits() -> None:
 
 
 def test_an_architecture_has_a_chip() -> None:
-    assert [chip_of(arch) for arch in (80, 86, 90, 100)] == [A100, A100, H200, H200]
+    assert [chip_of(arch) for arch in (80, 87, 90, 100)] == [A100, A100, H200, H200]
+    assert {chip_of(arch).shared_memory for arch in (86, 89, 120)} == {100 * 1024}
+
+
+def test_few_programs_are_cut_to_fill_a_card_and_no_more() -> None:
+    assert [parts_to_fill(n, 100, H200) for n in (1, 33, 64, 67, 132, 1000)] == [8, 4, 2, 1, 1, 1]
+    assert parts_to_fill(64, 100, H200, waves=2) == 4
+    assert parts_to_fill(0, 100, H200) == 8
+    assert parts_to_fill(16, 9, H200) == 2, "a part has four steps"
 
 
 # --- of each kernel --------------------------------------------------------------------------

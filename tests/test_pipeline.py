@@ -62,8 +62,8 @@ def test_each_device_holds_its_stages_weights_only(device: torch.device) -> None
     engine = Engine.load("digits", devices=(device, device), split="pipeline", at="fc6")
     assert isinstance(engine._runner, Pipeline)
     first, second = engine._runner._packed
-    assert set(first.weight) == {f"conv{i}" for i in range(1, 6)}
-    assert set(second.weight) == {"fc6", "fc7", "fc8"}
+    assert {*first.unpacked, *first.weight} == {f"conv{i}" for i in range(1, 6)}
+    assert {*second.unpacked, *second.weight} == {"fc6", "fc7", "fc8"}
 
 
 def test_the_automatic_cut_makes_the_slower_stage_fastest() -> None:

@@ -191,10 +191,10 @@ def first(form: Any, columns: int, module: Any = first_layer) -> list[Launch]:
 
 def products(descriptors: bool) -> dict[str, list[Launch]]:
     """Convolutions and linear layers, with tensor descriptors or plain pointers."""
-    forms = ("images", "rows") if descriptors else ("pointers",)
+    ways = ("images", "rows") if descriptors else ("pointers",)
     made = {
-        f"first layer, {form}, {columns} columns": first(form, columns)
-        for form, columns in itertools.product(forms, (1, 2))
+        f"first layer, {way}, {columns} columns": first(way, columns)
+        for way, columns in itertools.product(ways, (1, 2))
     }
     rows, pixels = (replace(config, descriptors=descriptors) for config in (ROWS, PIXELS))
     for name, shape in CONVOLUTIONS.items():

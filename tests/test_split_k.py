@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
 
 SHAPE = Conv2dShape(5, 24, 3, 4, 40, 2, 2, padding=(1, 0, 1, 0))
-SPLITS = {
+SPLITS: dict[str, Conv2dConfig | LinearConfig] = {
     "pixels": Conv2dConfig("pixels", 32, 32, 16, SPLIT_K=4),
     "rows": Conv2dConfig("rows", 32, 32, 16, SPLIT_K=4),
     "linear": LinearConfig(16, 32, 16, SPLIT_K=4),

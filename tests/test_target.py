@@ -45,6 +45,7 @@ from alexnet_triton.engine.verify import verify
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
+from alexnet_triton.kernels.first_layer import FirstLayerConfig
 from alexnet_triton.kernels.jit import Launch, architecture
 from alexnet_triton.kernels.tuning import TunedRow, without_batch
 from alexnet_triton.weights import load
@@ -353,16 +354,16 @@ def test_a_cards_name_brings_its_tuned_table(
 
 
 def test_undescribed_descriptors_through_pointers() -> None:
-    """For a driver that refuses windows that overlap in memory, or groups out of order."""
+    """For a driver that refuses strides out of order: of images, or of groups."""
     images = pixels(TOWERS, 70)
     made = []
     for pointers in (False, True):
         engine = on_card(TOWERS, max_batch=70, options=Options(pointers=pointers))
         steps = {step.name: step.config for step in engine.plan.steps}
-        for name, columns in (("conv1", 2), ("conv2", 1)):
-            config = steps[name]
-            assert isinstance(config, Conv2dConfig)
-            assert (config.columns, config.descriptors) == (columns, not pointers)
+        conv1, conv2 = steps["conv1"], steps["conv2"]
+        assert isinstance(conv1, FirstLayerConfig)
+        assert isinstance(conv2, Conv2dConfig)
+        assert ((conv1.form == "pointers"), conv2.descriptors) == (pointers, not pointers)
         made.append(engine.features(images, ("conv1", "conv2", "softmax")))
     for name, through_descriptors in made[0].items():
         assert torch.equal(made[1][name], through_descriptors), name
@@ -378,7 +379,7 @@ def test_what_a_target_says_of_itself(capsys: pytest.CaptureFixture[str]) -> Non
     assert engine.plan.arch == 90
     told = str(engine.summary())
     assert "steps in fp16 on sm_90, 64 images" in told
-    assert "conv2d images 64x64x64x0" in told
+    assert "conv2d rows" in told
     rows = {row.name: row.step for row in engine.summary().rows}
     assert rows["relu3"] == "in conv3"
     assert json.dumps(engine.summary().to_dict())

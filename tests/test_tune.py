@@ -133,7 +133,7 @@ def test_right_ones_take_turns_and_what_a_launcher_refuses_is_refused(runner: Tr
     problem = find("conv5")
     *right, refused = run(runner, problem, {}, {"BLOCK_K": 16}, {"BLOCK_N2": 16})
     assert (refused.status, refused.median_us) == ("refused", None)
-    assert "BLOCK_N2 for images" in refused.reason
+    assert "BLOCK_N2 is for the rows tiling" in refused.reason
     for trial in right:
         assert trial.status == "ok"
         assert trial.max_error is not None

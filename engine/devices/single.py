@@ -21,7 +21,7 @@ BATCH_SHAPES = 8  # as many shapes of batches stay bound; the oldest makes room
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Call:
     """What runs batches of one shape, and where it leaves their outputs, as the caller sees them.
 
     All that can be decided before a batch comes is decided here: a run only launches.
@@ -38,7 +38,7 @@ class Single:
         self.planner = planner
         self.devices = (device,)
         self._packed = pack(planner.network, state, planner.arithmetic, device)
-        self._ready: OrderedDict[object, Ready] = OrderedDict()
+        self._ready: OrderedDict[object, Call] = OrderedDict()
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def run(
@@ -53,7 +53,7 @@ class Single:
             raise
         return ready.outputs
 
-    def ready(self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> Ready:
+    def ready(self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> Call:
         """What runs batches of this shape: planned and bound now, or kept from before."""
         key = (images.shape, images.stride(), images.dtype, keep, configured_for)
         ready = self._ready.get(key)
@@ -64,7 +64,7 @@ class Single:
         self._ready.move_to_end(key)
         return ready
 
-    def _bind(self, planned: Plan, images: torch.Tensor, keep: tuple[str, ...]) -> Ready:
+    def _bind(self, planned: Plan, images: torch.Tensor, keep: tuple[str, ...]) -> Call:
         recorded = planned.arch is not None  # a card's plan, whatever runs it
         extra = waiting(planned, images.nbytes) if recorded else 0
         if planned.workspace + extra > len(self._memory):
@@ -77,12 +77,12 @@ class Single:
         kept = (step for step in planned.steps if step.name in keep)
         outputs = {step.name: as_nchw(step, bound.outputs[step.name]) for step in kept}
         if not recorded:
-            return Ready(bound, outputs)
+            return Call(bound, outputs)
         if not extra:
-            return Ready(Recording(bound, None), outputs)
+            return Call(Recording(bound, None), outputs)
         flat = self._memory[planned.workspace :][:extra].view(images.dtype)
         dense = torch.empty_like(images, device="meta")  # no gaps or overlaps, in the same order
-        return Ready(Recording(bound, flat.as_strided(images.shape, dense.stride())), outputs)
+        return Call(Recording(bound, flat.as_strided(images.shape, dense.stride())), outputs)
 
     def _forget(self) -> None:
         """Give the memory back, and all that lies in it."""
