@@ -26,12 +26,12 @@ def say(launches: Iterable[Launch], what: str, times: float = 1) -> None:
     """
     total = 0.0
     for launch in launches:
-        programs, last = math.prod(launch.grid), (1,) * (len(launch.grid) - 1)
-        spent = _spent(replace(launch, grid=(1, *last)))
+        programs = math.prod(launch.grid)
+        spent = _spent(launch, 1)
         # Where it matters, what a launch costs before its first program is not counted for each.
         if spent * programs > 1 < launch.grid[0]:
             more = min(launch.grid[0], 3)
-            one, several = (_spent(replace(launch, grid=(n, *last))) for n in (1, more))
+            one, several = (_spent(launch, n) for n in (1, more))
             spent = (several - one) / (more - 1) if several > one else one
         total += spent * programs * times
     if total > WORTH_SAYING:
@@ -40,7 +40,13 @@ def say(launches: Iterable[Launch], what: str, times: float = 1) -> None:
         print(f"{what} in Triton's interpreter: about {duration}", file=sys.stderr, flush=True)
 
 
-def _spent(launch: Launch) -> float:
+def _spent(launch: Launch, programs: int) -> float:
+    """Seconds of the first few programs; what counts arrivals counts none of these."""
+    arguments = dict(launch.arguments)
+    if arguments.get("counters") is not None:
+        arguments["counters"] = arguments["counters"].clone()
+    grid = (programs, *(1 for _ in launch.grid[1:]))
+    part = replace(launch, grid=grid, arguments=arguments)
     started = time.perf_counter()
-    launch()
+    part()
     return time.perf_counter() - started

@@ -186,7 +186,12 @@ class Launch:
         device = self.device
         if device.type == "cpu":
             alone = {"PDL": False} if self.pdl else {}  # the interpreter knows no such instructions
-            self.kernel.interpret(self.grid, **self.arguments | alone)
+            try:
+                self.kernel.interpret(self.grid, **self.arguments | alone)
+            except BaseException:
+                if (counters := self.arguments.get("counters")) is not None:
+                    counters.zero_()  # else the next run would go on counting from here
+                raise
             return
         # Triton launches on the current device, whatever device the tensors are on, and a first
         # launch compiles.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.bench.inspect.machine_code import opcodes
+from alexnet_triton.engine import foretell
 from alexnet_triton.kernels import conv, gemm, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.gemm import LinearConfig
@@ -84,6 +85,35 @@ def test_the_order_of_arrival_does_not_matter(
         shuffled(launch, seed)
         assert torch.equal(out, first), f"order {seed}"
         assert not counters.any(), "the next launch would count on"
+
+
+@pytest.mark.interpreter
+def test_a_run_that_breaks_off_leaves_no_count(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    launch = split(SPLITS["linear"], generator)
+    launch()
+    first = launch.arguments["y"].clone()
+    place = interpreter_builder.set_grid_idx
+
+    def interrupted(x: int, y: int, z: int) -> None:
+        if (x, y) == (0, 2):
+            raise KeyboardInterrupt
+        place(x, y, z)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(interpreter_builder, "set_grid_idx", interrupted)
+        launch()
+    launch.arguments["y"].fill_(torch.nan)
+    launch()
+    assert torch.equal(launch.arguments["y"], first)
+
+
+@pytest.mark.interpreter
+def test_what_foretells_a_run_leaves_no_count(generator: torch.Generator) -> None:
+    launch = split(SPLITS["rows"], generator)
+    foretell.say([launch], "a split sum")
+    assert not launch.arguments["counters"].any()
 
 
 @pytest.mark.interpreter
