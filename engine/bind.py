@@ -122,18 +122,24 @@ class Head:
     start: int
     stop: int
     packed: Packed
-    step: Step  # the pass
+    precision: str  # of float32 products
+    step: Step  # the first
     out: torch.Tensor
-    launches: Launches  # of the steps after the pass that run slice by slice
+    launches: Launches  # of the steps after the first that run slice by slice
 
     def first(self, images: torch.Tensor) -> Launch:
-        """Bind it to all images of the batch [N, C, H, W]."""
-        shape, config = self.step.shape, self.step.config
-        assert isinstance(shape, channels_last.ChannelsLastShape)
-        assert isinstance(config, channels_last.ChannelsLastConfig)
-        mine, out = images[self.start : self.stop], self.out.permute(2, 0, 1, 3)
-        mean, std = self.packed.mean, self.packed.std
-        return channels_last.channels_last(mine, mean, std, out, shape, config)
+        """Bind the first step to all images of the batch [N, C, H, W]."""
+        mine = images[self.start : self.stop]
+        match self.step.shape, self.step.config:
+            case (
+                channels_last.ChannelsLastShape() as shape,
+                channels_last.ChannelsLastConfig() as config,
+            ):
+                mean, std, out = self.packed.mean, self.packed.std, self.out.permute(2, 0, 1, 3)
+                return channels_last.channels_last(mine, mean, std, out, shape, config)
+        x, none = mine.permute(2, 3, 0, 1), self.out.new_empty(0)  # its sums are never split
+        (launch,) = _launches(self.step, x, self.out, self.packed, self.precision, none)
+        return launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ class Bound:
     """A plan with its memory and its launches.
 
     `outputs` are the activations [H, W, N, C] by step name; those of unkept steps are overwritten
-    by later steps, and those within a slice hold the last slice. The pass reads the caller's
+    by later steps, and those within a slice hold the last slice. The first step reads the caller's
     images, so it is bound anew for each batch.
     """
 
@@ -200,6 +206,7 @@ def bind(
     if memory is None:
         memory = allocate(plan, packed.mean.device)
     outputs = {step.name: view(step, memory) for step in plan.steps[plan.sliced :]}
+    precision = plan.arithmetic.precision
     heads = []
     if plan.sliced:
         boundary = plan.steps[plan.sliced - 1]
@@ -210,11 +217,12 @@ def bind(
             views = {step.name: view(step, memory) for step in steps[:-1]}
             views[boundary.name] = outputs[boundary.name][:, :, start:stop]
             launches = _bind(plan, steps, views, packed, memory, None)
-            heads.append(Head(start, stop, packed, steps[0], views[steps[0].name], launches))
+            first = views[steps[0].name]
+            heads.append(Head(start, stop, packed, precision, steps[0], first, launches))
             outputs = views | outputs
     elif source is None:
-        stem_step = plan.steps[0]
-        heads = [Head(0, plan.batch, packed, stem_step, outputs[stem_step.name], ())]
+        step = plan.steps[0]
+        heads = [Head(0, plan.batch, packed, precision, step, outputs[step.name], ())]
     rest = plan.steps[max(plan.sliced - 1, 0) :]
     return Bound(
         plan, packed, outputs, tuple(heads), _bind(plan, rest, outputs, packed, memory, source)

@@ -105,8 +105,7 @@ _KERNELS: dict[type, str] = {
 class Step:
     """One kernel of the run: it reads the previous step's output and writes `output` [H, W, N, C].
 
-    `name` is that of the block it computes; the first, which reads the images, is called "input"
-    and has no block.
+    `name` is that of the block it computes; a pass over the images is called "input" and has none.
     """
 
     name: str
@@ -118,6 +117,7 @@ class Step:
     work: Work
     tuned: bool = False  # whether the configuration was measured best
     by_image: bool = False  # whether its memory is [N, H, W, C], as the first convolution reads it
+    in_place: bool = False  # whether it is a first convolution that reads the caller's images
     offset: int = 0  # bytes from the start of the plan's memory to the output
     scratch_offset: int = 0
 
@@ -128,7 +128,7 @@ class Step:
             case conv.Conv2dShape(), conv.Conv2dConfig(tiling=tiling):
                 return f"conv2d {tiling}"
             case conv.Conv2dShape(), first_layer.FirstLayerConfig(form=form):
-                return f"first_layer {form}"
+                return f"{'in_place' if self.in_place else 'first_layer'} {form}"
             case gemm.LinearShape(), gemm.LinearConfig(SPLIT_K=parts):
                 return f"linear /{parts}" if parts > 1 else "linear"
             case pool.PoolShape(), _:
@@ -268,6 +268,7 @@ def plan(
     *,
     image_shape: Shape | None = None,
     image_dtype: torch.dtype = torch.uint8,
+    in_place: bool = False,
     configured_for: int | None = None,
     batch_invariant: bool = False,
     keep: Collection[str] = (),
@@ -277,10 +278,11 @@ def plan(
     """Plan `network` for `batch` images [C, H, W] on compute capability `arch`, None: interpreter.
 
     Configurations are chosen for `configured_for` images (default: `batch`), so that the last,
-    smaller piece of a long batch computes exactly as the pieces before it. `keep` names the layers
-    whose outputs must survive the run. `tuned` is the device's table; a batch-invariant plan leaves
-    it aside. Raises NetworkError for no images, for images that do not fit the network, or if no
-    step is called as `options` says.
+    smaller piece of a long batch computes exactly as the pieces before it. `in_place` says that the
+    images may be read where they lie, as `kernels.first_layer.in_place` finds. `keep` names the
+    layers whose outputs must survive the run. `tuned` is the device's table; a batch-invariant plan
+    leaves it aside. Raises NetworkError for no images, for images that do not fit the network, or
+    if no step is called as `options` says.
     """
     if batch < 1:
         raise NetworkError(f"{network.name}: wanted a batch of 1 or more images, got {batch}")
@@ -305,7 +307,7 @@ def plan(
             f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    steps = list(_first(first, first.layer, batch, early, image_dtype))
+    steps = _first(first, first.layer, batch, early, image_dtype, in_place)
     for block in blocks[1:]:
         if steps[-1].name == options.slice_until:
             early = choice
@@ -320,7 +322,7 @@ def plan(
     # The last sums are float32; rounding them would help nobody.
     if isinstance(steps[-1].shape, conv.Conv2dShape | gemm.LinearShape | softmax.SoftmaxShape):
         steps[-1] = replace(steps[-1], dtype=torch.float32)
-    names = [step.name for step in steps[1:]]
+    names = [step.name for step in steps if step.block]
     if unknown := [name for name in keep if name not in names]:
         raise NetworkError(
             f"{network.name} has no features {', '.join(map(repr, unknown))}; it has "
@@ -333,7 +335,7 @@ def plan(
                 f"{network.name} has no step {options.slice_until!r} to slice until; it has "
                 f"{', '.join(names)}"
             )
-        sliced = names.index(options.slice_until) + 2
+        sliced = [step.name for step in steps].index(options.slice_until) + 1
         inner = {step.name for step in steps[: sliced - 1]}
         if batch <= options.slice_images or inner & set(keep):
             sliced = 0
@@ -395,12 +397,12 @@ class _Choice:
         return config, tuned
 
     def first_layer(
-        self, shape: conv.Conv2dShape, pixel: int
+        self, shape: conv.Conv2dShape, pixel: int, op: str = "first_layer"
     ) -> tuple[first_layer.FirstLayerConfig, bool]:
         """As `measured`; through pointers where a descriptor steps against the order of strides."""
         like = replace(shape, N=self.configured_for)
         default = first_layer.default_config(like, pixel, *self.how)
-        config, tuned = self.measured("first_layer", shape, default)
+        config, tuned = self.measured(op, shape, default)
         return (replace(config, form="pointers") if self.pointers else config), tuned
 
     @property
@@ -436,14 +438,25 @@ def _conv2d_shape(layer: Conv2d, came: Shape, batch: int) -> conv.Conv2dShape:
 
 
 def _first(
-    block: Block, layer: Conv2d, batch: int, choice: _Choice, image_dtype: torch.dtype
-) -> tuple[Step, Step]:
-    """The pass over the images, and the first convolution from what it writes.
+    block: Block,
+    layer: Conv2d,
+    batch: int,
+    choice: _Choice,
+    image_dtype: torch.dtype,
+    in_place: bool,
+) -> list[Step]:
+    """The first convolution on the images where they lie, or a pass over them and what reads that.
 
-    That is channels-last images, or for a convolution that cannot read these an activation.
+    A pass writes channels-last images, or for a convolution that cannot read these an activation.
     """
     dtype, shape = choice.arithmetic.dtype, _conv2d_shape(layer, block.came, batch)
+    output, work = (shape.OH, shape.OW, shape.N, shape.OC), conv.work(shape, dtype)
     config: KernelConfig
+    if in_place and first_layer.fits(shape, shape.C):
+        config, tuned = choice.first_layer(shape, shape.C, "in_place")
+        if first_layer.whole(shape, config.form):
+            step = Step(block.name, block, shape, config, output, dtype, work, tuned)
+            return [replace(step, in_place=True)]
     pixel = power_of_two(shape.C, 1, first_layer.LARGEST)
     by_image = first_layer.fits(shape, pixel)
     if by_image:
@@ -459,9 +472,7 @@ def _first(
         *("input", None, read, blocks, (rows, columns, batch, pixel), dtype),
         *(channels_last.work(read, image_dtype, dtype), fast, by_image),
     )
-    output = (shape.OH, shape.OW, shape.N, shape.OC)
-    work = conv.work(shape, dtype)
-    return first, Step(block.name, block, shape, config, output, dtype, work, tuned)
+    return [first, Step(block.name, block, shape, config, output, dtype, work, tuned)]
 
 
 def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:

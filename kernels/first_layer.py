@@ -51,6 +51,7 @@ from .split_k import at_least_one
 
 # --- shape -----------------------------------------------------------------------------------
 
+Form = Literal["images", "rows", "pointers"]
 LARGEST = 64  # numbers of a window that a GPU is given: more would mostly meet zeros
 
 
@@ -84,17 +85,22 @@ def padded(shape: Conv2dShape, pixel: int) -> tuple[int, int]:
     return -(-shape.H // stride) * stride, -(-shape.W // block) * block
 
 
-def in_place(images: torch.Tensor, dtype: torch.dtype, shape: Conv2dShape, form: str) -> bool:
-    """Whether images [N, C, H, W] can be read where they lie, pixel = C, by launches of a form.
+def in_place(images: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether images [N, C, H, W] can be read where they lie, pixel = C.
 
     They are `images.permute(0, 2, 3, 1).flatten(2)` then: channels last, dense pixels, all else in
-    multiples of 16 bytes. The form `rows` also wants as many rows as the stride divides.
+    multiples of 16 bytes.
     """
     stride_n, stride_c, stride_h, stride_w = images.stride()
-    dense = stride_w == shape.C and (stride_c == 1 or shape.C == 1)
-    steps = (images.data_ptr(), stride_n * dtype.itemsize, stride_h * dtype.itemsize)
-    whole = form != "rows" or shape.H % shape.stride[0] == 0
-    return images.dtype == dtype and dense and whole and not any(step % 16 for step in steps)
+    channels, size = images.shape[1], dtype.itemsize
+    dense = stride_w == channels and (stride_c == 1 or channels == 1)
+    steps = (images.data_ptr(), stride_n * size, stride_h * size)
+    return images.dtype == dtype and dense and not any(step % 16 for step in steps)
+
+
+def whole(shape: Conv2dShape, form: Form) -> bool:
+    """Whether images without rows beyond their own do: the form `rows` steps over `stride` rows."""
+    return form != "rows" or shape.H % shape.stride[0] == 0
 
 
 # --- kernels ---------------------------------------------------------------------------------
@@ -255,9 +261,6 @@ def _first_layer_kernel(
 
 
 # --- configurations --------------------------------------------------------------------------
-
-
-Form = Literal["images", "rows", "pointers"]
 
 
 @dataclass(frozen=True, slots=True)

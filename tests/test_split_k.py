@@ -101,9 +101,10 @@ def test_a_run_that_breaks_off_leaves_no_count(
             raise KeyboardInterrupt
         place(x, y, z)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(interpreter_builder, "set_grid_idx", interrupted)
-        launch()
+        with pytest.raises(KeyboardInterrupt):
+            launch()
     launch.arguments["y"].fill_(torch.nan)
     launch()
     assert torch.equal(launch.arguments["y"], first)

@@ -30,7 +30,9 @@ def contestants(
     Runs launch their work and return; on a GPU they can be captured. Raises EngineError, listing
     the kinds, for one that is none.
     """
-    note = "with the pass over the images" if problem.source is None and not problem.whole else ""
+    note = ""
+    if problem.plan.steps[0].block is None and not problem.whole:
+        note = "with the pass over the images"
     everyone = [kernels(problem, OURS, note)]
     for peer in peers(problem, device, kinds):
         if problem.pixels and peer.prepare is not None:

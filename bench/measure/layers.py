@@ -29,7 +29,7 @@ def default_names(planner: Planner) -> list[str]:
     pooled = [
         f"{step.name}+{after.name}"
         for step, after in pairwise(steps)
-        if step.kernel.startswith("conv2d") and after.kernel.endswith("pool2d")
+        if step.kernel.startswith(("conv2d", "first_layer")) and after.kernel.endswith("pool2d")
     ]
     return [*(step.name for step in steps), *pooled]
 

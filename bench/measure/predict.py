@@ -182,7 +182,7 @@ def estimate(
     dtype, precision = arithmetic.dtype, arithmetic.precision
     match step.shape, step.config:
         case conv.Conv2dShape() as shape, first_layer.FirstLayerConfig() as config:
-            pixel = power_of_two(shape.C, 1, first_layer.LARGEST)  # as it is planned
+            pixel = shape.C if step.in_place else power_of_two(shape.C, 1, first_layer.LARGEST)
             return cost.first_layer_cost(shape, pixel, config, dtype, precision, chip)
         case conv.Conv2dShape() as shape, config:
             return cost.conv_cost(shape, config, dtype, precision, chip)

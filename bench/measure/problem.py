@@ -37,7 +37,7 @@ from ...engine.plan import (
 )
 from ...engine.spec import AdaptiveAvgPool2d, Dropout, Flatten, Layer, Network, NetworkError
 from ...engine.verify import errors, reduction, tolerance, within
-from ...kernels import layout
+from ...kernels import first_layer, layout
 from ...kernels.jit import Launch, Work
 from .timing import copies_to_overflow
 
@@ -169,17 +169,24 @@ def tuned_planner(
 
 
 def problems(
-    planner: Planner, dtype: str, batch: int, names: Sequence[str] | None = None
+    planner: Planner,
+    dtype: str,
+    batch: int,
+    names: Sequence[str] | None = None,
+    in_place: bool = True,
 ) -> list[Problem]:
     """Problems by name, "conv4" or "conv1+pool1"; None: every step of the network, one by one.
 
-    The first layer's problem includes the pass over the images, which has none of its own. `dtype`
-    is the planner's. Raises NetworkError, listing the steps there are, for a name that is none or
-    for steps that are not neighbours.
+    Images are channels last and read in place if that can be; else, or if `in_place` is False, the
+    first layer's problem includes the pass over them, which has none of its own. `dtype` is the
+    planner's. Raises NetworkError, listing the steps there are, for a name that is none or for
+    steps that are not neighbours.
     """
-    whole = planner(batch, image_dtype=planner.arithmetic.dtype)
+    in_place = in_place and _read_in_place(planner, batch)
+    whole = planner(batch, image_dtype=planner.arithmetic.dtype, in_place=in_place)
     steps = whole.steps
-    known = [step.name for step in steps[1:]]
+    known = [step.name for step in steps if step.block]
+    passes = len(steps) - len(known)
     cuts = []
     for name in known if names is None else names:
         parts = name.split("+")
@@ -187,13 +194,13 @@ def problems(
             raise NetworkError(
                 f"{planner.network.name} has no step {unknown[0]!r}; it has {', '.join(known)}"
             )
-        first, last = known.index(parts[0]) + 1, known.index(parts[-1]) + 1
+        first, last = known.index(parts[0]) + passes, known.index(parts[-1]) + passes
         if [step.name for step in steps[first : last + 1]] != parts:
             raise NetworkError(
                 f"{planner.network.name}: {name} are no neighbours; its steps are "
                 f"{', '.join(known)}"
             )
-        start = 0 if first == 1 else first
+        start = 0 if first == passes else first
         cut = part(whole, start, last + 1)
         fused = [layer for step in cut.steps for layer in step.layers]
         cuts.append(
@@ -223,8 +230,22 @@ def network_problem(planner: Planner, dtype: str, batch: int, pixels: bool = Fal
     )
     images = torch.uint8 if pixels else planner.arithmetic.dtype
     name = f"{network.name} uint8" if pixels else network.name
-    plan = planner(batch, image_dtype=images)
+    in_place = not pixels and _read_in_place(planner, batch)
+    plan = planner(batch, image_dtype=images, in_place=in_place)
     return Problem(name, dtype, plan, layers, None, whole=True, pixels=pixels)
+
+
+def _read_in_place(planner: Planner, batch: int) -> bool:
+    """Whether the engine reads such images as `tensors` makes where they lie."""
+    return first_layer.in_place(
+        torch.empty(
+            (batch, *planner.network.input_shape),
+            dtype=planner.arithmetic.dtype,
+            device="meta",
+            memory_format=torch.channels_last,
+        ),
+        planner.arithmetic.dtype,
+    )
 
 
 def configured(problem: Problem, config: KernelConfig, step: str | None = None) -> Problem:

@@ -20,7 +20,10 @@ from ...kernels import tuning
 from ..measure.problem import Problem, problems
 from ..measure.roofline import COPY, roof_us
 
-ASKED_FOR = ("conv2d", "first_layer", "linear", "max_pool2d", "avg_pool2d", "channels_last")
+ASKED_FOR = (
+    *("in_place", "first_layer", "channels_last"),
+    *("conv2d", "linear", "max_pool2d", "avg_pool2d"),
+)
 """What a plan asks its table for; other steps run by their defaults whatever the table says."""
 
 RATES = 1e15, 5e12  # FLOP/s and byte/s to weigh by: a GPU's 200 FLOPs a byte
@@ -54,7 +57,7 @@ def targets(
     The pass over the images, "input", is proved in the problem of the first layer. Raises
     NetworkError, listing the steps there are, for a name that is none.
     """
-    steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps
+    steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps  # with the pass
     known = {step.name: step for step in steps if step.config is not None}
     chosen = list(known) if names is None else names
     if unknown := [name for name in chosen if name not in known]:
@@ -62,11 +65,12 @@ def targets(
             f"{planner.network.name} has no step {unknown[0]!r} to tune; it has {', '.join(known)}"
         )
     reader, first = steps[0].name, steps[1].name
-    cut = problems(planner, dtype, batch, [first if name == reader else name for name in chosen])
-    return [
-        (problem, next(step for step in problem.plan.steps if step.name == name))
-        for problem, name in zip(cut, chosen, strict=True)
-    ]
+    found = []
+    for name in chosen:
+        proved_in = first if name == reader else name
+        (problem,) = problems(planner, dtype, batch, [proved_in], in_place=name != reader)
+        found.append((problem, next(s for s in problem.plan.steps if s.name == name)))
+    return found
 
 
 def searches(

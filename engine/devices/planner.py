@@ -43,9 +43,10 @@ class Planner:
         image_dtype: torch.dtype = torch.uint8,
         keep: tuple[str, ...] = (),
         configured_for: int | None = None,
+        in_place: bool = False,
     ) -> Plan:
         """The plan for this batch; raises NetworkError as `plan` does."""
-        return _planned(self, batch, image_shape, image_dtype, keep, configured_for)
+        return _planned(self, batch, image_shape, image_dtype, keep, configured_for, in_place)
 
     def options_for(self, batch: int, image_shape: Shape | None = None) -> Options:
         """How launches follow one another for batches of this size."""
@@ -67,6 +68,7 @@ def _planned(
     image_dtype: torch.dtype,
     keep: tuple[str, ...],
     configured_for: int | None,
+    in_place: bool,
 ) -> Plan:
     return plan(
         planner.network,
@@ -75,6 +77,7 @@ def _planned(
         planner.arch,
         image_shape=image_shape,
         image_dtype=image_dtype,
+        in_place=in_place,
         configured_for=configured_for,
         batch_invariant=planner.batch_invariant,
         keep=keep,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...kernels import first_layer
 from ..bind import Bound, State, bind, pack
 from ..plan import Plan
 from .graph import Recording, waiting
@@ -55,11 +56,13 @@ class Single:
 
     def ready(self, images: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> Call:
         """What runs batches of this shape: planned and bound now, or kept from before."""
-        key = (images.shape, images.stride(), images.dtype, keep, configured_for)
+        begins = images.data_ptr() % 16  # where other than at zero, images are not read in place
+        key = (images.shape, images.stride(), images.dtype, begins, keep, configured_for)
         ready = self._ready.get(key)
         if ready is None:
             shape = tuple(images.shape[1:])
-            planned = self.planner(len(images), shape, images.dtype, keep, configured_for)
+            in_place = first_layer.in_place(images, self.planner.arithmetic.dtype)
+            planned = self.planner(len(images), shape, images.dtype, keep, configured_for, in_place)
             ready = self._ready[key] = self._bind(planned, images, keep)
         self._ready.move_to_end(key)
         return ready
