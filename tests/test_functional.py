@@ -145,7 +145,7 @@ def conv2d_calls(draw: st.DrawFn) -> Call:
     groups = draw(st.integers(1, 2 if large else 3))
     c = draw(st.integers(1, 5) | st.integers(15, 18))
     oc = draw(st.integers(1, 5) | st.integers(15, 18))
-    kernel = draw(st.tuples(*[st.integers(1, 2 if large else 4)] * 2))
+    kernel = draw(st.tuples(*[st.integers(1, 2 if large else 3)] * 2))
     dilation = draw(one_or_two(1, 3))
     padding = draw(
         st.sampled_from(["same", "valid"]) | one_or_two(0, 3) | st.tuples(*[st.integers(0, 3)] * 4)

@@ -521,8 +521,9 @@ def test_killed_three_times_and_resumed_it_has_the_same_rows(
 
 
 @pytest.mark.parametrize(
-    ("how", "workers"),
-    [(signal.SIGINT, 2), (signal.SIGTERM, 0)],
+    ("output", "how", "workers"),
+    [("parquet", signal.SIGINT, 2), ("jsonl", signal.SIGTERM, 0)],
+    indirect=["output"],
 )
 def test_interrupted_it_leaves_a_valid_output_that_resumes(
     folder: Path,
