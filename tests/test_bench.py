@@ -13,7 +13,14 @@ from alexnet_triton import weights
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.engine.devices.pipeline import Pipeline
-from alexnet_triton.engine.zoo import network
+from alexnet_triton.engine.spec import Network
+from alexnet_triton.engine.zoo import NETWORKS
+
+
+@pytest.fixture(autouse=True)
+def known(tiny2012: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verbs know the small network by its name."""
+    monkeypatch.setitem(NETWORKS, tiny2012.name, tiny2012)
 
 
 def test_pipeline_rows_match_and_are_timed(
@@ -21,7 +28,7 @@ def test_pipeline_rows_match_and_are_timed(
 ) -> None:
     places = [str(device)] * 2
     common = ["--devices", *places, "--batch", "6", "--micro-batch", "4", "--repeats", "2"]
-    status = main(["pipeline", "digits", "--weights", "digits", *common, "--json"])
+    status = main(["pipeline", "tiny2012", "--weights", "random:0", *common, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert status == 0
     rows = {row["way"]: row for row in found["rows"]}
@@ -38,6 +45,7 @@ def test_a_way_that_does_not_match_is_not_timed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    tiny2012: Network,
 ) -> None:
     """With weights of zero, so that the others match in zeros alone."""
     run = Pipeline.run
@@ -47,12 +55,12 @@ def test_a_way_that_does_not_match_is_not_timed(
         return {name: output + torch.nan for name, output in found.items()}
 
     monkeypatch.setattr(Pipeline, "run", wrong)
-    shapes = network("digits").parameter_shapes()
+    shapes = tiny2012.parameter_shapes()
     zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
     weights.save(zeros, tmp_path / "zeros.safetensors")
     given = ["--weights", str(tmp_path / "zeros.safetensors"), "--devices", *[str(device)] * 2]
     common = [*given, "--batch", "2", "--micro-batch", "2", "--repeats", "1", "--json"]
-    assert main(["pipeline", "digits", *common]) == 1
+    assert main(["pipeline", "tiny2012", *common]) == 1
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
     rows = {row["way"]: row for row in found["rows"]}
     assert rows["pipeline"]["note"] == "NO MATCH, so not timed"

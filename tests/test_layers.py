@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.measure import contest, contestants
+from alexnet_triton.bench.measure import contest, contestants, verb
 from alexnet_triton.bench.measure.contest import race
 from alexnet_triton.bench.measure.layers import default_names
 from alexnet_triton.bench.measure.peers import Peer, Prepared
@@ -25,6 +25,12 @@ from alexnet_triton.kernels.jit import architecture
 pytestmark = pytest.mark.interpreter
 Capture = pytest.CaptureFixture[str]
 COMMON = ["--model", "digits", "--device", "cpu", "--rounds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def roofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told at once: to measure them takes a second, and test_roofline.py does."""
+    monkeypatch.setattr(verb, "measure_roofs", lambda *_: {"fp32": 1e11, "copy": 1e10})
 
 
 def planner(model: str = "digits") -> Planner:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ Capture = pytest.CaptureFixture[str]
 
 IMAGES = 400
 DIGITS: dict[str, Any] = {"model": "digits", "backend": "torch"}
-COMMAND = [sys.executable, "-m", "alexnet_triton.engine", "classify"]
-COMMAND += ["--model", "digits", "--backend", "torch"]
 
 BAD = ("empty", "text", "truncated", "vanished", "pipe", "bomb", "sliver")
 
@@ -81,21 +79,18 @@ def expected(folder: Path) -> list[ImageRow]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a small Ray that this process is connected to."""
-    try:
-        context = ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=200 << 20,
-        )
-    except Exception as error:
-        pytest.skip(f"Ray cannot start on this machine: {error}")
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray started for this process, of which nothing is left in the end."""
+    mark = str(tmp_path_factory.mktemp("cluster"))
+    with ExitStack() as end:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("A_JOB_OF_THIS_TEST", mark)
+            try:
+                end.enter_context(on_ray._cluster(None))
+            except EngineError as error:
+                pytest.skip(f"Ray cannot start on this machine: {error}")
+        yield ray.get_runtime_context().gcs_address
+    nothing_but([], mark)
 
 
 def answers(rows: Iterable[dict[str, Any]]) -> list[Any]:
@@ -194,15 +189,44 @@ def test_workers_run_this_code_with_a_thread_each(cluster: str) -> None:
 # Kills
 
 
+def environments(pids: Iterable[int]) -> dict[int, bytes]:
+    """What they were born with, less what is gone or somebody else's; a zombie's is empty."""
+    found = {}
+    for pid in pids:
+        with suppress(OSError):
+            found[pid] = Path("/proc", str(pid), "environ").read_bytes()
+    return found
+
+
 def running(mark: str) -> dict[int, str]:
     """What runs with this value in its environment: numbers and names."""
+    there = processes()
+    born = environments(there)
+    return {pid: there[pid][1] for pid in born if os.fsencode(mark) in born[pid]}
+
+
+AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")  # a name has 15 characters
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """What runs, zombies left out: numbers, their parents' numbers, and names."""
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        process = Path("/proc", pid)
-        with suppress(OSError):  # gone, or somebody else's; a zombie has no environment
-            if os.fsencode(mark) in (process / "environ").read_bytes():
-                found[int(pid)] = (process / "comm").read_text().strip()
+        with suppress(OSError):
+            start, _, rest = Path("/proc", pid, "stat").read_text().rpartition(") ")
+            state, parent, *_ = rest.split()
+            if state not in "ZX":
+                found[int(pid)] = (int(parent), start.partition("(")[2])
     return found
+
+
+def titled(ancestor: int) -> dict[int, str]:
+    """What Ray has given a title of those that descend from a process: numbers and names."""
+    there = processes()
+    family = {ancestor}
+    while more := {pid for pid, (parent, _) in there.items() if parent in family} - family:
+        family |= more
+    return {pid: there[pid][1] for pid in family if there[pid][1].startswith("ray::")}
 
 
 def signal_all(pids: Iterable[int], what: signal.Signals) -> None:
@@ -224,38 +248,41 @@ def nothing_but(pids: Iterable[int], mark: str) -> None:
 
 
 def test_killed_and_resumed_it_has_the_same_rows(
-    cluster: str, folder: Path, expected: list[ImageRow], tmp_path: Path
+    cluster: str, folder: Path, expected: list[ImageRow], tmp_path: Path, capsys: Capture
 ) -> None:
-    """Both times on a Ray of its own, of which nothing is left either time.
+    """Killed on a Ray of its own, of which nothing is left, not even what hangs.
 
-    Not even what hangs: Ray's workers look themselves whether they are still wanted.
+    Ray's workers look themselves whether they are still wanted, so here they hang; so do its
+    agents, once they have their titles, which must not lie over what they are found by.
     """
     import pyarrow.parquet
 
     output = tmp_path / "rows.parquet"
     partial = tmp_path / "rows.parquet.partial.jsonl"
-    command = [*COMMAND, str(folder), "--output", str(output), "--ray"]
+    arguments = ["classify", "--model", "digits", "--backend", "torch", str(folder)]
+    arguments += ["--output", str(output), "--ray"]
+    command = [sys.executable, "-m", "alexnet_triton.engine", *arguments, "--batch-size", "4"]
     marked = os.environ | {"A_JOB_OF_THIS_TEST": str(tmp_path)}
-    killed = [*command, "--batch-size", "4"]
-    with subprocess.Popen(killed, stdout=subprocess.DEVNULL, env=marked) as job:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=marked) as job:
         while job.poll() is None and not (partial.exists() and partial.stat().st_size):
             time.sleep(0.01)
-        there = running(str(tmp_path))
-        workers = [pid for pid, name in there.items() if name.startswith("ray::")]
+        workers = titled(job.pid)
         signal_all(workers, signal.SIGSTOP)
+        end = time.monotonic() + 60
+        while not {*AGENTS} <= {*titled(job.pid).values()} and time.monotonic() < end:
+            time.sleep(0.01)
+        signal_all(titled(job.pid), signal.SIGSTOP)
+        born = [*environments(titled(job.pid)).values()]
         job.kill()
     assert job.returncode == -signal.SIGKILL, "it was through before it was killed"
-    assert workers, there
+    assert workers
+    assert not [each for each in born if b"\0\0" in each], "a title lies over the mark"
     done = len(partial.read_bytes().splitlines())
     assert 0 < done < IMAGES
     nothing_but([], str(tmp_path))
 
-    resumed = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, timeout=600, env=marked
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    nothing_but([], str(tmp_path))
-    assert resumed.stdout == f"{output}: {IMAGES} rows\n"
+    assert main([*arguments, "--resume"]) == 0
+    assert capsys.readouterr().out == f"{output}: {IMAGES} rows\n"
     rows = pyarrow.parquet.read_table(output).to_pylist()
     assert answers(rows) == answers(dicts(expected))
     assert not partial.exists()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure.roofline import COPY, binds, measure_roofs, roof_us
+from alexnet_triton.bench.records import load
 from alexnet_triton.engine import EngineError
 from alexnet_triton.kernels.jit import Work
 
@@ -27,9 +31,12 @@ def test_a_roof_that_was_not_measured_is_no_number() -> None:
         roof_us(Work(1, 1), "bf16", ROOFS)
 
 
-def test_roofs_of_this_machine_are_plausible(device: torch.device) -> None:
+def test_roofs_of_this_machine_are_plausible_and_kept(device: torch.device, tmp_path: Path) -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    found = measure_roofs(device, ["fp32"], rounds=3)
+    kept = tmp_path / "roofs.json"
+    command = ["roofs", "--device", str(device), "--dtype", "fp32", "--json", str(kept)]
+    assert main(command) == 0
+    found = load(kept).roofs
     assert set(found) == {"fp32", COPY}
     assert 1e8 < found["fp32"] < 1e15
     assert 1e8 < found[COPY] < 1e14

@@ -67,7 +67,7 @@ def pixels(generator: torch.Generator, n: int, height: int, width: int) -> torch
 
 @pytest.mark.parametrize(
     ("n", "height", "width"),
-    [(0, 224, 224), (1, 224, 224), (3, 63, 63), (1, 320, 240)],
+    [(0, 224, 224), (1, 224, 224), (3, 63, 63), (1, 127, 191)],
 )
 def test_alexnet_is_torch_in_float64(
     alexnet: tuple[Engine, dict[str, torch.Tensor]],
@@ -84,37 +84,34 @@ def test_alexnet_is_torch_in_float64(
     assert logits.dtype == torch.float32
     if n:
         assert relative(logits, wanted) < 1e-4
-
-
-def test_alexnet_batches_of_3_and_5_and_their_bits(
-    alexnet: tuple[Engine, dict[str, torch.Tensor]], generator: torch.Generator
-) -> None:
-    engine, state = alexnet
-    images = torch.randn(5, 3, 63, 63, generator=generator)
-    images[4] = images[0]
-    five = engine(images)
-    assert relative(five, float64(ALEXNET, state, images)) < 1e-4
-    assert torch.equal(five[0], five[4]), "the same image at another position"
-    assert torch.equal(engine(images), five), "another run"
-    assert relative(engine(images[:3]), float64(ALEXNET, state, images[:3])) < 1e-4
+    if n > 1:
+        images[-1] = images[0]
+        again = engine(images)
+        assert torch.equal(again[:-1], logits[:-1]), "another run"
+        assert torch.equal(again[-1], again[0]), "the same image at another position"
 
 
 # --- the small network: everything else --------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny2012: Network, device: torch.device) -> Engine:
+    return Engine.load(tiny2012, "random:7", device=device, dtype="fp32", max_batch=4)
+
+
 def test_uint8_nhwc_arrays_and_lists_mean_the_same(
-    digits: Engine, generator: torch.Generator
+    tiny: Engine, tiny2012: Network, generator: torch.Generator
 ) -> None:
-    images = pixels(generator, 3, 64, 64)
-    wanted = digits(images)
+    images = pixels(generator, 3, 15, 15)
+    wanted = tiny(images)
     nhwc = images.permute(0, 2, 3, 1)
-    assert torch.equal(digits(nhwc.contiguous()), wanted)
-    assert torch.equal(digits(nhwc.contiguous().numpy()), wanted)
-    assert torch.equal(digits(list(images)), wanted)
+    assert torch.equal(tiny(nhwc.contiguous()), wanted)
+    assert torch.equal(tiny(nhwc.contiguous().numpy()), wanted)
+    assert torch.equal(tiny(list(images)), wanted)
     strided = images.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2]
-    assert torch.equal(digits(strided), wanted)
-    floats = reference.normalise(images, DIGITS.preprocess, torch.float32)
-    assert relative(digits(floats), wanted.double().cpu()) < 1e-5
+    assert torch.equal(tiny(strided), wanted)
+    floats = reference.normalise(images, tiny2012.preprocess, torch.float32)
+    assert relative(tiny(floats), wanted.double().cpu()) < 1e-5
 
 
 @pytest.mark.gpu
@@ -458,11 +455,11 @@ def test_stream_is_lazy_and_in_order(digits: Engine) -> None:
     assert digits.classify(files[0][0])[0][0].index == files[0][1]  # type: ignore[index]
 
 
-def test_one_engine_from_many_threads(digits: Engine, generator: torch.Generator) -> None:
-    batches = [pixels(generator, n, 64, 64) for n in (1, 3, 16, 20)]
-    wanted = [digits(batch) for batch in batches]
+def test_one_engine_from_many_threads(tiny: Engine, generator: torch.Generator) -> None:
+    batches = [pixels(generator, n, 15, 15) for n in (1, 3, 4, 6)]
+    wanted = [tiny(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        found = [*pool.map(digits, batches * 2)]
+        found = [*pool.map(tiny, batches * 2)]
     assert all(torch.equal(made, one) for made, one in zip(found, wanted * 2, strict=True))
 
 

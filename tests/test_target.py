@@ -7,6 +7,7 @@ the batches, of rows. CONTRIBUTING.md's ledger gives this file three minutes on 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,12 +199,15 @@ def test_logits(
 def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
     """What this file's networks are for, read off their plans; (.., False): one and a ragged one.
 
-    Tiles of the rows tiling start anew with each output row.
+    Tiles of the rows tiling start anew with each output row. Those of pixels are for few images,
+    and for any number where that must not matter.
     """
     seen = set()
-    for batch, target, dtype, kind in (m for m in MEETINGS if m[0] and m[1]):
-        network = NETWORKS[dtype, kind]
-        for step in plan(network, batch, ARITHMETIC[dtype], aim(target, CPU).arch).steps:
+    meetings = (m for m in MEETINGS if m[0] and m[1])
+    for (batch, target, dtype, kind), same in itertools.product(meetings, (False, True)):
+        network, arch = NETWORKS[dtype, kind], aim(target, CPU).arch
+        planned = plan(network, batch, ARITHMETIC[dtype], arch, batch_invariant=same)
+        for step in planned.steps:
             if isinstance(step.shape, Conv2dShape) and isinstance(step.config, Conv2dConfig):
                 shape, config = step.shape, step.config
                 rows = shape.OW * shape.N
@@ -302,7 +306,7 @@ def test_verify(dtype: str, launched: set[Tiles]) -> None:
     """Every step by itself, over memory that was poisoned."""
     result = verify(TOWERS, state_of(TOWERS), dtype, CPU, pixels(TOWERS, 66), target="sm_90")
     assert result.first_failure is None, str(result)
-    assert any(check.kernel == "conv2d images" for check in result.checks)
+    assert any(check.kernel == "conv2d rows" for check in result.checks)
     assert "the plan of sm_90 interpreted" in str(result)
     assert launched == wanted_of(TOWERS, 66, dtype=dtype)
 
@@ -420,12 +424,12 @@ def test_how_long_is_said_before_a_long_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine, images = on_card(), pixels(WIDE, 65)
-    monkeypatch.setattr(foretell, "_spent", lambda launch: 1.0)
+    monkeypatch.setattr(foretell, "_spent", lambda launch, programs: 1.0)
     monkeypatch.setattr(Single, "run", lambda *batch: 1 / 0)  # no run, only the words
     with pytest.raises(ZeroDivisionError):
         engine(images)
     assert "65 images in Triton's interpreter: about " in capsys.readouterr().err
-    monkeypatch.setattr(foretell, "_spent", lambda launch: 1e-6)
+    monkeypatch.setattr(foretell, "_spent", lambda launch, programs: 1e-6)
     with pytest.raises(ZeroDivisionError):
         engine(images[:64])
     assert capsys.readouterr().err == ""

@@ -49,22 +49,22 @@ def test_small_towers_are_the_single_device(
 ) -> None:
     net = tiny2012 if invariant else NARROW
     state = load("random:3", net.parameter_shapes(), network=net.name)
-    shape = (16, *net.input_shape)
+    shape = (6, *net.input_shape)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     single = Engine.load(
-        net, state, device=device, dtype="fp32", max_batch=16, batch_invariant=invariant
+        net, state, device=device, dtype="fp32", max_batch=6, batch_invariant=invariant
     )
     both = Engine.load(
         net,
         state,
         dtype="fp32",
-        max_batch=16,
+        max_batch=6,
         batch_invariant=invariant,
         devices=(device, device),
         split="towers",
     )
     wanted = single(pixels)
-    for count in (0, 1, 7, 16, 10):
+    for count in (0, 1, 6, 4):
         logits = both(pixels[:count])
         assert logits.shape == (count, wanted.shape[1])
         if count and invariant:
@@ -77,15 +77,6 @@ def test_small_towers_are_the_single_device(
     for name in names:
         assert ours[name].shape == theirs[name].shape
         assert relative(ours[name], theirs[name]) < 1e-5, name
-
-
-def test_full_size_2012(device: torch.device, generator: torch.Generator) -> None:
-    net = network("alexnet2012")
-    state = load("random:1", net.parameter_shapes(), network=net.name)
-    pixels = torch.randn(1, 3, 227, 227, generator=generator)
-    single = Engine.load(net, state, device=device, dtype="fp32")
-    both = Engine.load(net, state, dtype="fp32", devices=(device, device), split="towers")
-    assert relative(both(pixels), single(pixels)) < 1e-5
 
 
 def test_towers_without_groups_work_and_exchange_more() -> None:

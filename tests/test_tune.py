@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure.problem import Problem, Tensors, problems, ready, tensors
 from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
-from alexnet_triton.bench.tune.trial import TrialRunner, judge, launches
+from alexnet_triton.bench.tune.trial import TrialRunner, launches
 from alexnet_triton.bench.tune.tune import table
 from alexnet_triton.bench.tune.tuner import Tuner, reasons, tune
 from alexnet_triton.bench.worker import Worker
@@ -38,33 +39,31 @@ def blank(problem: Problem, **config: Any) -> Trial:
     return Trial(SUBJECT, asdict(problem.step.config) | config, "ok")
 
 
-def find(name: str, batch: int = 1, arch: int | None = None, of: str = "digits") -> Problem:
+def find(name: str, batch: int = 1, arch: int | None = None) -> Problem:
     dtype = "fp32" if arch is None else "fp16"
-    (found,) = problems(Planner(network(of), ARITHMETIC[dtype], arch), dtype, batch, [name])
+    (found,) = problems(Planner(network("digits"), ARITHMETIC[dtype], arch), dtype, batch, [name])
     return found
 
 
 @pytest.fixture(scope="module")
-def tuner() -> Iterator[Tuner]:
-    """On a CPU; its process is started once."""
-    with Tuner(torch.device("cpu"), jobs=1) as made:
-        yield made
+def tuner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuner]:
+    """On a CPU; its processes start once. Triton's cache is new, in them and here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        with Tuner(torch.device("cpu"), jobs=1, timeout=600.0) as made:
+            yield made
 
 
 # --- judged ----------------------------------------------------------------------------------
 
 
 def test_a_judged_kernel_is_not_compiled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a judging process compiles is what the launch looks for in Triton's cache."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    problem = find("fc6", 1, 90, "alexnet")
-    worker = Worker(judge, quiet=True)
-    try:
-        judged = worker.ask(120, problem, problem.step, blank(problem), 90)
-    finally:
-        worker.close()
+    problem = find("fc8", 1, 90)
+    monkeypatch.setattr(tuner, "arch", 90)
+    (judged,) = tuner.judge(problem, problem.step, [blank(problem)])
     assert judged.status == "ok"
     assert judged.registers
     assert judged.shared
@@ -177,9 +176,13 @@ def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.Mo
 
 @pytest.mark.interpreter
 def test_a_search_is_kept_resumed_and_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuner: Tuner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A layer and the pass, each cut short, then gone on with: nothing is tried twice."""
+    monkeypatch.setattr("alexnet_triton.bench.tune.tune.Tuner", lambda *_: nullcontext(tuner))
     cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
     common += ["--set", "num_warps=4,8", "--json"]

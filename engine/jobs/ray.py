@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 LISTED = 1 << 20  # sources of one dataset, some 600 MB of paths; the next one starts new engines
 DECODED = 32  # images of one call that decodes: what a task holds at most
 _MARK = "ALEXNET_TRITON_CLUSTER"  # in the environment of every process of a Ray started here
+_KEEP = "SPT_NOENV"  # with it in there, no new title of a process is written over its environment
 
 
 def classify(
@@ -278,11 +279,13 @@ def _cluster(address: str | None) -> Iterator[None]:
     with ExitStack() as end:
         if address is None:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # what is started here reports to nobody
-            os.environ[_MARK] = end.enter_context(_reaper())
+            marks = {_MARK: end.enter_context(_reaper()), _KEEP: "1"}
+            os.environ.update(marks)
             try:
                 _connect("local", include_dashboard=False)
             finally:
-                del os.environ[_MARK]  # what is not Ray's must not have it
+                for name in marks:  # what is not Ray's must not have them
+                    del os.environ[name]
         else:
             _check_reachable(address)
             _connect(address)

@@ -14,17 +14,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-LATE = 1.0  # seconds in which what was just being started still shows its mark
+LOOKS = 20  # in a row that find nothing: what was just being started still shows its mark
 
 
 def reap(parent: int, mark: bytes) -> None:
-    """Wait for the end of `parent`, then kill what has the mark until nothing has for `LATE`."""
+    """Wait for the end of `parent`, then kill what has the mark until nothing has, `LOOKS` times.
+
+    Looks are counted, not seconds: on a busy machine a second may pass between two lines.
+    """
     while os.getppid() == parent:
         time.sleep(0.1)
-    last = time.monotonic()
-    while time.monotonic() < last + LATE:
-        if _killed(mark):
-            last = time.monotonic()
+    empty = 0
+    while empty < LOOKS:
+        empty = 0 if _killed(mark) else empty + 1
         time.sleep(0.05)
 
 
