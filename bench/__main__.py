@@ -204,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
         default=["float"],
         help="normalised images, or pixels that peers must normalise (default: float)",
     )
-    add("--predict", choices=CARDS, help="predict from FLOPs and bytes instead; needs no GPU")
+    add("--predict", choices=CARDS, help="a card's bound and estimate instead; needs no GPU")
 
     add = verb(
         "order",

@@ -1,9 +1,9 @@
 """From a network to the map of a run: which kernel, which shapes, which tiles, which buffer.
 
 A plan knows shapes, fusion, configurations, work and memory; it knows no tensors. `print(plan)`
-shows it. Layers are fused (`fuse.py`), and images first become channels-last pixels, which the
-first convolution reads. Configurations are those measured on the device where there is a table of
-them (`kernels/tuning.py`), else each kernel's default.
+shows it. Layers are fused (`fuse.py`), and images that are not channels last become it before the
+first convolution reads them. Configurations are those measured on the device where there is a table
+of them (`kernels/tuning.py`), else each kernel's default.
 
 With many images the first layers may run slice by slice, each slice through all of them, so that
 what passes between them stays in the GPU's cache; only the last of these layers writes all images.
@@ -87,7 +87,7 @@ class Options:
     slice_until: str = ""  # the last step that does
     pdl: bool = False  # kernels start before their predecessors end (kernels/pdl.py)
     # Tiles are read through pointers where a descriptor's strides are none that the driver's
-    # documentation describes (groups), should a driver refuse them.
+    # documentation describes (images, groups), should a driver refuse them.
     pointers: bool = False
 
 

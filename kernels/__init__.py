@@ -5,8 +5,8 @@
 
 Every kernel file has the same rooms in the same order: docstring (the maths, the layout, the
 cost), shape, kernels, configurations, packing, launcher, reference, work. A launcher takes tensors
-and an explicit configuration and returns `Launch` objects; calling them runs the kernel, compiled
-on CUDA tensors and in Triton's interpreter on CPU tensors.
+and an explicit configuration and returns a `Launch`; calling it runs the kernel, compiled on CUDA
+tensors and in Triton's interpreter on CPU tensors.
 """
 
 from .functional import (

@@ -3,8 +3,8 @@
 Launching a Triton kernel from Python takes the host some ten microseconds and AlexNet has a dozen
 kernels, so at small batch the GPU would wait for the host. A graph is enqueued at once. It reads
 the images from a place of its own, into which each batch is copied first. For many images that copy
-would cost the GPU more than a launch costs the host: then the pass is launched as it is, on the
-caller's images, and the graph is what follows.
+would cost the GPU more than a launch costs the host: then the first step is launched as it is, on
+the caller's images, and the graph is what follows.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Recording:
     """One bound plan, run by replaying its graph; recorded on the first run.
 
     `images` [N, C, H, W] is where the graph finds its batch: it belongs to the recording. None: the
-    pass is no part of the graph and reads the caller's. On a CPU, where the interpreter runs what a
-    card would, the launches themselves are what is replayed.
+    first step is no part of the graph and reads the caller's. On a CPU, where the interpreter runs
+    what a card would, the launches themselves are what is replayed.
     """
 
     def __init__(self, bound: Bound, images: torch.Tensor | None) -> None:
@@ -40,7 +40,7 @@ class Recording:
 
     def run(self, images: torch.Tensor) -> None:
         """Fill the outputs from images [N, C, H, W] on the same device."""
-        if self._replay is None:  # first, since it runs everything once, over what the pass writes
+        if self._replay is None:  # now: recording runs all once, over the first step's output
             cpu = images.device.type == "cpu"
             self._replay = self._launch if cpu else record(self._launch, images.device)
         if self._images is None:

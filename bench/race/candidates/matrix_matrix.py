@@ -3,8 +3,8 @@
 y[n, oc] = act(bias[oc] + sum over k of x[n, k] * w[oc, k]). A matrix instruction has at least 64
 rows on one side and 8 on the other, so with one image the filters take the long side (`transposed`)
 and most of the short one is padding: the arithmetic is free, since w must be read anyway. The sum
-over k is cut into SPLIT_K parts, so that enough programs read at once; a second kernel adds them in
-a fixed order. This is the engine's own kernel (`kernels/gemm.py`).
+over k is cut into SPLIT_K parts, so that enough programs read at once; the last to arrive adds
+them in a fixed order. This is the engine's own kernel (`kernels/gemm.py`).
 
 Layout: x as torch has it, w padded to 16 bytes a row. Cost: 2 * N * OC * features FLOPs; x, w and y
 move once.
