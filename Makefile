@@ -3,6 +3,7 @@
 #               ARGS="-k conv2d" selects
 # make lint     ruff and mypy alone
 # make gate     the machine code's tests on another Triton: make gate TRITON=3.6.0
+# make codegen  compiles all that the kernels' lists of tiles can give for GPUs, and checks it
 # make format   lets ruff rewrite what it can
 # make clean    removes all that make made, .venv included
 #
@@ -11,7 +12,7 @@
 PY := .venv/bin/python
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
-.PHONY: demo test lint gate format clean
+.PHONY: demo test lint gate codegen format clean
 
 demo: .venv/.ok
 	@$(PY) -m alexnet_triton.engine demo
@@ -35,6 +36,11 @@ gate: .venv/.test-ok
 	@test -d build/triton-$(TRITON) || \
 	$(PY) -m pip install --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
 	@PYTHONPATH=build/triton-$(TRITON) $(PY) -m pytest tests/test_codegen.py tests/test_inspect.py $(ARGS)
+
+# As many minutes as two cores take in an hour the first time; then only what is new.
+codegen: .venv/.test-ok
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal tests/test_codegen.py \
+	-k test_candidates --every-candidate $(ARGS)
 
 format: .venv/.test-ok
 	@$(PY) -m ruff check --fix && $(PY) -m ruff format

@@ -163,7 +163,7 @@ def _end_tile(
         inside = row_in_range[:, None] & (channel < OC)[None, :]
         PITCH: tl.constexpr = (GROUPS * OC + 7) // 8 * 8
         places = parts + row.to(tl.int64)[:, None] * PITCH + (group * OC + channel)[None, :]
-        size = rows.to(tl.int64) * PITCH
+        size = tl.full((), PITCH, tl.int64) * rows  # rows may be a constant
         tl.store(places + tl.program_id(1) * size, acc, mask=inside)
         if arrived_last(counters + tl.program_id(0), SPLIT_K):
             acc = add_parts(places, size, inside, BLOCK_M, BLOCK_N, SPLIT_K)
@@ -345,7 +345,9 @@ def _conv2d_rows_kernel(
         )
 
 
-@jit(do_not_specialize=_GEOMETRY)
+# With few images the way to the first load is a good part of the kernel: what divides is a constant
+# here, and so is a single image, though another shape is then another binary.
+@jit(do_not_specialize=[n for n in _GEOMETRY if n not in ("N", "OH", "OW", "KH", "KW")])
 def _conv2d_pixels_kernel(
     x,  # [H, W, N, GROUPS*C]
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
@@ -359,10 +361,10 @@ def _conv2d_pixels_kernel(
     N,
     H,
     W,
-    OH,
-    OW,
-    KH,
-    KW,
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
     stride_h,
     stride_w,
     pad_h,

@@ -46,6 +46,12 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make codegen` asks for more than a sample."""
+    told = "compile all that tests/test_codegen.py knows, not a sample"
+    parser.addoption("--every-candidate", action="store_true", help=told)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, and the interpreter where it cannot run."""
     problem = interpreter_problem()

@@ -1,14 +1,24 @@
-"""What the engine would run on a GPU, compiled for GPUs that are not here and read as machine code.
+"""What the engine may run on a GPU, compiled for GPUs that are not here and read as machine code.
 
-For every kernel of the plan: nothing that the driver refuses, nothing spilled, products on the
-tensor cores; on Hopper the many-image convolution reads through TMA into warpgroup instructions.
+For every kernel: nothing that the driver refuses, nothing spilled, products on the tensor cores. On
+Hopper a main loop whose operands have descriptors is TMA and warpgroup products, one group of them
+in flight, with few instructions beside them.
+
+Defaults are chosen from closed lists, so all that can be chosen can be compiled. `make test` takes
+a sample of it, the same at every run, `make codegen` takes all, but for what it found clean before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,31 +26,52 @@ import torch
 import triton
 from alexnet_triton.bench.inspect.compiled import Binary, compile_for
 from alexnet_triton.bench.inspect.machine_code import main_loop, opcodes
-from alexnet_triton.engine.bind import bind, pack
-from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options, plan
+from alexnet_triton.engine.bind import Packed, allocate, bind, pack, view
+from alexnet_triton.engine.plan import (
+    ARITHMETIC,
+    PLAIN,
+    KernelConfig,
+    Options,
+    Plan,
+    Step,
+    part,
+    plan,
+    reconfigured,
+)
 from alexnet_triton.engine.zoo import ALEXNET, network
-from alexnet_triton.kernels import conv, layout, pool
+from alexnet_triton.kernels import conv, first_layer, gemm, layout, pool
 from alexnet_triton.kernels.driver import refusals, tensor_maps
 from alexnet_triton.kernels.jit import Launch
 from alexnet_triton.kernels.tuning import TUNED, Table, TunedRow, load, without_batch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 PRODUCTS = ("_conv2d_rows_kernel", "_conv2d_pixels_kernel", "_first_layer_kernel", "_linear_kernel")
-MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # tensor core instructions by architecture
+MULTIPLIES = (conv.Conv2dConfig, first_layer.FirstLayerConfig, gemm.LinearConfig)
+MATRIX = {
+    80: "HMMA",
+    90: "HGMMA",
+    100: "UTCHMMA",
+    120: "HMMA",
+}  # tensor core instructions by architecture
 
-# Every dtype on every architecture, and every regime of batch (one, few, many) on each of them.
-RUNS = [
-    *((80, "fp16", 1024), (80, "bf16", 1), (80, "tf32", 64), (80, "fp32", 1)),
-    *((90, "fp16", 1024), (90, "fp16", 1), (90, "bf16", 64), (90, "tf32", 1024), (90, "fp32", 64)),
-    *((100, "fp16", 1024), (100, "bf16", 1), (100, "tf32", 64), (100, "fp32", 1024)),
+ZOO = (
+    *("alexnet", "alexnet2012", "alexnet_single_tower", "alexnet_keras_bn"),
+    *("zfnet", "vgg11", "digits"),
+)
+BATCHES = (1, 8, 64, 256, 1024)
+ARCHS = (80, 90, 100)
+# bf16 is fp16 with other types.
+GROUPS = [
+    *itertools.product(ARCHS, ("fp16", "tf32"), ZOO),
+    *itertools.product(ARCHS, ("fp32",), ("alexnet", "alexnet2012", "digits")),
+    *itertools.product((90,), ("bf16",), ("alexnet2012", "zfnet")),
 ]
-
-
-# What torchvision's AlexNet has not: groups, LRN, softmax, scale and shift, sigmoid, other pools.
-OTHERS = [
-    *(("alexnet2012", 80, "fp16", 64), ("alexnet2012", 90, "bf16", 256)),
-    *(("alexnet_single_tower", 90, "fp16", 1), ("alexnet_keras_bn", 100, "tf32", 64)),
-    *(("zfnet", 80, "bf16", 128), ("vgg11", 90, "fp16", 64)),
-]
+MORE_GROUPS = itertools.product((120,), ("fp16", "tf32", "fp32"), ZOO)
+TESTS = Path(__file__)
+CLEAN = TESTS.parents[1] / "build" / "codegen.txt"  # a line for each binary found clean
 
 
 @cache
@@ -74,37 +105,193 @@ def launches(
     ]
 
 
+def possible(
+    step: Step, pixel: int, dtype: torch.dtype, arch: int
+) -> Iterator[first_layer.FirstLayerConfig | conv.Conv2dConfig | gemm.LinearConfig]:
+    """The configurations from which a product's is chosen; it reads pixels of so many numbers."""
+    match step.shape, step.config:
+        case conv.Conv2dShape() as shape, first_layer.FirstLayerConfig(form=form):
+            return first_layer.candidates(shape, pixel, form, dtype, arch)
+        case conv.Conv2dShape() as shape, conv.Conv2dConfig():
+            return conv.candidates(shape, dtype, arch)
+        case gemm.LinearShape() as shape, gemm.LinearConfig():
+            return gemm.candidates(shape, dtype, arch)
+    raise AssertionError(step)
+
+
+@cache
+def packed(name: str, dtype: str) -> Packed:
+    """A network's weights, without numbers."""
+    shapes = network(name).parameter_shapes()
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return pack(network(name), state, ARITHMETIC[dtype], "meta")
+
+
+Case = tuple[Plan, torch.Tensor, bool]
+"""One step alone, what it reads, and whether a scale and a shift are added to it."""
+
+
+def cases(name: str, arch: int, dtype: str) -> list[Case]:
+    """What a network's layers may become at any of BATCHES, alike ones side by side."""
+    net, arithmetic = network(name), ARITHMETIC[dtype]
+    found: list[Case] = []
+    for batch, invariant in itertools.product(BATCHES, (False, True)):
+        whole = plan(net, batch, arithmetic, arch, batch_invariant=invariant)
+        memory = allocate(whole, torch.device("meta"))
+        x = torch.empty(batch, *net.input_shape, dtype=torch.uint8, device="meta")
+        for i, step in enumerate(whole.steps):
+            alone = part(whole, i, i + 1)
+            product = isinstance(step.config, MULTIPLIES)
+            configs: Iterable[KernelConfig | None] = [step.config]
+            if product and not invariant and dtype != "fp32":
+                configs = possible(step, x.shape[3], arithmetic.dtype, arch)
+            for config in configs:
+                assert config is not None
+                case = reconfigured(alone, step.name, config), x
+                found.append((*case, False))
+                if product and (name, dtype) == ("alexnet", "fp16"):
+                    found.append((*case, True))
+            x = view(step, memory)
+
+    def likeness(case: Case) -> tuple[object, ...]:
+        (step,) = case[0].steps
+        return not isinstance(step.config, MULTIPLIES), step.kernel.partition("/")[0], step.tile
+
+    return sorted(found, key=likeness)
+
+
+def launch_of(case: Case, name: str, dtype: str) -> Launch:
+    """The one launch of a step."""
+    alone, x, ends = case
+    weights = packed(name, dtype)
+    bound = bind(alone, weights, x if alone.steps[0].block else None)
+    (launch,) = bound.every_launch(x)
+    if ends:
+        numbers = dict.fromkeys(("scale", "shift"), weights.mean)
+        launch = replace(launch, arguments=launch.arguments | numbers)
+    return launch
+
+
+def binary_of(launch: Launch, arch: int) -> str:
+    """What a launch is compiled to, as Triton tells binaries apart."""
+    kernel = launch.kernel
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    bound = create_function_from_signature(kernel.signature, kernel.params, backend)
+    _, specialization, _ = bound(**launch.arguments, **launch.options)
+    options = sorted(launch.options.items())
+    told = triton.__version__, arch, kernel.cache_key, specialization, options, TESTS.read_text()
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def faults(binary: Binary, launch: Launch, arch: int, dtype: str) -> Iterator[str]:
+    """What is wrong with a compiled launch, a line each."""
+    yield from refusals(launch, arch, binary.shared, binary.registers)
+    if binary.spills:
+        yield f"spills: {binary.spills} local memory accesses"
+    if binary.stack:
+        yield f"has a stack of {binary.stack} bytes"
+    if binary.kernel in PRODUCTS and dtype != "fp32" and not binary.instructions[MATRIX[arch]]:
+        yield "misses the tensor cores"
+    if arch == 90 and binary.kernel in PRODUCTS and dtype != "fp32":
+        described = {
+            name
+            for name, v in launch.arguments.items()
+            if name in ("x", "w") and isinstance(v, TensorDescriptor)
+        }
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)", binary.sass)
+        if len(waits) > 2 or not any(map(int, waits)):
+            yield f"each product waits for the one before it: {waits} may be in flight"
+        if described == {"x", "w"}:
+            yield from faults_of_a_loop(binary, launch, dtype)
+
+
+def faults_of_a_loop(binary: Binary, launch: Launch, dtype: str) -> Iterator[str]:
+    """Of the main loop on Hopper where both operands have descriptors."""
+    loop = main_loop(binary.sass)
+    if not loop.found or not {"UTMALDG", "HGMMA"} <= set(loop.opcodes):
+        yield "has no loop that loads through TMA and multiplies by warpgroups"
+    if passed := {"LDSM", "LDS", "STS", "LDG", "LDGSTS"} & set(loop.opcodes):
+        yield f"passes operands through registers: {', '.join(sorted(passed))}"
+    told = launch.arguments
+    rows, columns = told["BLOCK_M"], told["BLOCK_N"] + told.get("BLOCK_N2", 0)
+    matrix = rows * columns * told["BLOCK_K"] / (1024 if dtype == "tf32" else 2048)
+    issue = len(loop.opcodes) * launch.num_warps / 4
+    # Narrower tiles wait for weights, not for the matrix units.
+    most = 0.3 if min(rows, columns) >= 128 else 0.75 if min(rows, columns) >= 64 else math.inf
+    if issue > most * matrix:
+        yield f"issues for {issue / matrix:.0%} of the time of its products, wanted {most:.0%}"
+
+
 def check(launch: Launch, arch: int, dtype: str) -> Binary:
     """The launch compiled, if nothing is wrong with it."""
     binary = compile_for(launch, arch)
-    what = f"{binary.kernel} on sm_{arch}"
-    assert not refusals(launch, arch, binary.shared, binary.registers)
-    assert binary.spills == 0, f"{what} spills: {binary.spills} local memory accesses"
-    assert binary.stack == 0, f"{what} has a stack of {binary.stack} bytes"
-    multiplies = binary.kernel in PRODUCTS
-    if multiplies and dtype != "fp32":
-        assert binary.instructions[MATRIX[arch]], f"{what} misses the tensor cores"
-    if arch == 90 and binary.instructions["HGMMA"]:
-        waits = binary.sass.count("WARPGROUP.DEPBAR")
-        assert waits <= 2, f"{what}: each product waits for the one before it ({waits} waits)"
-    if binary.kernel == "_conv2d_rows_kernel" and dtype != "fp32" and arch >= 90:
-        assert binary.instructions["UTMALDG"], f"{what} does not load through TMA"
+    wrong = list(faults(binary, launch, arch, dtype))
+    assert not wrong, f"{told_of(launch, arch)}: {'; '.join(wrong)}"
     return binary
 
 
-@pytest.mark.parametrize(("arch", "dtype", "batch"), RUNS)
-def test_alexnet_as_the_engine_would_run_it(arch: int, dtype: str, batch: int) -> None:
+def told_of(launch: Launch, arch: int) -> str:
+    """A launch in one line: where, which kernel, its constants."""
+    words = ("GROUPS", "C", "OC", "WINDOW", "COLUMNS", "SPLIT_K", "FORM", "TRANSPOSED", "PRECISION")
+    told = [
+        f"{name} {value}"
+        for name, value in launch.arguments.items()
+        if name.startswith("BLOCK") or name in words
+    ]
+    where = f"{launch.kernel.__name__} on sm_{arch}"
+    return f"{where}: {', '.join(told)}, {launch.num_warps} warps, {launch.num_stages} stages"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Groups of launches: all of each group, or one, another one in every group."""
+    if "chosen" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--every-candidate")
+        groups = [*GROUPS, *MORE_GROUPS] if every else GROUPS
+        # Multiples of the golden section lie everywhere, however many they are.
+        chosen = [
+            pytest.param(group, None if every else i * 0.618 % 1, id="-".join(map(str, group)))
+            for i, group in enumerate(groups)
+        ]
+        metafunc.parametrize(("group", "chosen"), chosen)
+
+
+def test_candidates(group: tuple[int, str, str], chosen: float | None) -> None:
+    """What may be chosen is clean: all of a group, or the one at a part of the way through it."""
+    arch, dtype, name = group
+    found = cases(name, arch, dtype)
+    if chosen is not None:
+        check(launch_of(found[int(chosen * len(found))], name, dtype), arch, dtype)
+        return
+    launches = (launch_of(case, name, dtype) for case in found)
+    wrong = []
+    for key, launch in {binary_of(launch, arch): launch for launch in launches}.items():
+        if CLEAN.exists() and key in CLEAN.read_text():
+            continue
+        lines = list(faults(compile_for(launch, arch), launch, arch, dtype))
+        wrong += [f"{told_of(launch, arch)}: {line}" for line in lines]
+        if not lines:
+            CLEAN.parent.mkdir(exist_ok=True)
+            with CLEAN.open("a") as file:
+                file.write(f"{key}\n")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "dtype", "batch"),
+    [
+        *(("alexnet", 90, "fp16", 1024), ("alexnet", 90, "fp16", 1)),
+        *(("alexnet2012", 80, "bf16", 64), ("alexnet_single_tower", 100, "tf32", 8)),
+    ],
+)
+def test_networks_as_the_engine_would_run_them(
+    name: str, arch: int, dtype: str, batch: int
+) -> None:
+    """With all that is not a product, too: pools, LRN, softmax."""
     kernels = set()
-    for _, launch in launches("alexnet", arch, dtype, batch):
+    for _, launch in launches(name, arch, dtype, batch):
         kernels.add(check(launch, arch, dtype).kernel)
     many = "_conv2d_rows_kernel" in kernels
     assert many == (batch >= 8), f"batch {batch} ran {sorted(kernels)}"
-
-
-@pytest.mark.parametrize(("name", "arch", "dtype", "batch"), OTHERS)
-def test_the_other_networks(name: str, arch: int, dtype: str, batch: int) -> None:
-    for _, launch in launches(name, arch, dtype, batch):
-        check(launch, arch, dtype)
 
 
 @pytest.mark.parametrize("pixels", [torch.float32, torch.float16], ids=str)
@@ -127,14 +314,17 @@ def test_pools_of_any_size_keep_to_their_registers(kernel: int) -> None:
         check(pool.avg_pool2d(x, out, shape, config), arch, "fp32")
 
 
-def test_hoppers_main_loop_is_tma_and_warpgroup_products() -> None:
-    (conv4,) = (run for step, run in launches("alexnet", 90, "fp16", 1024) if step == "conv4")
-    loop = main_loop(compile_for(conv4, 90).sass)
-    assert loop.found
-    assert "UTMALDG" in loop.opcodes, "the loop does not load through TMA"
-    assert "HGMMA" in loop.opcodes, "the loop does not multiply by warpgroups"
-    for operand_copy in ("LDSM", "LDGSTS", "LDG", "STS"):
-        assert operand_copy not in loop.opcodes, f"{operand_copy}: operands pass through registers"
+def test_faults_are_found() -> None:
+    """Warps that share a tile each count its loop; four cannot hold the sums of a large one."""
+    shape = conv.Conv2dShape(64, 256, 4, 4, 256, 3, 3)
+    x, weight, out = (
+        layout.empty(*size, torch.float16, "meta")
+        for size in ((4, 4, 64, 256), (1, 9, 256, 256), (2, 2, 64, 256))
+    )
+    for block_n, warps, fault in ((128, 8, "issues for"), (256, 4, "spills")):
+        config = conv.Conv2dConfig("rows", 128, block_n, 64, warps)
+        with pytest.raises(AssertionError, match=fault):
+            check(conv.conv2d(x, weight[0], None, out, shape, config), 90, "fp16")
 
 
 def boxes(launch: Launch, arch: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
@@ -182,7 +372,8 @@ def test_triton_makes_the_boxes_that_the_driver_is_told(
 def test_overlapping_kernels_wait_before_they_read_and_prefetch_before_they_wait() -> None:
     """On sm_90, in the order of the machine code: the next may start, weights, wait, the rest."""
     loads = ("LDG", "LDGSTS", "UTMALDG")
-    for name, launch in launches("alexnet", 90, "fp16", 1, options=Options(pdl=True))[1:]:
+    every = launches("alexnet", 90, "fp16", 1, options=Options(pdl=True))[1:]
+    for name, launch in {launch.kernel: (name, launch) for name, launch in every}.values():
         binary = check(launch, 90, "fp16")
         order = opcodes(binary.sass)
         waits = order.index("ACQBULK")
