@@ -228,7 +228,8 @@ class Engine:
     def __call__(self, images: Any, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, float32 [N, classes], on the engine's device; `out` is filled if given.
 
-        images: anything `images.to_batch` takes. Raises ImageError for an image that is none.
+        images: anything `images.to_batch` takes; float ones that are channels last in the engine's
+        dtype are read without a pass over them. Raises ImageError for an image that is none.
         """
         batch = self._batch(images)
         shape = (batch.shape[0], *self._output_shape(batch.shape[1:]))
