@@ -251,7 +251,7 @@ def test_the_networks_at_a_sixteenth_of_their_width(
         network = replace(network, input_shape=(3, *size))
     images = pixels(network, batch)
     *_, wanted = float64(network, images).values()
-    names = [str(i) for i in range(wanted.shape[1])]
+    names = [str(i) for i in range(max(2, wanted.shape[1]))]  # one number is of two classes
     logits = on_card(network, max_batch=batch, classes=names)(images)
     assert error(logits, wanted) < BOUNDS["fp16"]
 
