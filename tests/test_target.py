@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from alexnet_triton.engine.spec import (
 from alexnet_triton.engine.summary import summarise
 from alexnet_triton.engine.verify import verify
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
+from alexnet_triton.engine.zoo import network as zoo
 from alexnet_triton.kernels import tuning
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.first_layer import FirstLayerConfig
@@ -226,6 +228,32 @@ def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
             assert (which, "pixels", dtype, True) in seen, (which, dtype)
         assert ("M", "pixels", dtype, True) in seen
         assert ("M", "rows", dtype, True) in seen
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "size"),
+    [
+        ("alexnet", 8, (63, 91)),
+        ("alexnet2012", 1, None),
+        ("alexnet_single_tower", 1, None),
+        ("alexnet_keras_bn", 1, None),
+    ],
+)
+def test_the_networks_at_a_sixteenth_of_their_width(
+    name: str,
+    batch: int,
+    size: tuple[int, int] | None,
+    narrowed: Callable[[Network], Network],
+) -> None:
+    """Every layer with its own pixels, filter, stride, padding and groups."""
+    network = narrowed(zoo(name))
+    if size:
+        network = replace(network, input_shape=(3, *size))
+    images = pixels(network, batch)
+    *_, wanted = float64(network, images).values()
+    names = [str(i) for i in range(max(2, wanted.shape[1]))]  # one number is of two classes
+    logits = on_card(network, max_batch=batch, classes=names)(images)
+    assert error(logits, wanted) < BOUNDS["fp16"]
 
 
 # --- every other door, with a full and a ragged piece -------------------------------------------
