@@ -239,7 +239,7 @@ class Plan:
             names = f"{self.steps[0].name} to {self.steps[self.sliced - 1].name}"
             lines.append(f"{names}: {self.options.slice_images} images at a time")
         lines += columns(self.steps, _COLUMNS)
-        lines.append(f"{'total':<65} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
+        lines.append(f"{'total':<70} {total.flops / 1e6:>12.1f} {total.bytes / 1e6:>9.2f}")
         return "\n".join(lines)
 
 
@@ -250,7 +250,7 @@ def _fused(step: Step) -> str:
 
 _COLUMNS: Columns[Step] = [
     ("step", -8, lambda step: step.name),
-    ("kernel", -15, lambda step: step.kernel),
+    ("kernel", -20, lambda step: step.kernel),
     ("tile", -15, lambda step: step.tile),
     ("output HWNC", -18, lambda step: "x".join(map(str, step.output))),
     ("at MB", 7, lambda step: f"{step.offset / 1e6:.2f}"),

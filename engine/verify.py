@@ -103,7 +103,7 @@ class Verification:
 
 _COLUMNS: Columns[Check] = [
     ("step", -8, lambda check: check.name),
-    ("kernel", -15, lambda check: check.kernel),
+    ("kernel", -20, lambda check: check.kernel),
     ("max error", 10, lambda check: f"{check.max_error:.1e}"),
     ("RMS error", 10, lambda check: f"{check.rms_error:.1e}"),
     ("tolerance", 10, lambda check: f"{check.tolerance:.1e}"),

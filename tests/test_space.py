@@ -159,6 +159,7 @@ def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
     for problem in problems(planner, "fp16", batch):
         made = space(problem.step, problem.plan.arithmetic, 90)
         start = asdict(config_of(problem))
+        assert made.has(start), problem.name
         near = made.neighbours(start)
         moved = {name for other in near for name in other if other[name] != start[name]}
         assert len(moved) > 2 or problem.name.startswith("pool"), (problem.name, start)

@@ -107,7 +107,7 @@ class RooflinePrediction:
 
         return (
             ("step", -8, lambda item: item.name if isinstance(item, PredictedStep) else "total"),
-            ("kernel", -15, of_step(lambda step: step.kernel)),
+            ("kernel", -20, of_step(lambda step: step.kernel)),
             ("GFLOP", 10, lambda item: f"{item.flops / 1e9:.3f}"),
             ("MB", 10, lambda item: f"{item.bytes / 1e6:.2f}"),
             ("compute us", 11, of_step(lambda step: f"{step.compute_us:.2f}")),

@@ -92,7 +92,7 @@ def space(step: Step, arithmetic: Arithmetic, arch: int | None) -> Space:
     if arch is None:
         made = _interpreted(fields)
     elif isinstance(step.config, FirstLayerConfig) and isinstance(step.shape, Conv2dShape):
-        made = _first_layer(step.shape, arithmetic, arch)
+        made = _first_layer(step.shape, arithmetic, arch, step.in_place)
     else:
         made = _compiled(step.shape, arithmetic, arch)
     parameters = {
@@ -222,7 +222,7 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
 
     rules: Rules = {
         "a tile of rows is at least half full": lambda t: (
-            not by_rows(t) or t["BLOCK_M"] < 2 * in_row
+            not by_rows(t) or t["BLOCK_M"] <= 2 * in_row
         ),
         "a tile of pixels is no longer than the output": lambda t: (
             t["BLOCK_M"] <= power_of_two(everywhere, 32, 256)
@@ -246,7 +246,7 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
     return Space(parameters, rules)
 
 
-def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
+def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int, in_place: bool) -> Space:
     parameters = {
         "form": ("images", "rows", "pointers"),
         "columns": (1, 2, 3, 4),
@@ -257,7 +257,7 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     }
-    pixel = power_of_two(shape.C, 1, LARGEST)
+    pixel = shape.C if in_place else power_of_two(shape.C, 1, LARGEST)
     windows = {columns: window(shape, pixel, columns) for columns in (1, 2, 3, 4)}
     rows = {"images": shape.N, "rows": shape.OH, "pointers": shape.N * shape.OH * shape.OW}
 
@@ -268,7 +268,7 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space
         "a window of the columns is one K step, no longer than needed": lambda t: (
             t["BLOCK_K"] == power_of_two(windows[t["columns"]], 16, 2 * LARGEST)
         ),
-        "a tile is at least half full": lambda t: t["BLOCK_M"] < 2 * max(64, rows[t["form"]]),
+        "a tile is at least half full": lambda t: t["BLOCK_M"] <= 2 * max(64, rows[t["form"]]),
         "a tile is no wider than the columns' filters": lambda t: (
             t["BLOCK_N"] <= power_of_two(filters(t), 32, 256)
         ),
