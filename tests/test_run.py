@@ -21,7 +21,7 @@ from alexnet_triton.engine.devices.graph import record as record_graph
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.devices.single import Single
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
-from alexnet_triton.engine.spec import Network
+from alexnet_triton.engine.spec import Conv2d, Network, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.weights import load
@@ -337,6 +337,19 @@ def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
     assert waiting(whole, 8 * 2**20 + 1) == 0
     cut = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90, options=Options(32, "pool1"))
     assert waiting(cut, 2**30) == 2**30, "every slice has a pass, so all are in the graph"
+
+
+@pytest.mark.interpreter
+def test_crops_of_channels_last_images_wait_as_dense_ones(generator: torch.Generator) -> None:
+    """Rows of a crop may be aligned where those of its dense copy, which a graph reads, are not."""
+    conv = replace(DIGITS, layers=(("conv1", Conv2d(8, 3, padding=1)), ("relu1", ReLU())))
+    state = state_of(conv)
+    engine = Engine.load(conv, state, device="cpu", target="sm_90")
+    whole = torch.full((2, 12, 16, 3), torch.nan, dtype=torch.float16).permute(0, 3, 1, 2)
+    crop = whole[..., 1:10, :9].copy_(torch.randn(2, 3, 9, 9, generator=generator))
+    wanted = float64(conv, state, crop)
+    assert relative(engine(crop), wanted) < 1e-2
+    assert relative(engine(crop[:1].expand(2, -1, -1, -1)), wanted[:1].expand(2, -1, -1, -1)) < 1e-2
 
 
 def test_memory_is_told(digits: Engine) -> None:
