@@ -318,7 +318,7 @@ def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
         def wait_event(self, event: Event) -> None:
             told.append(("waits on", self, event is done, out[0, 0].item()))
 
-    done, streams = Event(), iter("ab")
+    done, streams = Event(), iter("abc")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(next(streams)))
     recorded._done = {torch.device("cpu"): done}  # type: ignore[dict-item]
     for _ in range(2):
@@ -329,6 +329,14 @@ def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
         ("waits on", "b", True, 1),
         ("recorded on", "b", 2),
     ]
+
+    def broken(recording: Recording, images: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recording, "run", broken)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(torch.zeros(1, 3, 64, 64), out=out)
+    assert told[4:] == [("waits on", "c", True, 2), ("recorded on", "c", 2)], "what it had queued"
 
 
 def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
