@@ -279,7 +279,8 @@ def plan(
 
     Configurations are chosen for `configured_for` images (default: `batch`), so that the last,
     smaller piece of a long batch computes exactly as the pieces before it. `in_place` says that the
-    images may be read where they lie, as `kernels.first_layer.in_place` finds. `keep` names the
+    images may be read where they lie, as `kernels.first_layer.in_place` finds; a batch-invariant
+    plan always has the pass, since the order of sums must not depend on that. `keep` names the
     layers whose outputs must survive the run. `tuned` is the device's table; a batch-invariant plan
     leaves it aside. Raises NetworkError for no images, for images that do not fit the network, or
     if no step is called as `options` says.
@@ -307,7 +308,8 @@ def plan(
             f"{type(first.layer).__name__}"
         )
     expected = network.parameter_shapes()
-    steps = _first(first, first.layer, batch, early, image_dtype, in_place)
+    reads = in_place and not batch_invariant
+    steps = _first(first, first.layer, batch, early, image_dtype, reads)
     for block in blocks[1:]:
         if steps[-1].name == options.slice_until:
             early = choice

@@ -392,14 +392,16 @@ class Engine:
                     turns = [(torch.cuda.current_stream(d), e) for d, e in self._done.items()]
                     for stream, done in turns:
                         stream.wait_event(done)
-                    outputs = self._runner.run(piece, keep, configured_for)
-                    for name, out in into.items():
-                        output = outputs[name]
-                        if out.shape != output.shape:  # a last Flatten is no step
-                            out = out.view(output.shape)
-                        out.copy_(output)
-                    for stream, done in turns:
-                        done.record(stream)
+                    try:
+                        outputs = self._runner.run(piece, keep, configured_for)
+                        for name, out in into.items():
+                            output = outputs[name]
+                            if out.shape != output.shape:  # a last Flatten is no step
+                                out = out.view(output.shape)
+                            out.copy_(output)
+                    finally:  # what a run that breaks off has queued still runs
+                        for stream, done in turns:
+                            done.record(stream)
 
     def _foretell(self, batch: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> None:
         """How long it takes, once for each shape, where the interpreter runs a card's plan."""

@@ -77,7 +77,7 @@ def chip_of(arch: int) -> Chip:
     Cards for desks have less shared memory than those for data centres.
     """
     chip = H200 if arch >= 90 else A100
-    return replace(chip, shared_memory=100 * 1024) if arch in (86, 89, 120) else chip
+    return replace(chip, shared_memory=100 * 1024) if arch in (86, 89) or arch >= 120 else chip
 
 
 # --- a launch in numbers ---------------------------------------------------------------------

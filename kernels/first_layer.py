@@ -89,13 +89,14 @@ def in_place(images: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether images [N, C, H, W] can be read where they lie, pixel = C.
 
     They are `images.permute(0, 2, 3, 1).flatten(2)` then: channels last, dense pixels, all else in
-    multiples of 16 bytes.
+    multiples of 16 bytes. Not expanded: that a descriptor may step by nothing is nowhere written.
     """
     stride_n, stride_c, stride_h, stride_w = images.stride()
     channels, size = images.shape[1], dtype.itemsize
     dense = stride_w == channels and (stride_c == 1 or channels == 1)
     steps = (images.data_ptr(), stride_n * size, stride_h * size)
-    return images.dtype == dtype and dense and not any(step % 16 for step in steps)
+    aligned = not any(step % 16 for step in steps)
+    return images.dtype == dtype and dense and aligned and stride_n > 0 and stride_h > 0
 
 
 def whole(shape: Conv2dShape, form: Form) -> bool:

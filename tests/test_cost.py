@@ -240,7 +240,7 @@ def test_the_cheapest_is_the_first_of_equals_and_fits() -> None:
 
 def test_an_architecture_has_a_chip() -> None:
     assert [chip_of(arch) for arch in (80, 87, 90, 100)] == [A100, A100, H200, H200]
-    assert {chip_of(arch).shared_memory for arch in (86, 89, 120)} == {100 * 1024}
+    assert {chip_of(arch).shared_memory for arch in (86, 89, 120, 121)} == {100 * 1024}
 
 
 def test_few_programs_are_cut_to_fill_a_card_and_no_more() -> None:

@@ -255,6 +255,8 @@ def test_which_images_can_be_read_in_place() -> None:
         (images[:, :2], half, False),
         (images[..., 1:], half, False),
         (torch.zeros(2, 8, 17, 3, dtype=half).permute(0, 3, 1, 2), half, False),
+        (images[:1].expand(2, -1, -1, -1), half, False),
+        (images[:, :, :1].expand(-1, -1, 8, -1), half, False),
     ):
         assert first_layer.in_place(given_images, dtype) == expected
     odd = net(2, 3, 9, 16, 8, 3, 2, 1)

@@ -52,6 +52,13 @@ def test_a_first_convolution_over_many_channels_reads_an_activation() -> None:
     assert (read.output, conv1.kernel) == ((9, 9, 8, 40), "conv2d rows")
 
 
+def test_a_batch_invariant_plan_does_not_look_at_how_images_lie() -> None:
+    """A pixel of three numbers puts products elsewhere in a window than a pixel of four."""
+    for invariant, first in ((False, "conv1"), (True, "input")):
+        planned = plan(ALEXNET, 8, FP16, 90, in_place=True, batch_invariant=invariant)
+        assert planned.steps[0].name == first
+
+
 def test_flops_leave_out_taps_in_the_padding() -> None:
     planned = plan(ALEXNET, 1, FP16, 90)
     convolutions = [s for s in planned.steps if s.name.startswith(("conv", "fc"))]

@@ -21,7 +21,7 @@ from alexnet_triton.engine.devices.graph import record as record_graph
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.devices.single import Single
 from alexnet_triton.engine.plan import ARITHMETIC, Options, plan
-from alexnet_triton.engine.spec import Network
+from alexnet_triton.engine.spec import Conv2d, Network, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.jit import ALONE, architecture
 from alexnet_triton.weights import load
@@ -318,7 +318,7 @@ def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
         def wait_event(self, event: Event) -> None:
             told.append(("waits on", self, event is done, out[0, 0].item()))
 
-    done, streams = Event(), iter("ab")
+    done, streams = Event(), iter("abc")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(next(streams)))
     recorded._done = {torch.device("cpu"): done}  # type: ignore[dict-item]
     for _ in range(2):
@@ -330,6 +330,14 @@ def test_a_run_starts_after_the_last_and_ends_when_its_outputs_are_copied(
         ("recorded on", "b", 2),
     ]
 
+    def broken(recording: Recording, images: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recording, "run", broken)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(torch.zeros(1, 3, 64, 64), out=out)
+    assert told[4:] == [("waits on", "c", True, 2), ("recorded on", "c", 2)], "what it had queued"
+
 
 def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
     whole = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90)
@@ -337,6 +345,19 @@ def test_few_images_are_copied_and_many_are_read_where_they_lie() -> None:
     assert waiting(whole, 8 * 2**20 + 1) == 0
     cut = plan(ALEXNET, 64, ARITHMETIC["fp16"], 90, options=Options(32, "pool1"))
     assert waiting(cut, 2**30) == 2**30, "every slice has a pass, so all are in the graph"
+
+
+@pytest.mark.interpreter
+def test_crops_of_channels_last_images_wait_as_dense_ones(generator: torch.Generator) -> None:
+    """Rows of a crop may be aligned where those of its dense copy, which a graph reads, are not."""
+    conv = replace(DIGITS, layers=(("conv1", Conv2d(8, 3, padding=1)), ("relu1", ReLU())))
+    state = state_of(conv)
+    engine = Engine.load(conv, state, device="cpu", target="sm_90")
+    whole = torch.full((2, 12, 16, 3), torch.nan, dtype=torch.float16).permute(0, 3, 1, 2)
+    crop = whole[..., 1:10, :9].copy_(torch.randn(2, 3, 9, 9, generator=generator))
+    wanted = float64(conv, state, crop)
+    assert relative(engine(crop), wanted) < 1e-2
+    assert relative(engine(crop[:1].expand(2, -1, -1, -1)), wanted[:1].expand(2, -1, -1, -1)) < 1e-2
 
 
 def test_memory_is_told(digits: Engine) -> None:

@@ -61,7 +61,10 @@ class Single:
         ready = self._ready.get(key)
         if ready is None:
             shape = tuple(images.shape[1:])
-            in_place = first_layer.in_place(images, self.planner.arithmetic.dtype)
+            # A graph may read a copy, dense in the same order, instead of what the caller cropped.
+            read = images, torch.empty_like(images, device="meta")
+            dtype = self.planner.arithmetic.dtype
+            in_place = all(first_layer.in_place(x, dtype) for x in read)
             planned = self.planner(len(images), shape, images.dtype, keep, configured_for, in_place)
             ready = self._ready[key] = self._bind(planned, images, keep)
         self._ready.move_to_end(key)
