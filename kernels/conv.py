@@ -568,7 +568,8 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     for block_m, block_n, block_n2, warps, stages in tiles:
         if block_n2 and oc % (block_n + block_n2):
             continue
-        block_n = min(block_n, widest)
+        if block_n > widest:  # what is cut off takes its warps along
+            block_n, warps = widest, max(4, warps * widest // block_n)
         rows, times = shape.OW * shape.N, shape.OH
         if tiling == "pixels":
             rows, times = rows * shape.OH, 1
@@ -576,8 +577,9 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
         split = 1
         if not block_n2 and block_m * block_n <= _OF_A_THREAD * 32 * warps:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
-        if 100 <= arch < 120 and (split > 1 or block_m * block_n > 8192):
-            warps = 8  # four spill there
+        parted = split > 1 and (tiling == "rows" or block_n <= 64)
+        if 100 <= arch < 120 and (parted or block_m * block_n > 8192):
+            warps = 8  # four spill there, and where the rows are gathered eight of 64x128
         yield Conv2dConfig(
             *(tiling, block_m, block_n, block_k, warps, stages), *(arch >= 90, block_n2, split)
         )
