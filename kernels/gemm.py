@@ -208,7 +208,8 @@ def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[Li
         images = power_of_two(shape.N, 16, _FEW)
         tiles = [(images, 64, 1, 4, 4, True), (images, 64, 2, 4, 3, True)]
     for block_m, block_n, wide, warps, stages, transposed in tiles:
-        if wide > 1 and shape.C * dtype.itemsize <= 128:
+        # Where C is shallow, so is the deeper tile; the ends of the tall one spill on sm_100.
+        if (wide > 1 and shape.C * dtype.itemsize <= 128) or (block_m > 128 and arch >= 100):
             continue
         block_k = power_of_two(shape.C, 16, wide * 128 // dtype.itemsize)
         block_n = block_n if transposed else min(block_n, power_of_two(shape.OC, 16, 256))
