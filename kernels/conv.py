@@ -562,6 +562,8 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     steps = shape.KH * shape.KW * -(-c // block_k)
     widest = power_of_two(oc, 16, 256)
     tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
+    blackwell = 100 <= arch < 120
+    of_a_thread = _OF_A_THREAD // 2 if blackwell else _OF_A_THREAD
     tiles: tuple[tuple[int, int, int, int, int], ...] = _OF_PIXELS
     if tiling == "rows":
         tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
@@ -575,11 +577,10 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
             rows, times = rows * shape.OH, 1
         programs = times * -(-rows // block_m) * -(-oc // block_n) * shape.groups
         split = 1
-        if not block_n2 and block_m * block_n <= _OF_A_THREAD * 32 * warps:
+        if not block_n2 and block_m * block_n <= of_a_thread * 32 * warps:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
-        parted = split > 1 and (tiling == "rows" or block_n <= 64)
-        if 100 <= arch < 120 and (parted or block_m * block_n > 8192):
-            warps = 8  # four spill there, and where the rows are gathered eight of 64x128
+        if blackwell and (split > 1 or block_m * block_n > 8192):
+            warps = 8  # four spill there
         yield Conv2dConfig(
             *(tiling, block_m, block_n, block_k, warps, stages), *(arch >= 90, block_n2, split)
         )
