@@ -67,7 +67,7 @@ GROUPS = [
     *itertools.product(ARCHS, ("fp32",), ("alexnet", "alexnet2012", "digits")),
     *itertools.product((90,), ("bf16",), ("alexnet2012", "zfnet")),
 ]
-MORE_GROUPS = itertools.product((120,), ("fp16", "tf32", "fp32"), ZOO)
+MORE_GROUPS = [*itertools.product((120,), ("fp16", "tf32", "fp32"), ZOO)]
 CLEAN = Path(__file__).parents[1] / "build" / "codegen.txt"  # a line for each binary found clean
 
 
@@ -182,8 +182,9 @@ def binary_of(launch: Launch, arch: int) -> str:
         specialization,
         sorted(launch.options.items()),
     )
-    checks = map(inspect.getsource, (faults, faults_of_a_loop, machine_code))
-    return hashlib.sha256(repr((told, *checks)).encode()).hexdigest()
+    checks = inspect.getsource(faults), inspect.getsource(faults_of_a_loop)
+    read = inspect.getsource(machine_code)
+    return hashlib.sha256(repr((told, *checks, read)).encode()).hexdigest()
 
 
 def faults(binary: Binary, launch: Launch, arch: int, dtype: str) -> Iterator[str]:
