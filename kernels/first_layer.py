@@ -316,6 +316,8 @@ def candidates(
     hopper = 90 <= arch < 100
     widest = 256 if hopper else 128  # elsewhere the ends of wider tiles spill
     rows = (64,) if form == "rows" else (256, 128, 64) if hopper else (128, 64)
+    if arch < 90 and dtype.itemsize > 2:
+        rows = (64,)  # taller tiles of gathered rows spill
     room = cost.chip_of(arch).shared_memory - cost.RESERVED
     for columns, block_m, stages in itertools.product({largest, 1}, rows, (3, 2)):
         _, block_n, block_n2 = _cut(columns * shape.OC, widest)
