@@ -37,7 +37,7 @@ gate: .venv/.test-ok
 	$(PY) -m pip install --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
 	@PYTHONPATH=build/triton-$(TRITON) $(PY) -m pytest tests/test_codegen.py tests/test_inspect.py $(ARGS)
 
-# As many minutes as two cores take in an hour the first time; then only what is new.
+# An hour of two cores the first time, then only what is new.
 codegen: .venv/.test-ok
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal tests/test_codegen.py \
 	-k test_candidates --every-candidate $(ARGS)

@@ -564,21 +564,24 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     steps = shape.KH * shape.KW * -(-c // block_k)
     widest = power_of_two(oc, 16, 256)
     tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
+    blackwell = 100 <= arch < 120
+    of_a_thread = _OF_A_THREAD // 2 if blackwell else _OF_A_THREAD
     tiles: tuple[tuple[int, int, int, int, int], ...] = _OF_PIXELS
     if tiling == "rows":
         tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
     for block_m, block_n, block_n2, warps, stages in tiles:
         if block_n2 and oc % (block_n + block_n2):
             continue
-        block_n = min(block_n, widest)
+        if block_n > widest:  # what is cut off takes its warps along
+            block_n, warps = widest, max(4, warps * widest // block_n)
         rows, times = shape.OW * shape.N, shape.OH
         if tiling == "pixels":
             rows, times = rows * shape.OH, 1
         programs = times * -(-rows // block_m) * -(-oc // block_n) * shape.groups
         split = 1
-        if not block_n2 and block_m * block_n <= _OF_A_THREAD * 32 * warps:
+        if not block_n2 and block_m * block_n <= of_a_thread * 32 * warps:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
-        if 100 <= arch < 120 and (split > 1 or block_m * block_n > 8192):
+        if blackwell and (split > 1 or block_m * block_n > 8192):
             warps = 8  # four spill there
         yield Conv2dConfig(
             *(tiling, block_m, block_n, block_k, warps, stages), *(arch >= 90, block_n2, split)

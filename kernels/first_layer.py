@@ -317,15 +317,19 @@ def candidates(
     """What a default is chosen from: a dozen tiles of one form; for tensor cores."""
     possible = [c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST]
     largest = max(c for c in possible if c == 1 or c * shape.OC <= 256)
-    widest = 256 if 90 <= arch < 100 else 128  # elsewhere the ends of wider tiles spill
-    rows: tuple[int, ...] = (256, 128, 64) if 90 <= arch < 100 and form != "rows" else (128, 64)
-    if form == "rows" or (arch >= 120 and dtype.itemsize > 2):
-        rows = (64,)
+    hopper = 90 <= arch < 100
+    widest = 256 if hopper else 128  # elsewhere the ends of wider tiles spill
+    rows = (64,) if form == "rows" else (256, 128, 64) if hopper else (128, 64)
+    if arch < 90 and dtype.itemsize > 2:
+        rows = (64,)  # taller tiles of gathered rows spill
+    room = cost.chip_of(arch).shared_memory - cost.RESERVED
     for columns, block_m, stages in itertools.product({largest, 1}, rows, (3, 2)):
         _, block_n, block_n2 = _cut(columns * shape.OC, widest)
         block_k = power_of_two(window(shape, pixel, columns), 16, LARGEST)
-        warps = 4 if block_m == 64 else 8
-        if block_m * (block_n + block_n2) <= _OF_A_THREAD * 32 * warps:
+        few = block_m == 64 or (hopper and block_m == 128 and block_n + block_n2 <= 192)
+        warps = 4 if few else 8
+        taken = stages * (block_m + block_n + block_n2) * block_k * dtype.itemsize
+        if block_m * (block_n + block_n2) <= _OF_A_THREAD * 32 * warps and taken < room:
             yield FirstLayerConfig(
                 *(form, columns, block_m, block_n, block_n2, block_k, warps, stages)
             )

@@ -193,7 +193,8 @@ _HOPPER = (
 )
 _OTHERS = ((128, 128, 1, 8, 3), (64, 64, 1, 4, 4))
 _FEW = 128  # images: as many fit on the short side of a tile of weights
-_OF_A_THREAD = 64  # sums of a split tile: with more, adding the parts spills
+# Sums of a split tile, and of all its parts: with more, adding the parts spills.
+_OF_A_THREAD, _PARTS_OF_A_THREAD = 64, 256
 
 
 def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[LinearConfig]:
@@ -207,13 +208,19 @@ def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[Li
         images = power_of_two(shape.N, 16, _FEW)
         tiles = [(images, 64, 1, 4, 4, True), (images, 64, 2, 4, 3, True)]
     for block_m, block_n, wide, warps, stages, transposed in tiles:
+        # Where C is shallow, so is the deeper tile; the ends of the tall one spill on sm_100.
+        if (wide > 1 and shape.C * dtype.itemsize <= 128) or (block_m > 128 and arch >= 100):
+            continue
         block_k = power_of_two(shape.C, 16, wide * 128 // dtype.itemsize)
         block_n = block_n if transposed else min(block_n, power_of_two(shape.OC, 16, 256))
         programs = -(-shape.N // block_m) * -(-shape.OC // block_n)
         steps = shape.P * -(-shape.C // block_k)
-        splits = {1}
-        if block_m * block_n <= _OF_A_THREAD * 32 * warps:
-            splits = {cost.parts_to_fill(programs, steps, chip, waves) for waves in (1, 2)}
+        splits, sums = {1}, block_m * block_n // (32 * warps)
+        shallow = block_k * dtype.itemsize < 128  # split, it spills on sm_100
+        if sums <= _OF_A_THREAD and not (shallow and arch >= 100):
+            most = _PARTS_OF_A_THREAD // sums
+            fill = (cost.parts_to_fill(programs, steps, chip, waves) for waves in (1, 2))
+            splits = {min(split, most) for split in fill}
         for split in sorted(splits):
             yield LinearConfig(
                 *(block_m, block_n, block_k, split, transposed, warps, stages),
