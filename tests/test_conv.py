@@ -16,6 +16,7 @@ import torch
 from alexnet_triton.kernels import conv, layout
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.conv import rows_tiling_fits as fits
+from alexnet_triton.kernels.driver import SHARED_MEMORY
 from alexnet_triton.kernels.jit import MAX_TILE
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -417,8 +418,7 @@ def test_default_configuration(
     if arch is not None:
         rows = config.BLOCK_M + config.BLOCK_N + config.BLOCK_N2
         tile_bytes = rows * config.BLOCK_K * dtype.itemsize
-        limit = 232_448 if 90 <= arch < 120 else 166_912  # shared memory of sm_90, and of sm_80
-        assert config.num_stages * tile_bytes <= limit
+        assert config.num_stages * tile_bytes <= SHARED_MEMORY[arch]
     assert config.SPLIT_K == 1 or not config.BLOCK_N2
     if invariant:
         for n in (1, 65, 5000):

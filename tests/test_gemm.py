@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from alexnet_triton.kernels import gemm, layout
+from alexnet_triton.kernels.driver import SHARED_MEMORY
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
 from alexnet_triton.kernels.jit import MAX_TILE
 from hypothesis import given
@@ -222,7 +223,7 @@ def test_default_configuration(
         assert arch is None or arch >= 90
     if arch is not None:
         tile_bytes = (config.BLOCK_M + config.BLOCK_N) * config.BLOCK_K * dtype.itemsize
-        assert config.num_stages * tile_bytes <= 166_912  # shared memory of sm_80
+        assert config.num_stages * tile_bytes <= SHARED_MEMORY[arch]
     if invariant:
         assert config.SPLIT_K == 1
         for n in (1, 65, 5000):
