@@ -153,11 +153,11 @@ def test_tensors_are_made_once_for_the_trials_of_a_step(
         return [given]
 
     monkeypatch.setattr("alexnet_triton.bench.tune.trial.rotation", rotation)
-    runner, problem = TrialRunner(device), find("conv1")
-    reader, conv = problem.plan.steps
-    for step in (reader, conv, conv):
+    runner, problem = TrialRunner(device), find("conv1+pool1")
+    conv, pool = problem.plan.steps
+    for step in (conv, pool, pool):
         assert runner(problem, step, [], "host", 3, 0.1) == []
-    assert moved == [reader.work.bytes, conv.work.bytes]
+    assert moved == [conv.work.bytes, pool.work.bytes]
 
 
 def test_a_wrong_answer_is_not_timed(runner: TrialRunner, monkeypatch: pytest.MonkeyPatch) -> None:
