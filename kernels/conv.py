@@ -565,7 +565,7 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     widest = power_of_two(oc, 16, 256)
     tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
     blackwell = 100 <= arch < 120
-    of_a_thread = _OF_A_THREAD // 2 if blackwell else _OF_A_THREAD
+    of_a_thread = _OF_A_THREAD // 2 if arch >= 100 else _OF_A_THREAD
     tiles: tuple[tuple[int, int, int, int, int], ...] = _OF_PIXELS
     if tiling == "rows":
         tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
