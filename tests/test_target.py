@@ -24,6 +24,7 @@ from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.bind import bind, pack
 from alexnet_triton.engine.demo import demo
 from alexnet_triton.engine.devices.cards import GPUS
+from alexnet_triton.engine.devices.graph import Recording
 from alexnet_triton.engine.devices.single import Single
 from alexnet_triton.engine.devices.towers import half
 from alexnet_triton.engine.load import aim
@@ -255,6 +256,35 @@ def test_the_networks_at_a_sixteenth_of_their_width(
     names = [str(i) for i in range(max(2, wanted.shape[1]))]  # one number is of two classes
     logits = on_card(network, max_batch=batch, classes=names)(images)
     assert error(logits, wanted) < BOUNDS["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("target", "batch", "form", "copied"),
+    [
+        ("sm_80", 3, "pointers", False),
+        ("sm_90", 1, "rows", False),
+        ("sm_90", 3, "images", False),
+        ("sm_90", 3, "images", True),
+    ],
+)
+def test_images_read_in_place(
+    target: str, batch: int, form: str, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy that the graph reads, or where the caller has them."""
+    monkeypatch.setattr("alexnet_triton.engine.devices.graph.COPIED", 2**30 if copied else 0)
+    network = replace(WIDE, input_shape=(3, 16, 16))  # rows of 96 bytes
+    floats = reference.normalise(pixels(network, batch), network.preprocess, torch.float64).half()
+    wanted = float64(network, floats)["fc8"]
+    images = floats.contiguous(memory_format=torch.channels_last)
+    engine = on_card(network, target=target, max_batch=batch)
+    for _ in range(2):  # the second finds everything bound
+        assert error(engine(images), wanted) < BOUNDS["fp16"]
+    assert torch.equal(images, floats), "the caller's images are the caller's"
+    assert isinstance(engine._runner, Single)
+    (call,) = engine._runner._ready.values()
+    assert isinstance(call.launches, Recording)
+    assert call.launches.bound.plan.steps[0].kernel == f"in_place {form}"
+    assert error(engine(floats), wanted) < BOUNDS["fp16"], "not channels last: by the pass"
 
 
 # --- every other door, with a full and a ragged piece -------------------------------------------
