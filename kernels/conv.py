@@ -21,7 +21,8 @@ order, so at equal blocks they agree bit for bit.
 
 What limits the matrix units of a Hopper GPU is how fast tiles of operands arrive from the L2 cache,
 in proportion to 1/BLOCK_M + 1/BLOCK_N; blocks are powers of two, so the `rows` tiling can keep a
-second accumulator of BLOCK_N2 filters that shares the same tile of x: 192 filters are 128 + 64.
+second accumulator: of BLOCK_N2 filters that shares the tile of x (192 filters are 128 + 64), or of
+BLOCK_M2 rows that shares the tile of w (192 rows of 256 filters fill the registers).
 With few images there are few tiles, and the sum over K can be split among SPLIT_K programs, of
 which the last to arrive adds the parts (see split_k.py). A split sum skips no taps: which part a
 tap belongs to must not depend on the tile, or an image's bits would on its neighbours.
@@ -109,6 +110,49 @@ def _load_filters(
 
 
 @jit
+def _load_rows(
+    x,
+    ih,
+    group,
+    r,
+    c,
+    H,
+    rows,
+    x_h,
+    X_N: tl.constexpr,
+    GROUPS: tl.constexpr,
+    C: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Tile [BLOCK_M, BLOCK_K] of x at (ih, r, c), r counting (column, image); zero beyond."""
+    if DESCRIPTORS and GROUPS == 1:
+        tile = x.load([ih, r, c]).reshape(BLOCK_M, BLOCK_K)
+    elif DESCRIPTORS:
+        tile = x.load([ih, group, r, c]).reshape(BLOCK_M, BLOCK_K)
+    else:
+        row = r + tl.arange(0, BLOCK_M)
+        k = c + tl.arange(0, BLOCK_K)
+        inside = (row >= 0) & (row < rows) & (ih >= 0) & (ih < H)
+        source = x + ih.to(tl.int64) * x_h * 8 + row.to(tl.int64)[:, None] * X_N
+        source += (group * C + k)[None, :]
+        tile = tl.load(source, mask=inside[:, None] & (k < C)[None, :], other=0.0)
+    return tile
+
+
+@jit
+def _starts(oh, m, N, y_h, y_w, Y_N: tl.constexpr, DENSE: tl.constexpr):
+    """Where rows m, counting (column, image), of output row oh start in y; int64."""
+    if DENSE:  # costs fewer registers
+        start = oh.to(tl.int64) * y_h * 8 + m.to(tl.int64) * Y_N
+    else:
+        start = (oh.to(tl.int64) * y_h + (m // N).to(tl.int64) * y_w) * 8
+        start += (m % N).to(tl.int64) * Y_N
+    return start
+
+
+@jit
 def _store_tile(
     acc,
     y,
@@ -175,6 +219,7 @@ def _end_tile(
 @jit(do_not_specialize=("step", "steps", *_GEOMETRY))
 def _conv2d_rows_kernel(
     x,  # [H, W*N, GROUPS*C], as a descriptor (with groups [H, GROUPS, W*N, C]) or a pointer
+    x2,  # the same in blocks of BLOCK_M2
     w,  # [KH*KW, GROUPS*OC, C aligned], as a descriptor or a pointer
     w2,  # the same in blocks of BLOCK_N2
     bias,  # [GROUPS*OC] or None
@@ -209,6 +254,7 @@ def _conv2d_rows_kernel(
     C: tl.constexpr,  # channels per group
     OC: tl.constexpr,  # filters per group
     BLOCK_M: tl.constexpr,
+    BLOCK_M2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_N2: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -222,6 +268,7 @@ def _conv2d_rows_kernel(
     begin(PDL)
     # Filter blocks run fastest, then the columns of an output row, then output rows, then panels of
     # images: what runs together shares its x.
+    ROWS: tl.constexpr = BLOCK_M + BLOCK_M2
     FILTERS: tl.constexpr = BLOCK_N + BLOCK_N2
     OC_BLOCKS: tl.constexpr = (OC + FILTERS - 1) // FILTERS
     program = tl.program_id(0)
@@ -232,12 +279,12 @@ def _conv2d_rows_kernel(
     column = program % steps
     program = program // steps
     oh = program % OH
-    panel = (program // OH) * BLOCK_M
+    panel = (program // OH) * ROWS
     m0 = column * step + panel  # (ow, n) of the output row, n fastest
     if SPANS:
         end = OW * N
         first_column = m0 // N
-        last_column = (tl.minimum(m0 + BLOCK_M, end) - 1) // N
+        last_column = (tl.minimum(m0 + ROWS, end) - 1) // N
         r0 = m0 - pad_w * N  # the same of the input row, for the first tap
     else:
         end = (column + 1) * N
@@ -274,27 +321,27 @@ def _conv2d_rows_kernel(
         c0 = (first % C_BLOCKS) * BLOCK_K
 
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    if BLOCK_M2 > 0:
+        acc2 = tl.full((BLOCK_M2, BLOCK_N), 0.0, tl.float32)
     if BLOCK_N2 > 0:
         acc2 = tl.full((BLOCK_M, BLOCK_N2), 0.0, tl.float32)
     for _ in range(turns):
         ih = ih0 + kh * dilation_h
         r = r0 + kw * dilation_w * N
-        if DESCRIPTORS and GROUPS == 1:
-            a = x.load([ih, r, c0]).reshape(BLOCK_M, BLOCK_K)
-        elif DESCRIPTORS:
-            a = x.load([ih, group, r, c0]).reshape(BLOCK_M, BLOCK_K)
-        else:
-            row = r + tl.arange(0, BLOCK_M)
-            k = c0 + tl.arange(0, BLOCK_K)
-            inside = (row >= 0) & (row < W * N) & (ih >= 0) & (ih < H)
-            tile = x + ih.to(tl.int64) * x_h * 8 + row.to(tl.int64)[:, None] * X_N
-            tile += (group * C + k)[None, :]
-            a = tl.load(tile, mask=inside[:, None] & (k < C)[None, :], other=0.0)
+        a = _load_rows(
+            x, ih, group, r, c0, H, W * N, x_h, X_N, GROUPS, C, DESCRIPTORS, BLOCK_M, BLOCK_K
+        )
         filters = group * OC + oc0
         b = _load_filters(
             w, kh * KW + kw, filters, c0, GROUPS * OC, C, DESCRIPTORS, BLOCK_N, BLOCK_K
         )
         acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        if BLOCK_M2 > 0:
+            r += BLOCK_M
+            a2 = _load_rows(
+                x2, ih, group, r, c0, H, W * N, x_h, X_N, GROUPS, C, DESCRIPTORS, BLOCK_M2, BLOCK_K
+            )
+            acc2 = tl.dot(a2, b.T, acc2, input_precision=PRECISION)
         if BLOCK_N2 > 0:
             filters += BLOCK_N
             b2 = _load_filters(
@@ -308,13 +355,15 @@ def _conv2d_rows_kernel(
         kh = tl.where(kw >= kw_hi, kh + 1, kh)
         kw = tl.where(kw >= kw_hi, kw_lo, kw)
 
+    if BLOCK_M2 > 0:  # first: after the larger one it would spill
+        m = m0 + BLOCK_M + tl.arange(0, BLOCK_M2)
+        start = _starts(oh, m, N, y_h, y_w, Y_N, DENSE)
+        _store_tile(
+            acc2, y, start, m < end, bias, scale, shift, group, oc0, OC, BLOCK_N, ACTIVATION
+        )
     m = m0 + tl.arange(0, BLOCK_M)
     inside = m < end
-    if DENSE:  # costs fewer registers
-        start = oh.to(tl.int64) * y_h * 8 + m.to(tl.int64) * Y_N
-    else:
-        start = (oh.to(tl.int64) * y_h + (m // N).to(tl.int64) * y_w) * 8
-        start += (m % N).to(tl.int64) * Y_N
+    start = _starts(oh, m, N, y_h, y_w, Y_N, DENSE)
     row = oh * (OW * N) + m
     rows = OH * OW * N
     _end_tile(
@@ -494,6 +543,7 @@ class Conv2dConfig:
     descriptors: bool = True  # operands through tensor descriptors: TMA, so sm_90 and later
     BLOCK_N2: int = 0  # filters of a second accumulator (rows, unless the sum is split)
     SPLIT_K: int = 1  # parts of the sum
+    BLOCK_M2: int = 0  # rows of a second accumulator, likewise
 
     def __post_init__(self) -> None:
         if self.tiling not in ("rows", "pixels"):
@@ -542,15 +592,19 @@ def default_config(
     )
 
 
-# Rows and filters of a tile, filters of a second accumulator, warps, stages. The first of equals is
-# chosen, so those that have been measured to be fast stand before others. Tiles of three quarters
-# of a power of two are for 192 and 384 filters.
+# Rows and filters of a tile, each of a first and a second accumulator; warps, stages. The first of
+# equals is chosen, so those that have been measured to be fast stand before others. Tiles of three
+# quarters of a power of two are for 192 and 384 filters.
 _HOPPER = (
-    *((128, 256, 0, 8, 3), (256, 128, 64, 8, 3), (128, 256, 128, 8, 3), (256, 128, 0, 8, 3)),
-    *((128, 128, 64, 4, 2), (128, 128, 0, 4, 3), (64, 128, 0, 4, 4), (64, 64, 0, 4, 4)),
+    *((128, 0, 256, 0, 8, 3), (256, 0, 128, 64, 8, 3), (128, 0, 256, 128, 8, 3)),
+    *((128, 64, 256, 0, 8, 3), (256, 0, 128, 0, 8, 3), (128, 0, 128, 64, 4, 2)),
+    *((128, 0, 128, 0, 4, 3), (64, 0, 128, 0, 4, 4), (64, 0, 64, 0, 4, 4)),
 )
-_OTHERS = ((128, 128, 0, 8, 3), (128, 64, 0, 4, 3), (64, 128, 0, 4, 3), (64, 64, 0, 4, 4))
-_OF_PIXELS = ((64, 128, 0, 4, 4), (64, 64, 0, 4, 4))
+_BLACKWELL = (*_HOPPER[:3], *_HOPPER[5:])  # the two that are left out spill
+_OTHERS = (
+    *((128, 0, 128, 0, 8, 3), (128, 0, 64, 0, 4, 3), (64, 0, 128, 0, 4, 3), (64, 0, 64, 0, 4, 4)),
+)
+_OF_PIXELS = ((64, 0, 128, 0, 4, 4), (64, 0, 64, 0, 4, 4))
 _OF_A_THREAD = 64  # sums of a split tile: with more, adding the parts spills
 
 
@@ -566,11 +620,11 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
     tiling: Tiling = "rows" if _fills_rows(shape, dtype) else "pixels"
     blackwell = 100 <= arch < 120
     of_a_thread = _OF_A_THREAD // 2 if arch >= 100 else _OF_A_THREAD
-    tiles: tuple[tuple[int, int, int, int, int], ...] = _OF_PIXELS
+    tiles: tuple[tuple[int, int, int, int, int, int], ...] = _OF_PIXELS
     if tiling == "rows":
-        tiles = _HOPPER if 90 <= arch < 120 else _OTHERS
-    for block_m, block_n, block_n2, warps, stages in tiles:
-        if block_n2 and oc % (block_n + block_n2):
+        tiles = _BLACKWELL if blackwell else _HOPPER if 90 <= arch < 100 else _OTHERS
+    for block_m, block_m2, block_n, block_n2, warps, stages in tiles:
+        if (block_n2 and oc % (block_n + block_n2)) or (block_m2 and block_n > widest):
             continue
         if block_n > widest:  # what is cut off takes its warps along
             block_n, warps = widest, max(4, warps * widest // block_n)
@@ -579,12 +633,13 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
             rows, times = rows * shape.OH, 1
         programs = times * -(-rows // block_m) * -(-oc // block_n) * shape.groups
         split = 1
-        if not block_n2 and block_m * block_n <= of_a_thread * 32 * warps:
+        if not block_m2 + block_n2 and block_m * block_n <= of_a_thread * 32 * warps:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
         if blackwell and (split > 1 or block_m * block_n > 8192):
             warps = 8  # four spill there
         yield Conv2dConfig(
-            *(tiling, block_m, block_n, block_k, warps, stages), *(arch >= 90, block_n2, split)
+            *(tiling, block_m, block_n, block_k, warps, stages),
+            *(arch >= 90, block_n2, split, block_m2),
         )
 
 
@@ -636,21 +691,24 @@ def conv2d(
     `scratch_numbers(shape, config)` elements; None: the launch owns one.
     """
     rows = shape.OH * shape.OW * shape.N
-    layout.check_rows("conv2d", rows, config.BLOCK_M)
+    layout.check_rows("conv2d", rows, config.BLOCK_M + config.BLOCK_M2)
     groups, c, oc = shape.groups, shape.C // shape.groups, shape.OC // shape.groups
     spans = shape.stride[1] == 1
     by_rows = config.tiling == "rows"
     if by_rows:
         _check_rows_tiling(x, shape, config)
-    if config.BLOCK_N2 and (config.SPLIT_K > 1 or not by_rows):
-        raise ValueError(f"conv2d: BLOCK_N2 is for the rows tiling and a whole sum, got {config}")
+    if config.BLOCK_M2 and config.BLOCK_N2:
+        raise ValueError(f"conv2d: wanted BLOCK_M2 or BLOCK_N2, not both, got {config}")
+    if (config.BLOCK_M2 or config.BLOCK_N2) and (config.SPLIT_K > 1 or not by_rows):
+        name = "BLOCK_M2" if config.BLOCK_M2 else "BLOCK_N2"
+        raise ValueError(f"conv2d: {name} is for the rows tiling and a whole sum, got {config}")
     check_activation("conv2d", activation)
     split = filled(config.SPLIT_K, shape.KH * shape.KW * -(-c // config.BLOCK_K))
     scale, shift = affine or (None, None)
     x_strides, y_strides = layout.addressed("x", x), layout.addressed("y", out)
     blocks = groups * -(-oc // (config.BLOCK_N + config.BLOCK_N2))
     if by_rows:
-        panels, steps, step = _tiles(shape, config.BLOCK_M)
+        panels, steps, step = _tiles(shape, config.BLOCK_M + config.BLOCK_M2)
         programs = blocks * steps * shape.OH * panels
         del x_strides["x_w"]
     else:
@@ -689,11 +747,15 @@ def conv2d(
         arguments["w"] = _filter_descriptor(weight, shape, config.BLOCK_N, config.BLOCK_K)
     if by_rows:
         kernel = _conv2d_rows_kernel
-        arguments |= {"w2": weight if config.BLOCK_N2 else None, "BLOCK_N2": config.BLOCK_N2}
+        arguments |= fields_of(config, "BLOCK_M2", "BLOCK_N2")
+        arguments |= {"x2": x if config.BLOCK_M2 else None}
+        arguments |= {"w2": weight if config.BLOCK_N2 else None}
         arguments |= {"steps": steps, "step": step, "SPANS": spans, "DENSE": dense_rows}
         arguments |= {"MEETS": _meets(shape)}
         if config.descriptors:
-            arguments["x"] = _row_descriptor(x, shape, config)
+            arguments["x"] = _row_descriptor(x, shape, config.BLOCK_M, config.BLOCK_K)
+            if config.BLOCK_M2:
+                arguments["x2"] = _row_descriptor(x, shape, config.BLOCK_M2, config.BLOCK_K)
             if config.BLOCK_N2:
                 arguments["w2"] = _filter_descriptor(weight, shape, config.BLOCK_N2, config.BLOCK_K)
     else:
@@ -715,7 +777,9 @@ def _check_rows_tiling(x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig
             f"conv2d: x has columns {x_w} elements apart, wanted {shape.N * x_n}, since the rows "
             "tiling reads through them; use the pixels tiling"
         )
-    if (shape.W + shape.padding[2] + shape.padding[3]) * shape.N + config.BLOCK_M >= 2**31:
+    if (
+        shape.W + shape.padding[2] + shape.padding[3]
+    ) * shape.N + config.BLOCK_M + config.BLOCK_M2 >= 2**31:
         raise ValueError(
             f"conv2d: {shape.W} columns of {shape.N} images are more than a 32-bit index counts; "
             "use a smaller batch"
@@ -759,11 +823,13 @@ def _filter_descriptor(
     )
 
 
-def _row_descriptor(x: torch.Tensor, shape: Conv2dShape, config: Conv2dConfig) -> TensorDescriptor:
+def _row_descriptor(
+    x: torch.Tensor, shape: Conv2dShape, block_m: int, block_k: int
+) -> TensorDescriptor:
     """Boxes of one input row's (column, image) by channels; with groups, of one group's."""
     x_h, _, x_n, _ = x.stride()
     c, rows = shape.C // shape.groups, shape.W * shape.N
-    box = [config.BLOCK_M, config.BLOCK_K]
+    box = [block_m, block_k]
     if shape.groups == 1:
         return TensorDescriptor(x, [shape.H, rows, c], [x_h, x_n, 1], [1, *box])
     # Groups before images, against the order of strides: with a side of 1 next to the channels

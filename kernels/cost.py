@@ -263,22 +263,23 @@ def conv_cost(shape: Any, config: Any, dtype: torch.dtype, precision: str, chip:
     across = shape.groups * -(-oc // sum(columns))
     longest = kh * kw * blocks
     gathered = config.tiling == "pixels" or not config.descriptors
+    block = config.BLOCK_M + config.BLOCK_M2
     if config.tiling == "pixels":
-        tiles = -(-oh * ow * n // config.BLOCK_M)
+        tiles = -(-oh * ow * n // block)
         steps = across * tiles * longest
     else:
         (stride_h, stride_w), (dilation_h, dilation_w) = shape.stride, shape.dilation
         top, _, left, _ = shape.padding
         width = shape.W, ow, kw, stride_w, left, dilation_w
-        of_a_row, taps = _of_a_row(width, n, config.BLOCK_M)
+        of_a_row, taps = _of_a_row(width, n, block)
         tiles = oh * of_a_row
         steps = across * blocks * taps
         steps *= _of_a_column((shape.H, oh, kh, stride_h, top, dilation_h))
     elements = n * (shape.C * shape.H * shape.W + shape.OC * oh * ow) + shape.OC * (c * kh * kw + 1)
-    tile = config.BLOCK_M, columns, config.BLOCK_K, dtype.itemsize
+    tile = block, columns, config.BLOCK_K, dtype.itemsize
     walk, parts = _split(across * tiles, steps, longest, config.SPLIT_K)
     told = _told(config, dtype, precision, gathered)
-    told |= {"parts": parts, "full": oh * ow * n / (tiles * config.BLOCK_M) if n else 1.0}
+    told |= {"parts": parts, "full": oh * ow * n / (tiles * block) if n else 1.0}
     return cost(Tiles(*tile, *walk, elements * dtype.itemsize, **told), chip)
 
 

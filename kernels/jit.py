@@ -25,6 +25,7 @@ from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..errors import Error
 from .product import reproducible
 
 MAX_TILE = 2**20  # Triton's limit on the elements of one tensor in a kernel
@@ -104,6 +105,10 @@ OLDEST = 80
 """The first compute capability that the kernels are made for: older tensor cores spill them."""
 
 
+class Refused(Error):
+    """A launch that the driver does not take."""
+
+
 class TooOld(RuntimeError):
     """A GPU of a compute capability before OLDEST."""
 
@@ -158,6 +163,8 @@ class Launch:
     Calling is asynchronous on a GPU (on the current stream) and immediate on a CPU, where nothing
     overlaps: a launch with `pdl` is then interpreted as one without. The same object can be
     compiled for a GPU that is not there, since it knows everything a binary needs.
+
+    Raises Refused where the driver takes no such descriptor.
     """
 
     kernel: Kernel
@@ -196,7 +203,15 @@ class Launch:
         # Triton launches on the current device, whatever device the tensors are on, and a first
         # launch compiles.
         with ALONE, torch.cuda.device(device):
-            self.kernel[self.grid](**self.arguments, **self.options)
+            try:
+                self.kernel[self.grid](**self.arguments, **self.options)
+            except RuntimeError as error:
+                if "tensor map" not in str(error):
+                    raise
+                raise Refused(
+                    f"{self.kernel.__name__}: this GPU's driver refuses a descriptor of its "
+                    f"operands: load with options=Options(pointers=True), or update it ({error})"
+                ) from error
 
 
 def fields_of(declared: Any, *names: str) -> dict[str, Any]:

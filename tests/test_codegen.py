@@ -219,7 +219,7 @@ def faults_of_a_loop(binary: Binary, launch: Launch, dtype: str, measured: bool)
     if passed := {"LDSM", "LDS", "STS", "LDG", "LDGSTS"} & set(loop.opcodes):
         yield f"passes operands through registers: {', '.join(sorted(passed))}"
     told = launch.arguments
-    rows, columns = told["BLOCK_M"], told["BLOCK_N"] + told.get("BLOCK_N2", 0)
+    rows, columns = (told[f"BLOCK_{axis}"] + told.get(f"BLOCK_{axis}2", 0) for axis in "MN")
     matrix = rows * columns * told["BLOCK_K"] / (1024 if dtype == "tf32" else 2048)
     issue = len(loop.opcodes) * launch.num_warps / 4
     # Narrower tiles wait for weights and not for the matrix units, and filters may be shallow.

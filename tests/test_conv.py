@@ -156,9 +156,10 @@ NUMBERS = [
     )
 ]
 for with_descriptors in (True, False):
-    # Filters that fill both accumulators, that end in the second, and that do not reach it.
-    two = Conv2dConfig("rows", *TILE, descriptors=with_descriptors, BLOCK_N2=16)
-    NUMBERS += each(("multiples of the tile", *FULL), two)
+    # Filters or rows that fill both accumulators, that end in the second, that do not reach it.
+    one = Conv2dConfig("rows", *TILE, descriptors=with_descriptors)
+    for two in (replace(one, BLOCK_N2=16), replace(one, BLOCK_M2=16)):
+        NUMBERS += each(("multiples of the tile", *FULL), two)
 for tiling, parts in itertools.product(TILINGS, (2, 5)):  # also more than there is to add
     NUMBERS += each(
         ("strides", *FULL), Conv2dConfig(tiling, *TILE, descriptors=parts == 2, SPLIT_K=parts)
@@ -416,10 +417,10 @@ def test_default_configuration(
     if config.descriptors:
         assert arch is None or arch >= 90
     if arch is not None:
-        rows = config.BLOCK_M + config.BLOCK_N + config.BLOCK_N2
+        rows = config.BLOCK_M + config.BLOCK_M2 + config.BLOCK_N + config.BLOCK_N2
         tile_bytes = rows * config.BLOCK_K * dtype.itemsize
         assert config.num_stages * tile_bytes <= SHARED_MEMORY[arch]
-    assert config.SPLIT_K == 1 or not config.BLOCK_N2
+    assert config.SPLIT_K == 1 or not config.BLOCK_M2 + config.BLOCK_N2
     if invariant:
         for n in (1, 65, 5000):
             other = replace(shape, N=n)
@@ -442,6 +443,8 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
         (x, shape, pixels, "gelu", r"conv2d: activation must be one of .* got 'gelu'"),
         (x, shape, replace(pixels, BLOCK_N2=16), None, "BLOCK_N2 is for the rows tiling"),
         (x, shape, split, None, "BLOCK_N2 is for the rows tiling and a whole sum"),
+        (x, shape, replace(pixels, BLOCK_M2=16), None, "BLOCK_M2 is for the rows tiling"),
+        (x, shape, replace(split, BLOCK_M2=16), None, "BLOCK_M2 or BLOCK_N2, not"),
         (crooked, shape, pixels, None, "wanted dense channels and multiples of 8"),
         (x, many, pixels, None, "conv2d: 2147483648 rows .* smaller batch"),
         (flat, wide, rows, None, "conv2d: 1024 columns of 2097152 images .* smaller batch"),

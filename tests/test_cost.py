@@ -255,8 +255,14 @@ def test_few_programs_are_cut_to_fill_a_card_and_no_more() -> None:
 
 def config(**told: object) -> SimpleNamespace:
     """A convolution's or a linear layer's configuration."""
-    usual = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_N2": 0, "BLOCK_K": 64, "SPLIT_K": 1}
-    usual |= {"num_warps": 8, "num_stages": 3, "descriptors": True, "transposed": False}
+    usual = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_M2": 0, "BLOCK_N2": 0}
+    usual |= {
+        "SPLIT_K": 1,
+        "num_warps": 8,
+        "num_stages": 3,
+        "descriptors": True,
+        "transposed": False,
+    }
     return SimpleNamespace(**{"tiling": "rows", **usual, **told})
 
 

@@ -9,10 +9,11 @@ launches.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +52,7 @@ from alexnet_triton.kernels.driver import (
     refusals,
     tensor_maps,
 )
-from alexnet_triton.kernels.jit import Launch
+from alexnet_triton.kernels.jit import Kernel, Launch, Refused
 from alexnet_triton.kernels.pdl import overlapping
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -302,6 +303,36 @@ def test_what_the_documentation_does_not_describe_is_known() -> None:
                         wanted = {"x": "order"}
                 assert departures(launch, 90) == wanted, (name, dtype, step_name)
                 assert departures(launch, 80) == {}
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet2012"])
+def test_a_driver_that_takes_documented_descriptors_only(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses the images' and the groups', each with the cure; through pointers, nothing."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    for pointers in (False, True):
+        refused = {}
+        _, launches = whole(name, 256, "fp16", 90, options=Options(pointers=pointers))
+        for step_name, launch in launches:
+            with monkeypatch.context() as patch:
+                driven = partial(_strict_driver, launch)
+                patch.setattr(Kernel, "__getitem__", lambda _, grid, run=driven: run)
+                try:
+                    launch()
+                except Refused as error:
+                    refused[step_name] = str(error)
+        grouped = {"conv2", "conv4", "conv5"} if name == "alexnet2012" else set()
+        assert refused.keys() == (set() if pointers else {"conv1"} | grouped)
+        assert all("Options(pointers=True)" in line for line in refused.values())
+
+
+def _strict_driver(launch: Launch, **arguments: object) -> None:
+    """Launches as Triton does with a driver that takes the documented strides only."""
+    if departures(launch, 90):
+        raise RuntimeError(
+            "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid argument"
+        )
 
 
 # --- each rule refuses -----------------------------------------------------------------------

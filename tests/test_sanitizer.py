@@ -202,8 +202,9 @@ def products(descriptors: bool) -> dict[str, list[Launch]]:
         if conv.rows_tiling_fits(shape, torch.half) or not descriptors:
             made[f"conv, rows, {name}"] = convolution(shape, rows)
     for name in ("multiples of nothing", "aligned groups"):
-        two, split = replace(rows, BLOCK_N2=8), replace(pixels, SPLIT_K=3)
-        made[f"conv, two accumulators, {name}"] = convolution(CONVOLUTIONS[name], two)
+        for two in (replace(rows, BLOCK_M2=8), replace(rows, BLOCK_N2=8)):
+            made[f"conv, {two.BLOCK_M2 + 8} rows, {name}"] = convolution(CONVOLUTIONS[name], two)
+        split = replace(pixels, SPLIT_K=3)
         made[f"conv, 3 parts, {name}"] = convolution(CONVOLUTIONS[name], split)
         several_rows = replace(rows, SPLIT_K=3)
         made[f"conv, 3 parts of rows, {name}"] = convolution(CONVOLUTIONS[name], several_rows)
@@ -289,7 +290,10 @@ def on_softmax(module: Any) -> list[Launch]:
 # A module, a part of a mask in it, what to put there, whose elements are reached then, and how to
 # launch the kernel from a copy of the module.
 MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launch]]]] = {
-    "rows": (conv, "row < W * N", "row <= W * N", "x", lambda m: convolution(EVEN, ROWS, module=m)),
+    "rows": (
+        *(conv, "(row < rows) &", "(row <= rows) &", "x"),
+        lambda m: convolution(EVEN, ROWS, module=m),
+    ),
     "pixels": (conv, "ih < H", "ih <= H", "x", on_pixels),
     "filters": (conv, "n < OC", "n <= OC", "w", on_pixels),
     "tail": (conv, "channel < OC", "channel <= OC", "bias", on_pixels),

@@ -218,7 +218,7 @@ def test_tiles_have_two_blocks_and_a_ragged_one() -> None:
                 if config.tiling == "pixels":
                     rows *= shape.OH
                 for which, size, block in (
-                    ("M", rows, config.BLOCK_M),
+                    ("M", rows, config.BLOCK_M + config.BLOCK_M2),
                     ("N", shape.OC // shape.groups, config.BLOCK_N + config.BLOCK_N2),
                     ("K", shape.C // shape.groups, config.BLOCK_K),
                 ):

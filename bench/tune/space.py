@@ -198,6 +198,7 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
     parameters = {
         "tiling": ("rows", "pixels"),
         "BLOCK_M": (32, 64, 128, 256),
+        "BLOCK_M2": (0, 64),
         "BLOCK_N": (32, 64, 128, 256),
         "BLOCK_N2": (0, 32, 64, 128),
         "BLOCK_K": (16, 32, 64, 128),
@@ -231,8 +232,12 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
             t["BLOCK_N"] <= power_of_two(filters, 32, 256)
         ),
         "a second accumulator is narrower, needed, and for whole sums of rows": lambda t: (
-            not t["BLOCK_N2"]
-            or (by_rows(t) and t["SPLIT_K"] == 1 and t["BLOCK_N2"] < t["BLOCK_N"] < filters)
+            (
+                not t["BLOCK_N2"] + t["BLOCK_M2"]
+                or (by_rows(t) and t["SPLIT_K"] == 1 and not (t["BLOCK_N2"] and t["BLOCK_M2"]))
+            )
+            and (not t["BLOCK_N2"] or t["BLOCK_N2"] < t["BLOCK_N"] < filters)
+            and (not t["BLOCK_M2"] or t["BLOCK_M2"] < t["BLOCK_M"] < in_row)
         ),
         "a K step is no longer than the channels": lambda t: _k_step(t, channels),
         "a sum is split where tiles are few, and a part has four steps": lambda t: (
@@ -338,20 +343,23 @@ def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
 def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
     """What convolution and linear layers share: both are a product in tiles."""
 
+    def height(config: Config) -> int:
+        return int(config["BLOCK_M"]) + int(config.get("BLOCK_M2", 0))
+
     def width(config: Config) -> int:
         return int(config["BLOCK_N"]) + int(config.get("BLOCK_N2", 0))
 
     def operands(config: Config) -> int:
-        numbers_a_stage = (config["BLOCK_M"] + width(config)) * config["BLOCK_K"]
+        numbers_a_stage = (height(config) + width(config)) * config["BLOCK_K"]
         return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
     rules: Rules = {
         "descriptors are from sm_90": lambda t: not t["descriptors"] or arch >= 90,
         f"sums take at most {ACCUMULATORS} registers a thread": lambda t: (
-            t["BLOCK_M"] * width(t) <= ACCUMULATORS * 32 * t["num_warps"]
+            height(t) * width(t) <= ACCUMULATORS * 32 * t["num_warps"]
         ),
         "eight warps have 8192 sums to share": lambda t: (
-            t["num_warps"] <= 4 or t["BLOCK_M"] * width(t) >= 8192
+            t["num_warps"] <= 4 or height(t) * width(t) >= 8192
         ),
         "operands fit in shared memory": lambda t: (
             arch not in LIMITS or operands(t) <= LIMITS[arch].shared_per_block
@@ -363,7 +371,7 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
         **rules,
         # No tensor core computes this, and unrolled multiply-adds compile for minutes.
         "plain multiply-adds keep to small tiles": lambda t: (
-            t["BLOCK_M"] * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
+            height(t) * width(t) <= 8192 and t["BLOCK_K"] <= 32 and t["num_stages"] <= 3
         ),
     }
 
