@@ -105,7 +105,7 @@ OLDEST = 80
 """The first compute capability that the kernels are made for: older tensor cores spill them."""
 
 
-class Refused(Error):
+class LaunchRefused(Error):
     """A launch that the driver does not take."""
 
 
@@ -164,7 +164,7 @@ class Launch:
     overlaps: a launch with `pdl` is then interpreted as one without. The same object can be
     compiled for a GPU that is not there, since it knows everything a binary needs.
 
-    Raises Refused where the driver takes no such descriptor.
+    Raises LaunchRefused where the driver takes no such descriptor.
     """
 
     kernel: Kernel
@@ -208,7 +208,7 @@ class Launch:
             except RuntimeError as error:
                 if "tensor map" not in str(error):
                     raise
-                raise Refused(
+                raise LaunchRefused(
                     f"{self.kernel.__name__}: this GPU's driver refuses a descriptor of its "
                     f"operands: load with options=Options(pointers=True), or update it ({error})"
                 ) from error

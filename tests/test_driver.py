@@ -52,7 +52,7 @@ from alexnet_triton.kernels.driver import (
     refusals,
     tensor_maps,
 )
-from alexnet_triton.kernels.jit import Kernel, Launch, Refused
+from alexnet_triton.kernels.jit import Kernel, Launch, LaunchRefused
 from alexnet_triton.kernels.pdl import overlapping
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -320,7 +320,7 @@ def test_a_driver_that_takes_documented_descriptors_only(
                 patch.setattr(Kernel, "__getitem__", lambda _, grid, run=driven: run)
                 try:
                     launch()
-                except Refused as error:
+                except LaunchRefused as error:
                     refused[step_name] = str(error)
         grouped = {"conv2", "conv4", "conv5"} if name == "alexnet2012" else set()
         assert refused.keys() == (set() if pointers else {"conv1"} | grouped)
