@@ -18,7 +18,6 @@ from alexnet_triton.bench.tune.budget import (
     rows,
     searches,
     share,
-    targets,
 )
 from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.devices.planner import Planner
@@ -34,12 +33,13 @@ def found() -> list[Search]:
     return searches(DIGITS, "fp32", (1, 2))
 
 
-def test_targets_are_the_steps_with_a_kernel() -> None:
-    every = targets(DIGITS, "fp32", 1)
-    assert [step.name for _, step in every][:3] == ["input", "conv1", "pool1"]
-    assert [problem.name for problem, _ in every][:3] == ["conv1", "conv1", "pool1"]
+def test_the_pass_is_proved_in_the_first_layer(found: list[Search]) -> None:
+    proved_in = {search.step.name: search.problem.name for search in found}
+    assert proved_in.pop("input") == "conv1"
+    assert all(name == problem for name, problem in proved_in.items())
+    assert {"conv1", "pool1", "avgpool", "fc8"} <= proved_in.keys()
     with pytest.raises(NetworkError, match="digits has no step 'conv9' to tune; it has input, "):
-        targets(DIGITS, "fp32", 1, ["conv9"])
+        searches(DIGITS, "fp32", [1], ["conv9"])
 
 
 class Asked(tuning.Table):

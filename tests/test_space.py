@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
 from alexnet_triton.bench.tune.short import short_list
-from alexnet_triton.bench.tune.space import Space, SpaceError, key, listed, space, within
+from alexnet_triton.bench.tune.space import Space, key, listed, space
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, KernelConfig
 from alexnet_triton.engine.zoo import network
@@ -136,22 +136,6 @@ def test_the_interpreter_has_a_few_large_tiles() -> None:
         configs = space_of(problem, None).configs()
         assert asdict(config_of(problem)) in configs
         assert 1 <= len(configs) <= 27
-
-
-def test_a_user_chooses_values() -> None:
-    problem = find("conv4", 256, 90)
-    values = {"BLOCK_M": ["128"], "descriptors": ["true"], "tiling": ["rows"]}
-    chosen = within(space_of(problem, 90), {**values, "num_stages": ["3", "6"]})
-    configs = chosen.configs()
-    fixed = {(c["BLOCK_M"], c["descriptors"], c["tiling"]) for c in configs}
-    assert fixed == {(128, True, "rows")}
-    assert {c["num_stages"] for c in configs} == {3, 6}
-    with pytest.raises(SpaceError, match="no parameter 'BLOCK_Q'; this kernel has tiling, BLOCK_M"):
-        within(chosen, {"BLOCK_Q": ["1"]})
-    with pytest.raises(SpaceError, match="BLOCK_M: wanted a number, got 'wide'"):
-        within(chosen, {"BLOCK_M": ["wide"]})
-    with pytest.raises(SpaceError, match="descriptors: wanted true or false, got '1'"):
-        within(chosen, {"descriptors": ["1"]})
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64, 256])
