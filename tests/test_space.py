@@ -151,13 +151,21 @@ def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
         assert len(moved) > 2 or problem.name.startswith("pool"), (problem.name, start)
 
 
-@pytest.mark.parametrize(("arch", "batch"), [(80, 256), (90, 1), (90, 256), (100, 64)])
-def test_a_short_list_begins_with_the_default(arch: int, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "arch", "batch"),
+    [
+        ("alexnet", "fp16", 80, 256),
+        ("alexnet", "fp16", 90, 1),
+        ("alexnet", "bf16", 100, 64),
+        ("alexnet_keras_bn", "tf32", 90, 256),
+    ],
+)
+def test_a_short_list_begins_with_the_default(name: str, dtype: str, arch: int, batch: int) -> None:
     """The model chose it from the same list; what has no such list is not searched by one."""
-    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], arch)
-    for problem in problems(planner, "fp16", batch):
+    planner = Planner(network(name), ARITHMETIC[dtype], arch)
+    for problem in problems(planner, dtype, batch):
         found = short_list(problem.step, problem.plan.arithmetic, arch, cost.chip_of(arch))
-        assert bool(found) != problem.name.startswith("pool")
+        assert bool(found) == problem.name.startswith(("conv", "fc"))
         assert found[:1] in ([], [asdict(config_of(problem))])
         assert len(found) == len({key(config) for config in found}) <= 16
 
