@@ -141,23 +141,20 @@ def test_what_is_no_trial_is_refused(tmp_path: Path, line: str, told: str) -> No
 
 def test_trials_of_another_kernel_do_not_count_and_are_told(tmp_path: Path) -> None:
     """In one line, where there are any; those of another search are nobody's business."""
-    path = tmp_path / "cache.jsonl"
-    cache = Cache(path)
     first, second, *_ = trials()
-    cache.append(first)
-    cache.append(replace(second, subject=replace(SUBJECT, layer="conv5", source="older")))
-    assert cache.strangers(SUBJECT, list(START)) == ""
-    for stranger in (
-        replace(second, subject=replace(SUBJECT, source="older")),
-        replace(second, config={**second.config, "columns": 2}),
+    for name, odd in (
+        ("older", replace(second, subject=replace(SUBJECT, source="older"))),
+        ("columns", replace(second, config={**second.config, "columns": 2})),
     ):
-        alone = Cache(path)
-        alone._trials[stranger.subject, "odd"] = stranger
-        line = alone.strangers(SUBJECT, list(START))
-        assert "cache.jsonl: 1 trials of" in line
-        assert str(SUBJECT) in line
-        assert all(told in line for told in (stranger.subject.source, *stranger.config, "abc"))
-        assert alone.strangers(replace(SUBJECT, batch=9), list(START)) == ""
+        cache = Cache(tmp_path / name)
+        cache.append(first)
+        assert cache.strangers(SUBJECT, list(START)) == ""
+        cache.append(odd)
+        line = cache.strangers(SUBJECT, list(START))
+        assert all(
+            told in line for told in (f"{name}: 1 trials of {SUBJECT}", SUBJECT.source, name)
+        )
+        assert cache.strangers(replace(SUBJECT, batch=9), list(START)) == ""
 
 
 def test_the_source_is_known_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
