@@ -192,6 +192,14 @@ def test_a_replay_counts_what_a_search_would_have_cost() -> None:
     assert replay(silent, "exhaustive") == replace(found, seconds_to_best=None)
 
 
+def test_a_seed_replays_from_elsewhere() -> None:
+    """A climb from next to the best is short; from anywhere it is not."""
+    near = {"x": 8, "y": 2, "warps": 4}
+    stored = sorted(trials(), key=lambda trial: trial.config != near)
+    assert replay(stored, "local").to_best < 12
+    assert len({replay(stored, "local", seed).to_best for seed in range(1, 9)}) > 3
+
+
 def test_a_search_without_a_right_answer_is_refused() -> None:
     with pytest.raises(RecordError, match="no configuration that was right"):
         replay([trial for trial in trials() if trial.status == "failed"], "random")

@@ -268,7 +268,8 @@ def test_text_cache_row_and_page_tell_the_same_winner(
 
     monkeypatch.setattr(tuner, "run", run)
     cache = Cache(tmp_path / "cache.jsonl")
-    for finals[key(two)], wins in ((50.0, two), (99.9, default)):
+    for us, wins in ((50.0, two), (99.9, default)):
+        finals[key(two)] = us
         outcome = tune(found, tuner, cache, only=[one, two])
         assert outcome.best is not None
         assert outcome.row is not None
