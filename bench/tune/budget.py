@@ -64,10 +64,8 @@ def searches(
         steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps  # with the pass
         known = [step.name for step in steps if _op(step) in ASKED_FOR]
         if unknown := [name for name in names or () if name not in known]:
-            raise NetworkError(
-                f"{planner.network.name} has no step {unknown[0]!r} to tune; it has "
-                f"{', '.join(known)}"
-            )
+            there = f"{planner.network.name} has no step {unknown[0]!r} to tune"
+            raise NetworkError(f"{there}; it has {', '.join(known)}")
         found: list[tuple[Problem, Step]] = []
         reader, first = steps[0].name, steps[1].name
         for name in known if names is None else names:
@@ -106,8 +104,8 @@ def rows(table: Path | None, every: Sequence[Search]) -> tuple[list[tuning.Tuned
         elif row.source != like.source:
             why = f"wanted the source {like.source}, got {row.source}; tune it again"
         elif row.config.keys() - like.config.keys():
-            fields = ", ".join(like.config), ", ".join(row.config)
-            why = f"wanted no fields but {fields[0]}, got {fields[1]}; tune it again"
+            odd = ", ".join(row.config.keys() - like.config.keys())
+            why = f"wanted no fields but {', '.join(like.config)}, got {odd}; tune it again"
         else:
             holding.append(row)
             continue

@@ -15,7 +15,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -231,7 +230,7 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int, in_place
     def filters(config: Config) -> int:
         return int(config["columns"]) * shape.OC
 
-    rules: dict[str, Callable[[Config], bool]] = {
+    rules: Rules = {
         "a window of the columns is one K step, no longer than needed": lambda t: (
             t["BLOCK_K"] == power_of_two(windows[t["columns"]], 16, 2 * LARGEST)
         ),
@@ -242,15 +241,9 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int, in_place
         "a second accumulator is narrower and needed": lambda t: (
             not t["BLOCK_N2"] or t["BLOCK_N2"] < t["BLOCK_N"] < filters(t)
         ),
+        **_matrix_rules(arithmetic, arch),
     }
-    for name, rule in _matrix_rules(arithmetic, arch).items():
-        rules[name] = partial(_by_form, rule)
     return Space(parameters, rules)
-
-
-def _by_form(rule: Callable[[Config], bool], config: Config) -> bool:
-    """A rule on a configuration whose form says whether it reads through descriptors."""
-    return rule({**config, "descriptors": config["form"] != "pointers"})
 
 
 def _passes(shape: ChannelsLastShape) -> Space:
@@ -325,7 +318,9 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
         return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
     rules: Rules = {
-        "descriptors are from sm_90": lambda t: not t["descriptors"] or arch >= 90,
+        "descriptors are from sm_90": lambda t: (
+            arch >= 90 or not t.get("descriptors", t.get("form") != "pointers")
+        ),
         f"sums take at most {ACCUMULATORS} registers a thread": lambda t: (
             height(t) * width(t) <= ACCUMULATORS * 32 * t["num_warps"]
         ),

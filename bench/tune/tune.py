@@ -123,7 +123,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
     counts: Counter[str] = Counter()
     fastest = float("inf")
 
-    def tell(trial: Trial) -> None:
+    def hear(trial: Trial) -> None:
         nonlocal fastest
         counts[trial.status] += 1
         better = trial.time < fastest
@@ -135,7 +135,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
         elif better:
             print(f"{line}: {short(trial.config)}", file=sys.stderr)
 
-    return tell
+    return hear
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -300,15 +300,12 @@ class _Trials:
         finalists = heapq.nsmallest(FINALISTS, right, key=lambda trial: trial.time)
         final = self._final([default, *finalists] if default.status == "ok" else finalists)
         default = next((trial for trial in final if trial.config == start), default)
-        best = winner(final, default)
-        best = best and replace(best, won=True)
-        beaten = [
-            replace(trial, won=False)
-            for trial in (*(each for each in self.cache.trials if each.won), *final)
-            if trial.subject == self.subject and (best is None or trial.config != best.config)
-        ]
-        for trial in beaten if best is None else [*beaten, best]:
-            self.cache.append(trial)
+        before = [t for t in self.cache.trials if t.won and t.subject == self.subject]
+        for trial in (*before, *final):
+            self.cache.append(replace(trial, won=False))
+        if (best := winner(final, default)) is not None:
+            best = replace(best, won=True)
+            self.cache.append(best)
         strangers = self.cache.strangers(self.subject, start.keys())
         tried = tuple(self.trials.values())
         return Outcome(self.search, tried, self.fresh, size, default, best, strangers)
