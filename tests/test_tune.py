@@ -20,15 +20,16 @@ from alexnet_triton.bench.records import Results
 from alexnet_triton.bench.report import page
 from alexnet_triton.bench.tune.budget import Search, searches
 from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
+from alexnet_triton.bench.tune.short import short_list
 from alexnet_triton.bench.tune.space import key
 from alexnet_triton.bench.tune.trial import TrialRunner, launches
 from alexnet_triton.bench.tune.tune import table
-from alexnet_triton.bench.tune.tuner import Tuner, reasons, tune, winner
+from alexnet_triton.bench.tune.tuner import Outcome, Tuner, reasons, tune, winner
 from alexnet_triton.bench.worker import Worker
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
-from alexnet_triton.kernels import tuning
+from alexnet_triton.kernels import cost, tuning
 from alexnet_triton.kernels.conv import Conv2dConfig
 from alexnet_triton.kernels.jit import Launch
 from triton import knobs
@@ -285,6 +286,36 @@ def test_text_cache_row_and_page_tell_the_same_winner(
         results = Results({}, {}, (), tuple(trial.to_dict() for trial in kept))
         (shown, *_) = page.tuning(results)
         assert [f"BLOCK_K={wins['BLOCK_K']}, " in told[-1] for told in shown.rows] == [False, True]
+
+
+def test_a_short_search_tries_what_kernels_list_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, whose model knows the measured operand fill; the others keep what they have."""
+    asked: dict[str, list[Any]] = {}
+
+    def tune(search: Search, *_: object, only: list[Any], **how: Any) -> Outcome:
+        asked[search.step.name] = only
+        assert how["hints"] == []
+        trial = replace(took(0, 1.0, 1.0, 1.0), config=dict(search.row.config))
+        return Outcome(search, (trial,), 1, len(only), trial, trial, "")
+
+    verb = "alexnet_triton.bench.tune.tune"
+    card = SimpleNamespace(arch=90, name="a card")
+    monkeypatch.setattr(f"{verb}.resolve", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(f"{verb}.Tuner", lambda *_: nullcontext(card))
+    monkeypatch.setattr(f"{verb}.tune", tune)
+    options = ["--all", "--short", "--fill", "8", "--batch", "256", "--dtype", "fp16"]
+    files = ["--table", str(tmp_path / "won.json"), "--cache", str(tmp_path / "cache.jsonl")]
+    assert main(["tune", *options, *files]) == 0
+    assert asked.keys() == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
+    (conv3,) = searches(planner, "fp16", [256], ["conv3"])
+    chip = replace(cost.H200, fill=8.0)
+    assert asked["conv3"] == short_list(conv3.step, planner.arithmetic, 90, chip)
+    assert "4 steps have no short list" in capsys.readouterr().err
+    assert main(["tune", *options, *files]) == 0
+    assert "8 have a row in the table already" in capsys.readouterr().out
 
 
 @pytest.mark.interpreter
