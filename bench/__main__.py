@@ -330,6 +330,8 @@ steps come first. The winners go into the table that the engine reads.
     add("--batch", type=_count, nargs="+", default=[1], metavar="N", help="images (default 1)")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
     add("--strategy", choices=STRATEGIES, help="default local; with --simulate each")
+    add("--short", action="store_true", help="the kernels' own short lists alone, cheapest first")
+    add("--fill", type=float, metavar="BYTES", help="with --short: measured operands a clock")
     add("--seed", type=int, default=0, help="of random and local (default 0)")
     add("--budget", type=float, metavar="SECONDS", help="for all searches together (default: none)")
     add("--limit", type=_count, metavar="N", help="new trials of each search (default: no limit)")

@@ -48,17 +48,20 @@ class SpaceError(Error, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All combinations of the parameters' values that break no rule."""
+    """All combinations of the parameters' values that break no rule, or a list."""
 
     parameters: Values
     rules: Rules = field(default_factory=dict)
+    listed: tuple[Config, ...] = ()  # these alone, in this order
 
     def legal(self, config: Config) -> bool:
         """Whether a configuration breaks no rule."""
         return all(holds(config) for holds in self.rules.values())
 
     def configs(self) -> list[Config]:
-        """Every legal configuration, the last parameter changing fastest."""
+        """The list, or every legal configuration, the last parameter changing fastest."""
+        if self.listed:
+            return list(self.listed)
         every = itertools.product(*self.parameters.values())
         configs = (dict(zip(self.parameters, values, strict=True)) for values in every)
         return [config for config in configs if self.legal(config)]
@@ -121,7 +124,8 @@ def listed(configs: Iterable[Config]) -> Space:
     parameters = {
         name: tuple(sorted({config[name] for config in known.values()})) for name in names
     }
-    return Space(parameters, {"it is listed": lambda config: key(config) in known})
+    rules: Rules = {"it is listed": lambda config: key(config) in known}
+    return Space(parameters, rules, tuple(known.values()))
 
 
 def key(config: Config) -> str:

@@ -25,6 +25,7 @@ from ..choices import CACHE
 from ..env import environment
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
+from .shortlist import shortlist
 from .space import Config, SpaceError
 from .tuner import Outcome, Tuner, reasons, tune
 
@@ -52,6 +53,12 @@ def _tune(options: argparse.Namespace) -> int:
         # Without the table: a search starts from the defaults.
         planner = Planner(network, meaning, tuner.arch)
         every = budget.searches(planner, dtype, options.batch, options.layer or None)
+        lists = {
+            search.known_by: shortlist(search.step, meaning, tuner.arch, options.fill)
+            for search in every
+            if options.short
+        }
+        every = [search for search in every if lists.get(search.known_by, True)]
         cache = Cache(options.cache or CACHE)
         path = _table_path(options, tuner)
         known = set()
@@ -77,7 +84,8 @@ def _tune(options: argparse.Namespace) -> int:
                     values=_values(options.set),
                     resume=options.resume,
                     told=_progress(search),
-                    hints=budget.hints(search, budget.rows(path)),
+                    hints=[] if lists else budget.hints(search, budget.rows(path)),
+                    only=lists.get(search.known_by, ()),
                 )
             )
             if path and (row := outcomes[-1].row):

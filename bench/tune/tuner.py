@@ -35,7 +35,7 @@ from ..measure.timing import CLOCKS, Clock
 from ..worker import Lost, Worker
 from .cache import Cache, Subject, Trial, source_hash
 from .search import STRATEGIES, follow
-from .space import Config, Space, key, space, within
+from .space import Config, Space, key, listed, space, within
 from .trial import TrialRunner, judge, launches
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
@@ -216,8 +216,9 @@ def tune(
     resume: bool = True,
     told: Callable[[Trial], None] = lambda trial: None,
     hints: Sequence[Config] = (),
+    only: Sequence[Config] = (),
 ) -> Outcome:
-    """Search the space of one step of a problem, by default its last.
+    """Search the space of one step of a problem, by default its last; or `only` these, in order.
 
     The search starts from the default or, if one is faster, from one of `hints`: winners of
     problems like this one, of which those outside this space are passed over.
@@ -237,6 +238,8 @@ def tune(
     searched = within(space(step, problem.plan.arithmetic, tuner.arch), values or {})
     assert step.config is not None  # space() has refused it
     default = asdict(step.config)
+    if only:
+        searched, strategy = listed([default, *only]), "exhaustive"
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
     starts = [start for start in starts if start == default or searched.has(start)]
     if (times := search.evaluate(starts)) is not None:
