@@ -17,7 +17,7 @@ from .. import __version__
 from ..engine.devices.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import Parser, exit_status
-from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
+from .choices import ARCHS, CACHE, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
 from .race.candidates import shipped
 
 HOMES = {
@@ -343,22 +343,9 @@ steps come first. The winners go into the table that the engine reads.
         help="other values of parameters: BLOCK_M=64,128 num_warps=4",
     )
     add("--cache", type=Path, metavar="FILE", help=f"JSON lines of all trials (default {CACHE})")
-    add(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take what the cache has (default), or try it all anew",
-    )
-    add("--clock", choices=sorted(set().union(*CLOCKS.values())), help="default graph; CPU: host")
     add("--jobs", type=_count, help="processes that compile ahead (default: cores but one)")
     add("--timeout", type=float, default=60.0, help="seconds for one candidate (default 60)")
-    add(
-        "--write",
-        action=argparse.BooleanOptionalAction,
-        help="write the table (default on a GPU, and where --table is given)",
-    )
     add("--simulate", type=Path, metavar="CACHE", help="replay a stored search, without a GPU")
-    add("--repeats", type=_count, default=20, help="seeds of a simulation (default 20)")
     return parser
 
 
