@@ -13,19 +13,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from ...engine import NetworkError
 from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
 from ...engine.table import Columns, columns
-from ...kernels import tuning
+from ...kernels import cost, tuning
 from ..choices import CACHE
 from ..env import environment
 from ..measure.verb import tell
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
-from .shortlist import shortlist
+from .short import short_list
 from .space import Config, SpaceError
 from .tuner import Outcome, Tuner, reasons, tune
 
@@ -67,11 +68,12 @@ def _tune(options: argparse.Namespace) -> int:
         work = [search for search in every if search.known_by not in known]
         lists = {}
         if options.short:
-            lists = {
-                search.known_by: shortlist(search.step, meaning, tuner.arch, options.fill)
-                for search in work
-            }
+            chip = cost.chip_of(tuner.arch or 90)
+            chip = replace(chip, fill=options.fill or chip.fill)
+            listed = partial(short_list, arithmetic=meaning, arch=tuner.arch, chip=chip)
+            lists = {search.known_by: listed(search.step) for search in work}
             work = [search for search in work if lists[search.known_by]]
+            tell(f"{len(lists) - len(work)} searches are not made: their kernels list nothing")
         end = math.inf if options.budget is None else time.perf_counter() + options.budget
         for turn, search in enumerate(work):
             if (left := end - time.perf_counter()) <= 0:
