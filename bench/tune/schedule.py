@@ -3,18 +3,16 @@
 What a network gains from running its first layers slice by slice depends on the cache, and what it
 gains from kernels that start before their predecessors end on the gaps between them; neither can be
 seen on a kernel alone. So each order is a contestant of its own on the whole network, proved like
-any other, and the fastest goes into the device's table for the engine to follow.
+any other, and the winner goes into the device's table for the engine to follow: the fastest that
+beats all images at once as `tuner.winner` has it, or else that.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 import triton
@@ -24,28 +22,19 @@ from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network
-from ...errors import printable
 from ...kernels import tuning
 from ..env import environment
 from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
 from ..measure.problem import network_problem, ready, tensors, tuned_planner
 from ..measure.timing import ROUNDS, Clock, Effort
-from ..measure.verb import TIMES, note
-from ..records import Results, Row, save
+from ..measure.verb import TIMES, measured, note
+from ..records import Results, Row
 from .cache import source_hash
-from .tuner import device_name
+from .tuner import device_name, winner
 
 SLICES = {"cuda": (32, 64, 128), "cpu": (1,)}
 OVERLAPS = 90  # the compute capability from which kernels may start early
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One order of launches for one batch, and what came of it."""
-
-    options: Options
-    row: Row
 
 
 COLUMNS: table.Columns[Row] = (("order", -40, lambda row: row.contestant), *TIMES, ("", 0, note))
@@ -71,7 +60,7 @@ def candidates(planner: Planner, batch: int, device: torch.device) -> list[Optio
 
 def orders(
     network: Network, dtype: str, batch: int, device: torch.device, effort: Effort | None = None
-) -> list[Order]:
+) -> list[Row]:
     """Measure every order for one batch, the fastest first, the unproved and untimed last.
 
     By the clock of graph replay on a GPU. `dtype` is a name in ARITHMETIC.
@@ -92,25 +81,28 @@ def orders(
             for each in problems
         ]
         rows = timed(entries, clock, device, effort.rounds, effort.seconds)
-    orders = [Order(each.plan.options, row) for each, row in zip(problems, rows, strict=True)]
-    return sorted(orders, key=lambda order: order.row.median_us or float("inf"))
+    return sorted(rows, key=lambda row: row.median_us or float("inf"))
 
 
-def tuned_row(tried: Sequence[Order], network: Network, device: torch.device) -> tuning.TunedRow:
-    """The fastest order as a row of the device's table. Raises ValueError if none was timed."""
-    best = tried[0]
-    if best.row.median_us is None:
-        raise ValueError(f"no order of {network.name} could be timed: {best.row.note}")
-    planner = tuned_planner(network, ARITHMETIC[best.row.dtype], device)
-    problem = network_problem(planner, best.row.dtype, best.row.batch)
+def to_follow(rows: Sequence[Row]) -> Row | None:
+    """The order to follow of those of one batch, None if none was timed."""
+    return winner(rows, next(row for row in rows if row.contestant == told(PLAIN)))
+
+
+def tuned_row(best: Row, network: Network, device: torch.device) -> tuning.TunedRow:
+    """An order that was timed, as a row of the device's table."""
+    planner = tuned_planner(network, ARITHMETIC[best.dtype], device)
+    options = {told(each): each for each in candidates(planner, best.batch, device)}
+    problem = network_problem(planner, best.dtype, best.batch)
     bound = ready(problem, tensors(problem, "meta"))
+    assert best.median_us is not None
     return tuning.TunedRow(
         op="run",
         shape=tuning.without_batch(Run(network.name, *network.input_shape)),
-        dtype=best.row.dtype,
-        batch=best.row.batch,
-        config=asdict(best.options),
-        median_us=round(best.row.median_us, 3),
+        dtype=best.dtype,
+        batch=best.batch,
+        config=asdict(options[best.contestant]),
+        median_us=round(best.median_us, 3),
         triton=triton.__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         source=source_hash(launch for _, several in bound.launches for launch in several),
@@ -120,32 +112,36 @@ def tuned_row(tried: Sequence[Order], network: Network, device: torch.device) ->
 # --- the verb --------------------------------------------------------------------------------
 
 
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The orders of one batch, and which of them the engine should follow."""
+    best = to_follow(rows)
+    follow = best.contestant if best else "nothing, none was timed"
+    return [f"batch {rows[0].batch}", *table.columns(rows, COLUMNS), f"to follow: {follow}"]
+
+
 def run(options: argparse.Namespace) -> int:
-    """Measure orders of launches; the fastest goes into the table. 1 if none was timed."""
+    """Measure orders of launches; the one to follow goes into the table. 1 if none was timed."""
     device = resolve(options.device)
     dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
     effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
-    kept = options.table
-    if kept is None and device.type == "cuda":
-        kept = tuning.path_of(device_name(device))
-    measured: dict[int, list[Order]] = {}
     for batch in options.batch:
         at_least_one("--batch", batch)
-        print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
-        measured[batch] = tried = orders(network, dtype, batch, device, effort)
-        if options.json != "-":
-            lines = table.columns([order.row for order in tried], COLUMNS)
-            print("\n".join([f"batch {batch}", *lines]))
-        if kept is not None and tried[0].row.median_us is not None:
-            tuning.save(kept, device_name(device), [tuned_row(tried, network, device)])
-            print(printable(f"written: {kept}"), file=sys.stderr)
-        if options.json not in (None, "-"):
-            rows = tuple(order.row for tried in measured.values() for order in tried)
-            save(Results(environment(device), {}, rows), Path(options.json))
-    if options.json == "-":
-        told_all = {batch: [asdict(order) for order in tried] for batch, tried in measured.items()}
-        print(json.dumps(told_all, indent=1))
-    return 0 if all(tried[0].row.median_us for tried in measured.values()) else 1
+    path = options.table
+    if path is None and device.type == "cuda":
+        path = tuning.path_of(device_name(device))
+    untimed = 0
+
+    def race(batch: int) -> Iterator[Row]:
+        nonlocal untimed
+        yield from (rows := orders(network, dtype, batch, device, effort))
+        best = to_follow(rows)
+        untimed += best is None
+        if path is not None and best is not None:
+            tuning.save(path, device_name(device), [tuned_row(best, network, device)])
+
+    races = ((f"{network.name}, batch {batch}, {dtype}", race(batch)) for batch in options.batch)
+    measured(options, Results(environment(device), {}, ()), races, lines)
+    return 1 if untimed else 0

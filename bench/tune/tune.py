@@ -13,18 +13,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ...engine import NetworkError
 from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
 from ...engine.table import Columns, columns
-from ...kernels import tuning
+from ...kernels import cost, tuning
 from ..choices import CACHE
 from ..env import environment
+from ..measure.verb import tell
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
+from .short import short_list
 from .space import Config, SpaceError
 from .tuner import Outcome, Tuner, reasons, tune
 
@@ -36,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         return simulate.run(options) if options.simulate else _tune(options)
     except KeyboardInterrupt:
-        where = options.cache or ("nowhere" if options.simulate else CACHE)
-        print(f"interrupted; trials are kept in {where}", file=sys.stderr)
+        kept = "" if options.simulate else f"; trials are kept in {options.cache or CACHE}"
+        print(f"interrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -45,20 +47,35 @@ def _tune(options: argparse.Namespace) -> int:
     if bool(options.layer) == options.all:
         raise NetworkError("tune: wanted layers or --all; conv4 is one")
     device = resolve(options.device)
+    if options.short and device.type == "cpu":
+        raise SpaceError("--short: wanted a GPU, for which kernels list configurations, got a CPU")
     dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
-    with Tuner(device, options.clock, options.jobs, options.timeout) as tuner:
+    with Tuner(device, options.jobs, options.timeout) as tuner:
         # Without the table: a search starts from the defaults.
         planner = Planner(network, meaning, tuner.arch)
         every = budget.searches(planner, dtype, options.batch, options.layer or None)
         cache = Cache(options.cache or CACHE)
-        path = _table_path(options, tuner)
+        path = options.table
+        if path is None and device.type == "cuda":
+            path = tuning.path_of(tuner.name)
+        holding, refused = budget.rows(path, every)
+        for line in refused:
+            tell(line)
         known = set()
         if options.all and not options.again:
-            known = {(row.problem, row.batch) for row in budget.rows(path)}
+            known = {(row.problem, row.batch) for row in holding}
         skipped = [search for search in every if search.known_by in known]
         work = [search for search in every if search.known_by not in known]
+        lists = {}
+        if options.short:
+            chip = cost.chip_of(tuner.arch or 90)
+            chip = replace(chip, fill=options.fill or chip.fill)
+            listed = partial(short_list, arithmetic=meaning, arch=tuner.arch, chip=chip)
+            lists = {search.known_by: listed(search.step) for search in work}
+            work = [search for search in work if lists[search.known_by]]
+            tell(f"{len(lists) - len(work)} steps have no short list and keep what they have")
         end = math.inf if options.budget is None else time.perf_counter() + options.budget
         for turn, search in enumerate(work):
             if (left := end - time.perf_counter()) <= 0:
@@ -66,18 +83,14 @@ def _tune(options: argparse.Namespace) -> int:
             least = budget.LEAST[device.type]
             outcomes.append(
                 tune(
-                    search.problem,
-                    tuner,
-                    cache,
-                    step=search.step,
+                    *(search, tuner, cache),
                     strategy=options.strategy or "local",
                     seed=options.seed,
                     seconds=budget.share(work[turn:], left, least) if options.budget else None,
                     limit=options.limit,
-                    values=_values(options.set),
-                    resume=options.resume,
                     told=_progress(search),
-                    hints=budget.hints(search, budget.rows(path)),
+                    hints=[] if lists else budget.hints(search, budget.rows(path, every)[0]),
+                    only=lists.get(search.known_by, ()),
                 )
             )
             if path and (row := outcomes[-1].row):
@@ -91,6 +104,7 @@ def _tune(options: argparse.Namespace) -> int:
             "searches": [outcome.to_dict() for outcome in outcomes],
             "not_reached": [str(search) for search in missed],
             "skipped": [str(search) for search in skipped],
+            "refused": refused,
         }
         print(json.dumps(facts, indent=2))
     else:
@@ -103,33 +117,13 @@ def _tune(options: argparse.Namespace) -> int:
     return 0 if all(outcome.best for outcome in outcomes) else 1
 
 
-def _table_path(options: argparse.Namespace, tuner: Tuner) -> Path | None:
-    written = options.write
-    if written is None:
-        written = options.table is not None or tuner.device.type == "cuda"
-    if not written:
-        return None
-    path: Path = options.table or tuning.path_of(tuner.name)
-    return path
-
-
-def _values(given: Sequence[str]) -> dict[str, list[str]]:
-    parameters = {}
-    for text in given:
-        name, equals, values = text.partition("=")
-        if not (name and equals and values):
-            raise SpaceError(f"--set: wanted NAME=VALUE,VALUE, got {text!r}")
-        parameters[name] = values.split(",")
-    return parameters
-
-
 def _progress(search: budget.Search) -> Callable[[Trial], None]:
     """One line that is written over on a terminal; elsewhere one for each new best."""
     where = f"{search.problem.network.name} {search} {search.problem.dtype}"
     counts: Counter[str] = Counter()
     fastest = float("inf")
 
-    def tell(trial: Trial) -> None:
+    def hear(trial: Trial) -> None:
         nonlocal fastest
         counts[trial.status] += 1
         better = trial.time < fastest
@@ -141,7 +135,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
         elif better:
             print(f"{line}: {short(trial.config)}", file=sys.stderr)
 
-    return tell
+    return hear
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -149,8 +143,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = columns(outcomes, COLUMNS)
     for outcome in outcomes:
         for status, reason, count in reasons(outcome.trials):
-            where = f"{outcome.subject.layer} x{outcome.subject.batch}"
-            lines.append(f"{where}: {count} {status}: {reason}")
+            lines.append(f"{outcome.search}: {count} {status}: {reason}")
+        lines += [outcome.strangers] * bool(outcome.strangers)
     return "\n".join(lines)
 
 
@@ -174,12 +168,15 @@ def _us(trial: Trial | None) -> str:
 
 
 def _best(outcome: Outcome) -> str:
-    return "nothing was right" if outcome.best is None else short(outcome.best.config)
+    if outcome.best is None:
+        return "nothing was right"
+    stays = "the default, " if outcome.best.config == outcome.default.config else ""
+    return stays + short(outcome.best.config)
 
 
 COLUMNS: Columns[Outcome] = (
-    ("layer", -8, lambda outcome: outcome.subject.layer),
-    ("batch", 5, lambda outcome: str(outcome.subject.batch)),
+    ("layer", -8, lambda outcome: outcome.search.step.name),
+    ("batch", 5, lambda outcome: str(outcome.search.problem.batch)),
     ("space", 6, lambda outcome: str(outcome.size)),
     ("tried", 6, lambda outcome: str(len(outcome.trials))),
     *((status, 7, partial(_count, status)) for status in STATUSES),
