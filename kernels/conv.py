@@ -635,8 +635,8 @@ def candidates(
         if block_n > widest:  # what is cut off takes its warps along
             block_n, warps = widest, max(4, warps * widest // block_n)
         sums = (block_m + block_m2) * (block_n + block_n2) // (32 * warps)
-        crowded = affine and (dtype.itemsize > 2 or block_n + block_n2 > 256)
-        if crowded and sums > _OF_AN_AFFINE_THREAD:
+        crowded = sums > _OF_AN_AFFINE_THREAD and (dtype.itemsize > 2 or block_n + block_n2 > 256)
+        if affine and (crowded or (blackwell and block_n > 128)):
             continue
         rows, times = shape.OW * shape.N, shape.OH
         if tiling == "pixels":
@@ -645,6 +645,7 @@ def candidates(
         split = 1
         if not block_m2 + block_n2 and sums <= of_a_thread:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
+            split = min(split, 4) if affine and blackwell else split  # more parts spill
         if blackwell and (split > 1 or block_m * block_n > 8192):
             warps = 8  # four spill there
         yield Conv2dConfig(

@@ -212,10 +212,11 @@ def candidates(
         images = power_of_two(shape.N, 16, _FEW)
         tiles = [(images, 64, 1, 4, 4, True), (images, 64, 2, 4, 3, True)]
     for block_m, block_n, wide, warps, stages, transposed in tiles:
-        # Where C is shallow, so is the deeper tile; the tall one spills at its ends.
-        if (wide > 1 and shape.C * dtype.itemsize <= 128) or (
-            block_m > 128 and (affine or arch >= 100)
-        ):
+        # Where C is shallow, so is the deeper tile; large ones spill at their ends.
+        spills = (block_m > 128 and (affine or arch >= 100)) or (
+            block_n > 128 and affine and arch >= 100
+        )
+        if spills or (wide > 1 and shape.C * dtype.itemsize <= 128):
             continue
         block_k = power_of_two(shape.C, 16, wide * 128 // dtype.itemsize)
         block_n = block_n if transposed else min(block_n, power_of_two(shape.OC, 16, 256))

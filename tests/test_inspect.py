@@ -237,7 +237,7 @@ def test_a_matrix_instruction_weighs_what_it_takes(capsys: pytest.CaptureFixture
     (kernel,) = one["kernels"]
     loop = kernel["main_loop"]
     matrix = loop["mix"]["matrix"]
-    assert matrix["share"] < 0.05
+    assert matrix["share"] < 0.1
     step = kernel["step"]
     assert step["matrix"] == 128 * 256 * 64 / 2_048
     assert step["issue"] == pytest.approx((loop["instructions"] - matrix["count"] + 60) * 8 / 3)
