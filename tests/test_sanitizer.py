@@ -570,8 +570,8 @@ def test_a_race_is_found(name: str) -> None:
     found = watched(launches, unwritten(launches))
     assert {(each.fault, each.argument) for each in found} == wanted
     for each in found:
-        assert (each.other is not None) == (each.fault == "unordered")
-        assert each.other is None or each.other[1] != each.program
+        assert (each.other is None) == (each.fault == "unwritten")
+        assert each.by != each.program
 
 
 @jit

@@ -12,15 +12,15 @@ four operations. What a descriptor cuts off is no access; a descriptor beyond it
 
 Memory that nobody has written has a flag a byte, which a store clears and a load must not meet.
 
-Programs run one after the other here and all at once on a GPU, so it is also asked whether anything
-orders two programs that touch one element, one of them writing: FastTrack (Flanagan and Freund,
-PLDI 2009), with what Triton has to order programs. An epoch is what a program does between two
-barriers or atomics; epochs are numbered as they run. An element remembers the epochs of its last
-accesses, a program the set of those that came before it. An atomic that releases hands that set on
-through its address to one that acquires: with its program's own epochs up to its last barrier, for
-one thread executes the atomic and all of them the stores before it. Of accesses that nothing orders
-among themselves an element remembers the first and the last. Not asked: what orders the threads
-within a program, and descriptors (the async proxy) behind an atomic.
+Programs run one after the other here and at once on a GPU, so it is also asked what orders two that
+touch one element, one of them writing: FastTrack (Flanagan and Freund, PLDI 2009), with Triton's
+means. An epoch is what a program does between two barriers or atomics. An element remembers the
+epochs that touched it, a program the set of those that came before it. An atomic that releases
+hands its program's set, and its own epochs up to the last barrier, to those that acquire at the
+same address: one thread executes the atomic, but all of them the stores before. Of accesses that
+nothing orders an element remembers the first and the last. What orders the threads of one program
+is not asked, nor what a descriptor needs behind an atomic; any other load sees what came before it,
+from whatever cache.
 """
 
 from __future__ import annotations
@@ -71,21 +71,22 @@ class Violation:
     access: Access
     argument: str
     elements: int
-    lowest: int
-    highest: int
-    count: int
-    program: Program  # the first one that did it
-    other: tuple[Access, Program] | None  # with which it is unordered
+    lowest: int = field(compare=False)
+    highest: int = field(compare=False)
+    count: int = field(compare=False)
+    program: Program = field(compare=False)  # the first one that did it
+    other: Access | None = None  # with which it is unordered, and whose that was
+    by: Program | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        why = f"but it has {self.elements}"
-        if self.fault == "unwritten":
-            why = "which nobody has written"
-        elif self.other is not None:
-            why = "with nothing to order it and the {} by program {}".format(*self.other)
+        why = {
+            "outside": f"but it has {self.elements}",
+            "unwritten": "which nobody has written",
+            "unordered": f"with nothing to order it and the {self.other} by program {self.by}",
+        }
         return (
             f"{self.kernel}, {self.line}, program {self.program}: {self.access} of {self.argument} "
-            f"at {self.count} elements from {self.lowest} to {self.highest}, {why}"
+            f"at {self.count} elements from {self.lowest} to {self.highest}, {why[self.fault]}"
         )
 
 
@@ -98,9 +99,9 @@ def sanitized(unwritten: Iterable[torch.Tensor] = ()) -> Iterator[list[Violation
     to its last and, where it is a view with a pitch, to the end of its last row: the padding
     channels of an activation count as its own. Other threads wait with interpreting.
 
-    A kernel that loads an element of `unwritten`, or of what `torch.empty` and its kin make
-    meanwhile, must come after a store to it, by a kernel or by torch; writes by other means
-    (NumPy's, say) are not seen. Where padding is to be unwritten too, give the tensor with it.
+    An element of `unwritten`, or of what `torch.empty` and its kin make meanwhile, must be stored
+    to by a kernel or by torch before a kernel loads it; NumPy's writes are not seen. Padding is
+    unwritten where the tensor is given with it.
     """
     watch = _Watch()
     for tensor in unwritten:
@@ -123,24 +124,22 @@ def sanitized(unwritten: Iterable[torch.Tensor] = ()) -> Iterator[list[Violation
 
 @dataclass(slots=True)
 class _Shadow:
-    """Which epochs touched a launch's memory, 0 for none: the first and the last a grain."""
+    """Which epochs touched a launch's memory, 0 for none: the first and the last, a grain each."""
 
     bytes: int
     grain: int  # bytes; no access is narrower
-    epochs: dict[Access, tuple[Any, Any]] = field(default_factory=dict)
+    epochs: dict[Access, Any] = field(default_factory=dict)
 
-    def of(self, access: Access) -> tuple[Any, Any]:
-        """The epochs of such accesses; memory for them is taken where there are any."""
+    def of(self, access: Access) -> Any:
+        """The epochs of such accesses, uint32 [2, grains]; memory is taken once there are any."""
         if access not in self.epochs:
-            first, last = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
-            self.epochs[access] = first, last
+            self.epochs[access] = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
         return self.epochs[access]
 
     def refine(self, width: int) -> None:
-        """Make room for accesses of `width` bytes."""
+        """Take accesses of `width` bytes."""
         if (finer := self.grain // width) > 1:
-            for access, (first, last) in self.epochs.items():
-                self.epochs[access] = first.repeat(finer), last.repeat(finer)
+            self.epochs = {of: epochs.repeat(finer, 1) for of, epochs in self.epochs.items()}
             self.grain = width
 
 
@@ -203,18 +202,17 @@ class _Watch:
 
     def mark(self, tensor: torch.Tensor, unwritten: bool) -> None:
         """Its elements are unwritten from now on, or written."""
-        storage = tensor.untyped_storage()
-        if tensor.numel() == 0 or (not unwritten and storage.data_ptr() not in self.unwritten):
+        if tensor.numel() == 0 or tensor.device.type != "cpu":
             return
-        # The tensor is kept, for its address must not become another's.
-        new = np.zeros(-(-storage.nbytes() // 8) * 8, dtype=np.uint8), tensor
-        flags, _ = self.unwritten.setdefault(storage.data_ptr(), new)
-        size = tensor.itemsize
-        np.lib.stride_tricks.as_strided(
-            flags[tensor.storage_offset() * size :],
-            (*tensor.shape, size),
-            (*(step * size for step in tensor.stride()), 1),
-        )[...] = unwritten
+        storage, size = tensor.untyped_storage(), tensor.itemsize
+        if (key := storage.data_ptr()) not in self.unwritten:
+            if not unwritten:
+                return
+            # The tensor is kept, for its address must not become another's.
+            self.unwritten[key] = np.zeros(-(-storage.nbytes() // 8) * 8, dtype=np.uint8), tensor
+        flags = self.unwritten[key][0][tensor.data_ptr() - key :]
+        shape, steps = (*tensor.shape, size), (*(step * size for step in tensor.stride()), 1)
+        np.lib.stride_tricks.as_strided(flags, shape, steps)[...] = unwritten
 
     def launch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A kernel starts: with names for its tensors, and no tensor seen yet."""
@@ -247,14 +245,13 @@ class _Watch:
                 real, storage = tensor.data_ptr(), tensor.untyped_storage()
                 shown = ((_FIRST + len(self.ranges)) << _SHIFT) + (1 << (_SHIFT - 1)) + real % _PAGE
                 argument = self.names.get(_place(tensor), f"tensor {len(self.ranges)}")
-                start, size = tensor.storage_offset() * tensor.itemsize, tensor.itemsize
-                shadow = _Shadow(storage.nbytes(), size)
-                shadow = self.shadows.setdefault(storage.data_ptr(), shadow)
-                shadow.refine(size)
-                flags, _ = self.unwritten.get(storage.data_ptr(), (None, None))
-                self.ranges.append(
-                    _Range(argument, shown, real, _reach(tensor), start, shadow, flags)
-                )
+                start = real - (key := storage.data_ptr())
+                shadow = _Shadow(storage.nbytes(), tensor.itemsize)
+                shadow = self.shadows.setdefault(key, shadow)
+                shadow.refine(tensor.itemsize)
+                flags, _ = self.unwritten.get(key, (None, None))
+                range_ = _Range(argument, shown, real, _reach(tensor), start, shadow, flags)
+                self.ranges.append(range_)
                 pointer.handle.data = np.array([shown], dtype=np.uint64)
             return pointer
 
@@ -283,10 +280,7 @@ class _Watch:
     def masked(
         self, access: Access, pointers: int, mask: int, original: Callable[..., Any]
     ) -> Callable[..., Any]:
-        """Whose pointers and mask stand at these places among its arguments.
-
-        Where it is an atomic, its order and its scope come last.
-        """
+        """Whose pointers and mask stand at these places; an atomic's order and scope stand last."""
 
         def call(*args: Any, **options: Any) -> Any:
             given = list(args)
@@ -297,9 +291,7 @@ class _Watch:
         return call
 
     def exchange(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """(pointers, compared, values, order, scope): nothing masks it, so what is wrong goes to a
-        dummy.
-        """
+        """(pointers, compared, values, ...): nothing masks it, so what is wrong goes to a dummy."""
 
         def exchange(pointers: Any, *rest: Any) -> Any:
             everywhere = TensorHandle(np.ones(pointers.data.shape, dtype=bool), tl.int1)
@@ -326,25 +318,19 @@ class _Watch:
         shown = pointers.data
         # Almost always one tensor's.
         numbers = {int(end) >> _SHIFT for end in (shown.min(), shown.max())}
-        if len(numbers) > 1:
-            numbers = set(np.unique(shown >> np.uint64(_SHIFT)).tolist())
+        whose = shown >> np.uint64(_SHIFT) if len(numbers) > 1 else None
         data, right = np.zeros_like(shown), np.zeros(shown.shape, dtype=bool)
-        for number in numbers:
+        for number in numbers if whose is None else np.unique(whose).tolist():
             known = 0 <= number - _FIRST < len(self.ranges)
             range_ = self.ranges[number - _FIRST] if known else _NOWHERE
-            meant = allowed
-            if len(numbers) > 1:
-                meant = allowed & (shown >> np.uint64(_SHIFT) == number)
+            meant = allowed if whose is None else allowed & (whose == number)
             offset = shown - np.uint64(range_.shown)  # what lies before wraps around, far beyond
-            inside = offset < np.uint64(max(range_.bytes - width + 1, 0))
+            inside = meant & (offset < np.uint64(max(range_.bytes - width + 1, 0)))
             if (wrong := meant & ~inside).any():
                 self._note("outside", access, range_, offset.view(np.int64)[wrong], width)
-            good = meant & inside
-            self._touch(access, range_, offset.view(np.int64)[good], width)
-            if len(numbers) == 1:
-                data, right = offset + np.uint64(range_.real), good
-            else:
-                data[good], right[good] = offset[good] + np.uint64(range_.real), True
+            self._touch(access, range_, offset.view(np.int64)[inside], width)
+            data = np.where(inside, offset + np.uint64(range_.real), data)
+            right |= inside
         if order is not None:
             if scope.name != "CTA":
                 self._synchronise(order.name, data[right].tolist())
@@ -368,14 +354,12 @@ class _Watch:
             for epochs in shadow.epochs.get(other, ()):
                 met = epochs[places]
                 if (bad := self._unordered(met)).any():
-                    by = other, self.programs[met[bad][0] - 1]
-                    self._note("unordered", access, range_, offsets[bad], width, by)
+                    by = self.programs[met[bad][0] - 1]
+                    self._note("unordered", access, range_, offsets[bad], width, other, by)
                     break
-        now = len(self.programs)
         first, last = shadow.of(access)
-        met = first[places]
-        first[places] = np.where(self._unordered(met), met, np.uint32(now))
-        last[places] = now
+        met, last[places] = first[places], len(self.programs)
+        first[places] = np.where(self._unordered(met), met, last[places])
 
     def _unordered(self, epochs: Any) -> Any:
         """Which of them are other programs', and not before this one's."""
@@ -397,28 +381,18 @@ class _Watch:
                 self.published[address] = self.published.get(address, 0) | told
 
     def _note(
-        self,
-        fault: Any,
-        access: Access,
-        range_: _Range,
-        offsets: Any,
-        width: int,
-        other: Any = None,
+        self, fault: Any, access: Access, range_: _Range, offsets: Any, width: int, *other: Any
     ) -> None:
-        at = np.unique(offsets // width)
-        of, program = range_.argument, interpreter.interpreter_builder.grid_idx
-        where = fault, self.kernel, _line(), access, of, range_.bytes // width
-        new = Violation(*where, int(at[0]), int(at[-1]), len(at), program, other)
-        for i, old in enumerate(self.violations):
-            if _what(old) == _what(new):
-                self.violations[i] = replace(
-                    old,
-                    lowest=min(old.lowest, new.lowest),
-                    highest=max(old.highest, new.highest),
-                    count=old.count + new.count,
-                )
-                return
-        self.violations.append(new)
+        at, program = np.unique(offsets // width), interpreter.interpreter_builder.grid_idx
+        where = fault, self.kernel, _line(), access, range_.argument, range_.bytes // width
+        new = Violation(*where, int(at[0]), int(at[-1]), len(at), program, *other)
+        if new not in self.violations:
+            self.violations.append(new)
+            return
+        i = self.violations.index(new)
+        old = self.violations[i]
+        low, high = min(old.lowest, new.lowest), max(old.highest, new.highest)
+        self.violations[i] = replace(old, lowest=low, highest=high, count=old.count + new.count)
 
 
 class _Torch(TorchDispatchMode):
@@ -440,11 +414,6 @@ class _Torch(TorchDispatchMode):
             if declared.is_write and isinstance(value, torch.Tensor):
                 self._watch.mark(value, False)
         return result
-
-
-def _what(violation: Violation) -> tuple[str, ...]:
-    of = violation
-    return of.fault, of.kernel, of.line, of.access, of.argument, of.other[0] if of.other else ""
 
 
 def _line() -> str:
