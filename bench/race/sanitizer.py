@@ -48,7 +48,6 @@ _SHIFT = 44  # an address's upper bits say whose range it is in
 _FIRST = 1 << 4  # above the 48 bits of real addresses, so that these belong to no range
 _PAGE = 4096  # a made-up address keeps its place in the page, hence its alignment
 
-
 Program = tuple[int, int, int]
 Access = Literal["load", "store", "atomic"]
 _CONFLICTS: dict[Access, tuple[Access, ...]] = {
@@ -128,13 +127,9 @@ class _Shadow:
 
     bytes: int
     grain: int  # bytes; no access is narrower
-    epochs: dict[Access, Any] = field(default_factory=dict)
-
-    def of(self, access: Access) -> Any:
-        """The epochs of such accesses, uint32 [2, grains]; memory is taken once there are any."""
-        if access not in self.epochs:
-            self.epochs[access] = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
-        return self.epochs[access]
+    epochs: dict[Access, Any] = field(
+        default_factory=dict
+    )  # uint32 [2, grains] where there are any
 
     def refine(self, width: int) -> None:
         """Take accesses of `width` bytes."""
@@ -186,9 +181,8 @@ class _Watch:
 
     violations: list[Violation] = field(default_factory=list)
     unwritten: dict[int, tuple[Any, torch.Tensor]] = field(default_factory=dict)  # by storage
-    # Of the launch that runs, or ran last:
-    running: bool = False
-    kernel: str = ""
+    # Of the launch that runs:
+    kernel: str = ""  # none
     names: dict[Any, str] = field(default_factory=dict)
     ranges: list[_Range] = field(default_factory=list)
     shadows: dict[int, _Shadow] = field(default_factory=dict)  # by storage
@@ -227,11 +221,10 @@ class _Watch:
                 _place(base): name for name, base in bases.items() if isinstance(base, torch.Tensor)
             }
             self.ranges, self.shadows, self.programs, self.published = [], {}, [], {}
-            self.running = True
             try:
                 return original(executor, *args, **kwargs)
             finally:
-                self.running = False
+                self.kernel = ""
 
         return call
 
@@ -357,7 +350,10 @@ class _Watch:
                     by = self.programs[met[bad][0] - 1]
                     self._note("unordered", access, range_, offsets[bad], width, other, by)
                     break
-        first, last = shadow.of(access)
+        if access not in shadow.epochs:
+            grains = -(-shadow.bytes // shadow.grain)
+            shadow.epochs[access] = np.zeros((2, grains), dtype=np.uint32)
+        first, last = shadow.epochs[access]
         met, last[places] = first[places], len(self.programs)
         first[places] = np.where(self._unordered(met), met, last[places])
 
@@ -386,26 +382,25 @@ class _Watch:
         at, program = np.unique(offsets // width), interpreter.interpreter_builder.grid_idx
         where = fault, self.kernel, _line(), access, range_.argument, range_.bytes // width
         new = Violation(*where, int(at[0]), int(at[-1]), len(at), program, *other)
-        if new not in self.violations:
-            self.violations.append(new)
-            return
-        i = self.violations.index(new)
-        old = self.violations[i]
-        low, high = min(old.lowest, new.lowest), max(old.highest, new.highest)
-        self.violations[i] = replace(old, lowest=low, highest=high, count=old.count + new.count)
+        i = self.violations.index(new) if new in self.violations else len(self.violations)
+        for old in self.violations[i:]:
+            low, high = min(old.lowest, new.lowest), max(old.highest, new.highest)
+            new = replace(old, lowest=low, highest=high, count=old.count + new.count)
+            break
+        self.violations[i : i + 1] = [new]
 
 
 class _Torch(TorchDispatchMode):
     """What torch makes and writes between launches."""
 
     def __init__(self, watch: _Watch) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self._watch.running:  # the interpreter copies arguments to where they are
+        if self._watch.kernel:  # the interpreter copies arguments to where they are
             return result
         if "empty" in func.name():
             self._watch.mark(result, True)
