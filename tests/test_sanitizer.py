@@ -507,11 +507,11 @@ def test_a_broken_mask_is_found(name: str) -> None:
 
 def test_what_nobody_wrote_is_not_read() -> None:
     x, y, z = torch.ones(13), torch.empty(26), torch.empty(13)
-    (found,) = watched([copying(y[:13], z)], [y[3:5], y[20:]])
+    (found,) = watched([copying(y[:13], z), copying(y[:13], z)], [y[3:5], y[20:]])
     assert (found.fault, found.access, found.argument) == ("unwritten", "load", "x")
-    assert (found.lowest, found.highest, found.count) == (3, 4, 2)
-    assert watched([copying(x, y[:13]), copying(y[:13], z), copying(z, x)], [y, z]) == []
-    assert watched([copying(y[:13], z)], [y[13:]]) == []
+    assert (found.lowest, found.highest, found.count) == (3, 4, 4)
+    read = y[3:16]  # by other programs than it was written by, but later
+    assert watched([copying(x, y[5:18]), copying(read, z), copying(z, x)], [y[5:], z]) == []
 
 
 def test_what_torch_makes_is_unwritten_until_it_is_filled() -> None:
@@ -575,6 +575,10 @@ def test_a_race_is_found(name: str) -> None:
         assert each.by != each.program
 
 
+def single(kernel: Kernel, programs: int, **arguments: Any) -> Launch:
+    return Launch(kernel, (programs,), arguments, num_warps=1, num_stages=1)
+
+
 @jit
 def _handing_on_kernel(x, y, counters, BEFORE: tl.constexpr, AFTER: tl.constexpr, TO: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program 0 hands y to 1, which hands it to 2."""
@@ -602,51 +606,77 @@ def _handing_on_kernel(x, y, counters, BEFORE: tl.constexpr, AFTER: tl.constexpr
 def test_a_release_comes_before_an_acquire_of_its_address(
     before: str, after: str, to: int, races: int
 ) -> None:
-    y, counters = torch.zeros(3), torch.zeros(5, dtype=torch.int32)
-    arguments = {"x": torch.ones(3), "y": y, "counters": counters}
-    orders = {"BEFORE": before, "AFTER": after, "TO": to}
-    launch = Launch(_handing_on_kernel, (3,), arguments | orders, num_warps=1, num_stages=1)
-    found = watched([launch, launch])  # one launch comes before the next
-    assert sum(each.count for each in found) == 2 * races
+    """Within one launch: the one before was in order."""
+    x, y, counters = torch.ones(3), torch.zeros(3), torch.zeros(5, dtype=torch.int32)
+    right, launch = (
+        single(_handing_on_kernel, 3, x=x, y=y, counters=counters, BEFORE=of[0], AFTER=of[1], TO=to)
+        for of, to in ((("release", "acquire"), 1), ((before, after), to))
+    )
+    assert sum(each.count for each in watched([right, launch])) == races
     assert y.tolist() == [1, 3, 5]
 
 
 @jit
-def _overwriting_kernel(x, y, counter, TELLING: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Programs 0 and 1 read what 2 overwrites; a bit of TELLING says who tells it."""
+def _overwriting_kernel(x, y, counter, TELLING: tl.constexpr, WAITING: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Programs 0 and 1 read what 2 overwrites; bits say who tells it, who has a barrier before."""
     program = tl.program_id(0)
     if program == 2:
         tl.atomic_add(counter, 0, sem="acquire")
         tl.store(x, 2.0)
     else:
         tl.store(y + program, tl.load(x))
-        tl.debug_barrier()
+        if (WAITING >> program) % 2 == 1:
+            tl.debug_barrier()
         tl.atomic_add(counter, 1, mask=(TELLING >> program) % 2 == 1, sem="release")
 
 
-@pytest.mark.parametrize(("telling", "reader"), [(3, None), (2, (0, 0, 0)), (1, (1, 0, 0))])
-def test_every_reader_must_be_done_before_a_write(telling: int, reader: Any) -> None:
-    counter = torch.zeros(1, dtype=torch.int32)
-    arguments = {"x": torch.ones(1), "y": torch.ones(2), "counter": counter, "TELLING": telling}
-    found = watched([Launch(_overwriting_kernel, (3,), arguments, num_warps=1, num_stages=1)])
+@pytest.mark.parametrize(
+    ("telling", "waiting", "reader"),
+    [(3, 3, None), (2, 3, (0, 0, 0)), (1, 3, (1, 0, 0)), (2, 1, (0, 0, 0)), (3, 1, (1, 0, 0))],
+)
+def test_every_reader_must_be_done_before_a_write(telling: int, waiting: int, reader: Any) -> None:
+    x, y, counter = torch.ones(1), torch.ones(2), torch.zeros(1, dtype=torch.int32)
+    bits = {"TELLING": telling, "WAITING": waiting}
+    found = watched([single(_overwriting_kernel, 3, x=x, y=y, counter=counter, **bits)])
     assert [(each.access, each.other, each.by) for each in found] == (
         [("store", "load", reader)] if reader else []
     )
 
 
 @jit
-def _bytes_kernel(x, y):  # type: ignore[no-untyped-def]
-    """Program 0 reads the second number of 2 bytes; each of 4 programs writes a byte."""
+def _bytes_kernel(x, y, sums):  # type: ignore[no-untyped-def]
+    """Each of 4 programs writes a byte of x: 0 has read the last two of them, 3 reads the others.
+
+    And sums are added to and stored by different programs, and loaded by another.
+    """
     program = tl.program_id(0)
     if program == 0:
         tl.store(y, tl.load(x + 1))
+        tl.store(sums, 0)
+        tl.atomic_add(sums + 1, 1)
     tl.store(x.to(tl.pointer_type(tl.int8), bitcast=True) + program, 1)
+    if program == 1:
+        tl.atomic_add(sums, 1)
+    if program == 2:
+        tl.store(sums + 1, 1)
+    if program == 3:
+        tl.store(y + 1, tl.load(x))
+        tl.store(y + 2, tl.load(sums + 1))
 
 
-def test_neighbouring_bytes_are_not_one() -> None:
-    arguments = {"x": torch.zeros(2, dtype=torch.int16), "y": torch.zeros(1, dtype=torch.int16)}
-    (found,) = watched([Launch(_bytes_kernel, (4,), arguments, num_warps=1, num_stages=1)])
-    assert (found.lowest, found.highest, found.count, found.by) == (2, 3, 2, (0, 0, 0))
+def test_neighbouring_bytes_are_not_one_and_an_atomic_is_a_write() -> None:
+    x, y = torch.zeros(2, dtype=torch.int16), torch.zeros(3, dtype=torch.int16)
+    sums = torch.zeros(2, dtype=torch.int32)
+    found = watched([single(_bytes_kernel, 4, x=x, y=y, sums=sums)])
+    seen = [(each.access, each.argument, each.lowest, each.count, each.other) for each in found]
+    assert seen == [
+        ("atomic", "sums", 0, 1, "store"),
+        ("store", "x", 2, 2, "load"),
+        ("store", "sums", 1, 1, "atomic"),
+        ("load", "x", 0, 1, "store"),
+        ("load", "sums", 1, 1, "store"),
+        ("load", "sums", 1, 1, "atomic"),
+    ]
 
 
 # triton-viz
