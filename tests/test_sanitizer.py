@@ -1,6 +1,7 @@
 """No kernel reads or writes outside its tensors, on shapes that fit no tile; what does is found.
 
-Twice: our own sanitizer watches every access of every program as it is interpreted, through
+Nor does one read what nobody wrote, or two programs touch what nothing orders. The first is asked
+twice: our own sanitizer watches every access of every program as it is interpreted, through
 descriptors too; triton-viz computes no numbers but asks a solver about all of a program's lanes.
 That one patches Triton for good, so it runs in a process of its own, `symbolic.py`, which takes
 `launches` from here. No numbers are checked: other tests do that.
@@ -257,10 +258,15 @@ def _copy_kernel(x, y, N, READ: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.con
     tl.store(y + i + WRITE, value, mask=i < N)
 
 
+def single(kernel: Kernel, programs: int, **arguments: Any) -> Launch:
+    """A launch of one of the small kernels here."""
+    return Launch(kernel, (programs,), arguments, num_warps=1, num_stages=1)
+
+
 def copying(x: torch.Tensor, y: torch.Tensor, read: int = 0, write: int = 0) -> Launch:
     """x to y, but x is read `read` elements further on and y written `write` further on."""
-    arguments = {"x": x, "y": y, "N": len(x), "READ": read, "WRITE": write, "BLOCK": 8}
-    return Launch(_copy_kernel, (-(-len(x) // 8),), arguments, num_warps=1, num_stages=1)
+    programs, offsets = -(-len(x) // 8), {"READ": read, "WRITE": write}
+    return single(_copy_kernel, programs, x=x, y=y, N=len(x), **offsets, BLOCK=8)
 
 
 def planted() -> dict[str, list[Launch]]:
@@ -474,8 +480,8 @@ def _wide_kernel(x, y, table):  # type: ignore[no-untyped-def]
 def test_descriptors_atomics_and_pointers_from_memory() -> None:
     y = torch.zeros(16)
     wide = TensorDescriptor(torch.ones(4), shape=[6], strides=[1], block_shape=[8])
-    arguments = {"x": wide, "y": y[:7], "table": torch.tensor([y[15:].data_ptr()])}
-    found = watched([Launch(_wide_kernel, (1,), arguments, num_warps=1, num_stages=1)])
+    table = torch.tensor([y[15:].data_ptr()])
+    found = watched([single(_wide_kernel, 1, x=wide, y=y[:7], table=table)])
     seen = [(each.access, each.argument, each.count) for each in found]
     assert seen == [
         ("load", "x", 2),
@@ -560,11 +566,15 @@ RACES: dict[str, tuple[ModuleType, str, str, set[tuple[str, str]], Any]] = {
         *(gemm, "parts + offset + part * size, acc", "parts + offset, acc"),
         *({("unordered", "parts"), ("unwritten", "parts")}, split),
     ),
+    "padding": (
+        *(gemm, "(image < N)[:, None] & (k < C)", "(image < N)[:, None] & (k < 72)"),
+        *({("unwritten", "x")}, lambda m: linear(SIZES, WHOLE, module=m)),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RACES)
-def test_a_race_is_found(name: str) -> None:
+def test_what_is_unordered_or_unwritten_is_found(name: str) -> None:
     """Neighbours write the same values: nothing else would show them."""
     module, old, new, wanted, bind = RACES[name]
     launches = bind(mutated(module, old, new))
@@ -573,10 +583,6 @@ def test_a_race_is_found(name: str) -> None:
     for each in found:
         assert (each.other is None) == (each.fault == "unwritten")
         assert each.by != each.program
-
-
-def single(kernel: Kernel, programs: int, **arguments: Any) -> Launch:
-    return Launch(kernel, (programs,), arguments, num_warps=1, num_stages=1)
 
 
 @jit
