@@ -1,6 +1,7 @@
 """No kernel reads or writes outside its tensors, on shapes that fit no tile; what does is found.
 
-Twice: our own sanitizer watches every access of every program as it is interpreted, through
+Nor does one read what nobody wrote, or two programs touch what nothing orders. The first is asked
+twice: our own sanitizer watches every access of every program as it is interpreted, through
 descriptors too; triton-viz computes no numbers but asks a solver about all of a program's lanes.
 That one patches Triton for good, so it runs in a process of its own, `symbolic.py`, which takes
 `launches` from here. No numbers are checked: other tests do that.
@@ -16,7 +17,7 @@ import linecache
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,7 @@ from alexnet_triton.kernels import (
     lrn,
     pool,
     softmax,
+    split_k,
 )
 from alexnet_triton.kernels.channels_last import ChannelsLastConfig, ChannelsLastShape
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
@@ -256,10 +258,15 @@ def _copy_kernel(x, y, N, READ: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.con
     tl.store(y + i + WRITE, value, mask=i < N)
 
 
+def single(kernel: Kernel, programs: int, **arguments: Any) -> Launch:
+    """A launch of one of the small kernels here."""
+    return Launch(kernel, (programs,), arguments, num_warps=1, num_stages=1)
+
+
 def copying(x: torch.Tensor, y: torch.Tensor, read: int = 0, write: int = 0) -> Launch:
     """x to y, but x is read `read` elements further on and y written `write` further on."""
-    arguments = {"x": x, "y": y, "N": len(x), "READ": read, "WRITE": write, "BLOCK": 8}
-    return Launch(_copy_kernel, (-(-len(x) // 8),), arguments, num_warps=1, num_stages=1)
+    programs, offsets = -(-len(x) // 8), {"READ": read, "WRITE": write}
+    return single(_copy_kernel, programs, x=x, y=y, N=len(x), **offsets, BLOCK=8)
 
 
 def planted() -> dict[str, list[Launch]]:
@@ -348,9 +355,25 @@ def launches() -> dict[str, list[Launch]]:
 # Our own sanitizer
 
 
-def watched(made: Iterable[Launch]) -> list[Violation]:
-    """What is found while they run."""
-    with sanitized() as violations:
+def unwritten(made: Iterable[Launch]) -> Iterator[torch.Tensor]:
+    """What launches fill, whole memory of it, and the padding channels of what they read.
+
+    Pooling takes padding along: what comes of it is padding.
+    """
+    for launch in made:
+        for name, value in launch.arguments.items():
+            tensor = getattr(value, "base", value)
+            memory = getattr(tensor, "_base", None)
+            if name in ("y", "parts") and tensor is not None:
+                yield tensor if memory is None else memory
+            elif name in ("x", "w") and memory is not None and memory.ndim == tensor.ndim:
+                pooling = "pool" in launch.kernel.__name__
+                yield memory[..., memory.shape[-1] if pooling else tensor.shape[-1] :]
+
+
+def watched(made: Iterable[Launch], before: Iterable[torch.Tensor] = ()) -> list[Violation]:
+    """What is found while they run; `before` is unwritten."""
+    with sanitized(before) as violations:
         for launch in made:
             launch()
     return violations
@@ -358,10 +381,8 @@ def watched(made: Iterable[Launch]) -> list[Violation]:
 
 def faults(made: dict[str, list[Launch]]) -> dict[str, list[str]]:
     """Those that are not clean, and why."""
-    found = {
-        name: [str(violation) for violation in watched(several)] for name, several in made.items()
-    }
-    return {name: violations for name, violations in found.items() if violations}
+    found = {name: watched(several, unwritten(several)) for name, several in made.items()}
+    return {name: list(map(str, violations)) for name, violations in found.items() if violations}
 
 
 @pytest.mark.parametrize("descriptors", [False, True])
@@ -392,19 +413,16 @@ def test_every_kernel_is_among_them() -> None:
 def test_a_plan_stays_inside_its_slots(
     arch: int | None, options: Options, generator: torch.Generator
 ) -> None:
-    """As the engine binds it for a GPU, outputs side by side in one memory."""
+    """As the engine binds it for a GPU, outputs side by side in one memory, all of it unwritten."""
     digits = network("digits")
     shapes = digits.parameter_shapes()
     state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     plan = Planner(digits, ARITHMETIC["fp16"], arch, options=options)(3)
     bound = bind(plan, pack(digits, state, ARITHMETIC["fp16"], torch.device("cpu")))
     images = torch.zeros(3, *digits.input_shape, dtype=torch.uint8)
-    made = {"": [head.first(images) for head in bound.heads]}
-    after = [*(each for head in bound.heads for each in head.launches), *bound.launches]
-    for name, several in after:
-        made.setdefault(name, []).extend(several)
-    assert len(made) == len(plan.steps)
-    assert faults(made) == {}
+    made = list(bound.every_launch(images))
+    assert len(made) >= len(plan.steps)
+    assert watched(made, unwritten(made)) == []
 
 
 def test_a_watched_kernel_computes_what_it_does_unwatched(generator: torch.Generator) -> None:
@@ -462,8 +480,8 @@ def _wide_kernel(x, y, table):  # type: ignore[no-untyped-def]
 def test_descriptors_atomics_and_pointers_from_memory() -> None:
     y = torch.zeros(16)
     wide = TensorDescriptor(torch.ones(4), shape=[6], strides=[1], block_shape=[8])
-    arguments = {"x": wide, "y": y[:7], "table": torch.tensor([y[15:].data_ptr()])}
-    found = watched([Launch(_wide_kernel, (1,), arguments, num_warps=1, num_stages=1)])
+    table = torch.tensor([y[15:].data_ptr()])
+    found = watched([single(_wide_kernel, 1, x=wide, y=y[:7], table=table)])
     seen = [(each.access, each.argument, each.count) for each in found]
     assert seen == [
         ("load", "x", 2),
@@ -475,18 +493,196 @@ def test_descriptors_atomics_and_pointers_from_memory() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    names = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+    names = ("load", "store", "rmw", "cas", "barrier", "set_grid_idx")
     before = interpreter.GridExecutor.__call__, interpreter._implicit_cvt
     with pytest.raises(KeyError), sanitized():
         raise KeyError
     assert (interpreter.GridExecutor.__call__, interpreter._implicit_cvt) == before
-    assert not set(names) & set(vars(interpreter.interpreter_builder))
+    patched = vars(interpreter.interpreter_builder)
+    assert not [name for name in patched if name.endswith(names)]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_mask_is_found(name: str) -> None:
     _, _, _, argument, _ = MUTATIONS[name]
     assert argument in {violation.argument for violation in watched(mutant(name))}
+
+
+# Unwritten memory
+
+
+def test_what_nobody_wrote_is_not_read() -> None:
+    x, y, z = torch.ones(13), torch.empty(26), torch.empty(13)
+    (found,) = watched([copying(y[:13], z), copying(y[:13], z)], [y[3:5], y[20:]])
+    assert (found.fault, found.access, found.argument) == ("unwritten", "load", "x")
+    assert (found.lowest, found.highest, found.count) == (3, 4, 4)
+    read = y[3:16]  # by other programs than it was written by, but later
+    assert watched([copying(x, y[5:18]), copying(read, z), copying(z, x)], [y[5:], z]) == []
+
+
+def test_what_torch_makes_is_unwritten_until_it_is_filled() -> None:
+    with sanitized() as found:
+        made = torch.empty(13)
+        copying(made[:7].zero_(), torch.zeros(7))()
+        assert found == []
+        copying(made, made.new_empty(13))()
+        assert [(each.argument, each.lowest, each.highest) for each in found] == [("x", 7, 12)]
+        torch.add(torch.ones(13), 1, out=made)
+        copying(made, torch.empty_like(made))()
+        assert len(found) == 1
+
+
+# Races
+
+
+def split(module: Any) -> list[Launch]:
+    return linear(SIZES, SPLIT, module=module)
+
+
+def ended(module: Any) -> list[Launch]:
+    """The same sum, added up by a copy of split_k."""
+    return split(mutated(gemm, "from .split_k import", f"from {module.__name__} import"))
+
+
+# A module, a part of it, what to put there, what is found of which tensors then, and the launch.
+RACES: dict[str, tuple[ModuleType, str, str, set[tuple[str, str]], Any]] = {
+    "no barrier": (split_k, "tl.debug_barrier()", "pass", {("unordered", "parts")}, ended),
+    **{
+        order: (
+            *(split_k, '"acq_rel"', f'"{order}"'),
+            *({("unordered", "parts"), ("unordered", "counters")}, ended),
+        )
+        for order in ("relaxed", "acquire", "release")
+    },
+    "within a block": (
+        *(split_k, '"acq_rel"', '"acq_rel", scope="cta"'),
+        *({("unordered", "parts"), ("unordered", "counters")}, ended),
+    ),
+    "neighbours": (
+        *(gemm, "n_blocks) * BLOCK_N", "n_blocks) * (BLOCK_N // 2)"),
+        *({("unordered", "y")}, lambda m: linear(SIZES, WHOLE, module=m)),
+    ),
+    "one part for all": (
+        *(gemm, "parts + offset + part * size, acc", "parts + offset, acc"),
+        *({("unordered", "parts"), ("unwritten", "parts")}, split),
+    ),
+    "padding": (
+        *(gemm, "(image < N)[:, None] & (k < C)", "(image < N)[:, None] & (k < 72)"),
+        *({("unwritten", "x")}, lambda m: linear(SIZES, WHOLE, module=m)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_what_is_unordered_or_unwritten_is_found(name: str) -> None:
+    """Neighbours write the same values: nothing else would show them."""
+    module, old, new, wanted, bind = RACES[name]
+    launches = bind(mutated(module, old, new))
+    found = watched(launches, unwritten(launches))
+    assert {(each.fault, each.argument) for each in found} == wanted
+    for each in found:
+        assert (each.other is None) == (each.fault == "unwritten")
+        assert each.by != each.program
+
+
+@jit
+def _handing_on_kernel(x, y, counters, BEFORE: tl.constexpr, AFTER: tl.constexpr, TO: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Program 0 hands y to 1, which hands it to 2."""
+    program = tl.program_id(0)
+    before = tl.load(x + program)
+    if program > 0:
+        tl.atomic_cas(counters + program, 1, 2, sem=AFTER)
+        before += tl.load(y + program - 1) + tl.load(y)
+    tl.store(y + program, before)
+    tl.debug_barrier()
+    tl.atomic_add(counters + program + TO, 1, sem=BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "to", "races"),
+    [
+        ("release", "acquire", 1, 0),
+        ("acq_rel", "acq_rel", 1, 0),
+        ("release", "acquire", 2, 3),
+        ("relaxed", "acquire", 1, 4),
+        ("release", "relaxed", 1, 4),
+        ("acquire", "release", 1, 4),
+    ],
+)
+def test_a_release_comes_before_an_acquire_of_its_address(
+    before: str, after: str, to: int, races: int
+) -> None:
+    """Within one launch: the one before was in order."""
+    x, y, counters = torch.ones(3), torch.zeros(3), torch.zeros(5, dtype=torch.int32)
+    right, launch = (
+        single(_handing_on_kernel, 3, x=x, y=y, counters=counters, BEFORE=of[0], AFTER=of[1], TO=to)
+        for of, to in ((("release", "acquire"), 1), ((before, after), to))
+    )
+    assert sum(each.count for each in watched([right, launch])) == races
+    assert y.tolist() == [1, 3, 5]
+
+
+@jit
+def _overwriting_kernel(x, y, counter, TELLING: tl.constexpr, WAITING: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Programs 0 and 1 read what 2 overwrites; bits say who tells it, who has a barrier before."""
+    program = tl.program_id(0)
+    if program == 2:
+        tl.atomic_add(counter, 0, sem="acquire")
+        tl.store(x, 2.0)
+    else:
+        tl.store(y + program, tl.load(x))
+        if (WAITING >> program) % 2 == 1:
+            tl.debug_barrier()
+        tl.atomic_add(counter, 1, mask=(TELLING >> program) % 2 == 1, sem="release")
+
+
+@pytest.mark.parametrize(
+    ("telling", "waiting", "reader"),
+    [(3, 3, None), (2, 3, (0, 0, 0)), (1, 3, (1, 0, 0)), (2, 1, (0, 0, 0)), (3, 1, (1, 0, 0))],
+)
+def test_every_reader_must_be_done_before_a_write(telling: int, waiting: int, reader: Any) -> None:
+    x, y, counter = torch.ones(1), torch.ones(2), torch.zeros(1, dtype=torch.int32)
+    bits = {"TELLING": telling, "WAITING": waiting}
+    found = watched([single(_overwriting_kernel, 3, x=x, y=y, counter=counter, **bits)])
+    assert [(each.access, each.other, each.by) for each in found] == (
+        [("store", "load", reader)] if reader else []
+    )
+
+
+@jit
+def _bytes_kernel(x, y, sums):  # type: ignore[no-untyped-def]
+    """Each of 4 programs writes a byte of x: 0 has read the last two of them, 3 reads the others.
+
+    And sums are added to and stored by different programs, and loaded by another.
+    """
+    program = tl.program_id(0)
+    if program == 0:
+        tl.store(y, tl.load(x + 1))
+        tl.store(sums, 0)
+        tl.atomic_add(sums + 1, 1)
+    tl.store(x.to(tl.pointer_type(tl.int8), bitcast=True) + program, 1)
+    if program == 1:
+        tl.atomic_add(sums, 1)
+    if program == 2:
+        tl.store(sums + 1, 1)
+    if program == 3:
+        tl.store(y + 1, tl.load(x))
+        tl.store(y + 2, tl.load(sums + 1))
+
+
+def test_neighbouring_bytes_are_not_one_and_an_atomic_is_a_write() -> None:
+    x, y = torch.zeros(2, dtype=torch.int16), torch.zeros(3, dtype=torch.int16)
+    sums = torch.zeros(2, dtype=torch.int32)
+    found = watched([single(_bytes_kernel, 4, x=x, y=y, sums=sums)])
+    seen = [(each.access, each.argument, each.lowest, each.count, each.other) for each in found]
+    assert seen == [
+        ("atomic", "sums", 0, 1, "store"),
+        ("store", "x", 2, 2, "load"),
+        ("store", "sums", 1, 1, "atomic"),
+        ("load", "x", 0, 1, "store"),
+        ("load", "sums", 1, 1, "store"),
+        ("load", "sums", 1, 1, "atomic"),
+    ]
 
 
 # triton-viz
