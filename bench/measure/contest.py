@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 from ...errors import Error
-from ..records import OURS, Row
+from ..records import OURS, Row, race_id
 from .contestants import called, contestants
 from .peers import Peer, Prepared, libraries
 from .problem import Match, Problem, Tensors, expected, match, rotation, tensors
@@ -144,6 +144,7 @@ def blank_row(problem: Problem, roofs: Mapping[str, float] | None = None) -> Row
         *(problem.batch, problem.dtype, "", ""),
         *(problem.work.flops, problem.work.bytes),
         roof_us=roof_us(problem.work, problem.dtype, roofs) if roofs else None,
+        race=race_id(),
     )
 
 
@@ -206,9 +207,10 @@ def timed(
 ) -> list[Row]:
     """Everyone's row with its times, in the same order; who fails now gets a note instead.
 
-    Raises ContextLost.
+    They are one race. Raises ContextLost.
     """
-    rows = {one.row.contestant: replace(one.row, clock=clock) for one in admitted}
+    race = race_id()
+    rows = {one.row.contestant: replace(one.row, clock=clock, race=race) for one in admitted}
     fallen: dict[str, str] = {}  # and why
     take: dict[str, Callable[[], float]] = {}
     for place, one in enumerate(admitted):
