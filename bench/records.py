@@ -163,6 +163,11 @@ class Row:
         return tuple(getattr(self, name) for name in KEY)
 
     @property
+    def ours(self) -> bool:
+        """Whether the engine ran: in "order" every contestant is the engine."""
+        return self.contestant == OURS or self.section == "order"
+
+    @property
     def measurement(self) -> tuple[object, ...]:
         """What is measured, by whichever contestant and in whichever race."""
         return tuple(getattr(self, name) for name in KEY if name != "contestant")
@@ -228,7 +233,7 @@ def best_peer(row: Row, rows: Iterable[Row]) -> Row | None:
         other
         for other in rows
         if other.race == row.race and other.measurement == row.measurement
-        if other.right and not other.straw_man and other.contestant != OURS
+        if other.right and not other.straw_man and not other.ours
     ]
     return min(peers, key=lambda other: other.median_us or 0.0, default=None)
 
