@@ -26,9 +26,12 @@ import torch
 
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
+from ..env import gauge, together
+from ..records import DeviceState
 from ..records import Times as Times
 
 Run = Callable[[], object]
+CPU = torch.device("cpu")
 
 ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
@@ -69,7 +72,7 @@ def measure(
     the host. Raises ValueError for a clock that the device has not, and whatever a run raises.
     """
     take = {name: sampler(copies, clock, device) for name, copies in contestants.items()}
-    return take_turns(take, clock, rounds, seconds, seed)
+    return take_turns(take, clock, rounds, seconds, seed, device)
 
 
 def take_turns(
@@ -78,9 +81,15 @@ def take_turns(
     rounds: int = 25,
     seconds: float | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> dict[str, Times]:
-    """What `measure` does with samplers that are there already."""
+    """What `measure` does with samplers that are there already.
+
+    The state of the device is read after each turn, outside of what is timed.
+    """
     us: dict[str, list[float]] = {name: [] for name in take}
+    states: dict[str, list[DeviceState]] = {name: [] for name in take}
+    look = gauge(device)
     order = list(take)
     shuffle = random.Random(seed).shuffle
     end = None if seconds is None else time.perf_counter() + seconds
@@ -90,7 +99,8 @@ def take_turns(
         shuffle(order)
         for name in order:
             us[name].append(take[name]())
-    return {name: Times(clock, tuple(taken)) for name, taken in us.items()}
+            states[name].append(look())
+    return {name: Times(clock, tuple(us[name]), together(states[name])) for name in take}
 
 
 def sampler(copies: Sequence[Run], clock: Clock, device: torch.device) -> Callable[[], float]:
