@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from alexnet_triton import weights
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.records import DeviceState
 from alexnet_triton.engine.devices.pipeline import Pipeline
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import NETWORKS
@@ -119,6 +122,41 @@ def test_a_bug_report_has_the_gpu_that_torch_would_use(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert main(["env", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu name"] == name
+
+
+def test_the_state_of_a_device_is_that_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {"GPU-1": iter([(1980, 612_000, 54, 0x4), (1755, 640_000, 57, 0x1 | 0x4 | 0x20)])}
+
+    class Nvml(ModuleType):
+        NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)
+
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            kinds = ["ClockInfo", "PowerUsage", "Temperature", "ThrottleReasons"]
+            for place, kind in enumerate(kinds):
+                if name.endswith(kind):
+                    return lambda handle, *_: now[handle][place]
+            raise AttributeError(name)
+
+    now = {"GPU-1": (345, 70_000, 30, 1)}
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
+    known = SimpleNamespace(uuid="1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    look = env.gauge.__wrapped__(torch.device("cuda:7"))
+    states = []
+    for now["GPU-1"] in read["GPU-1"]:
+        states.append(look())
+    assert states[0] == DeviceState(1980, 612, 54, "power cap")
+    assert env.together(states) == DeviceState(1867.5, 626, 55.5, "power cap; heat")
+
+
+def test_a_state_that_is_not_known_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = [env.gauge.__wrapped__(torch.device(kind))() for kind in ("cpu", "cuda")]
+    assert found[0] == DeviceState(throttled="not known: a cpu")
+    assert found[1].throttled.startswith("not known: import of pynvml")
+    assert env.together([found[0]] * 3) == found[0]
 
 
 @pytest.mark.parametrize(
