@@ -229,9 +229,9 @@ class Results:
         """What the JSON file holds."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def to_json(self, **more: Any) -> str:
-        """The file's text, a row's samples on one line; `more` is only for whoever reads along."""
-        text = json.dumps(self.to_dict() | more, indent=1)
+    def to_json(self) -> str:
+        """The file's text, the samples of a row on one line."""
+        text = json.dumps(self.to_dict(), indent=1)
         return re.sub(r"\[\n[\d\s.,e+-]+\]", lambda found: " ".join(found[0].split()), text)
 
 
