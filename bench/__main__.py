@@ -17,7 +17,19 @@ from .. import __version__
 from ..engine.devices.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import Parser, exit_status
-from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
+from .choices import (
+    ARCHS,
+    CACHE,
+    CLOCKS,
+    FORMS,
+    GPUS,
+    INPUTS,
+    KINDS,
+    PHASES,
+    SCENARIOS,
+    STRATEGIES,
+    Clock,
+)
 from .race.candidates import shipped
 
 HOMES = {
@@ -204,6 +216,13 @@ def parser() -> argparse.ArgumentParser:
         default=["float"],
         help="normalised images, or pixels that peers must normalise (default: float)",
     )
+    add(
+        "--scenario",
+        nargs="+",
+        choices=SCENARIOS,
+        help="latency of single calls, or images/s of a stream, instead",
+    )
+    add("--calls", type=int, help="calls, or images of the stream (default 2048; CPU: 16)")
     add("--predict", choices=CARDS, help="a card's bound and estimate instead; needs no GPU")
 
     add = verb(

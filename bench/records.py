@@ -83,13 +83,13 @@ class Times:
 class Row:
     """One contestant on one problem by one clock.
 
-    `problem` is a layer ("conv4", "conv1+pool1") or, in section "model", a network; in section
-    "order" the contestants are ours, by the order of their launches. A contestant
+    `problem` is a layer ("conv4", "conv1+pool1") or, in the sections of a whole network, its name;
+    in section "order" the contestants are ours, by the order of their launches. A contestant
     that was not timed has no times and a note that says why. `flops` and `bytes` are what the
     problem at least needs, so rates are those of useful work.
     """
 
-    section: Literal["layers", "model", "order"]
+    section: Literal["layers", "model", "order", "single-stream", "offline"]
     problem: str
     network: str
     batch: int

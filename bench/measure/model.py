@@ -15,6 +15,7 @@ from ...engine.devices.cards import CARDS
 from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
 from ..records import OURS, Row
+from . import scenario
 from .cautions import cautions
 from .contest import race
 from .predict import predict
@@ -31,6 +32,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the whole network, or predict its time; 1 if a row of ours was not timed."""
+    if options.scenario:
+        return scenario.run(options, MODEL[resolve(options.device).type])
     return _predicted(options) if options.predict else _measured(options)
 
 
