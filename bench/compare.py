@@ -24,7 +24,7 @@ import numpy
 from ..engine import table
 from . import units
 from .ratio import LEAST, Array, resampled
-from .records import KEY, Results, Row, load, races
+from .records import Results, Row, load, races
 
 SAME_MACHINE = (
     *("gpu name", "gpu driver_version", "gpu clocks.max.sm", "gpu power.limit"),
@@ -57,18 +57,6 @@ class Pair:
         if not self.old.median_us or not self.new.median_us:
             return None
         return self.old.median_us / self.new.median_us
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {
-            **{name: getattr(self.new, name) for name in KEY},
-            "old_us": self.old.median_us,
-            "new_us": self.new.median_us,
-            "ratio": self.ratio,
-            "verdict": self.verdict,
-            "speed": self.speed,
-            "why": self.why,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +103,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return {
-            "rows": [pair.to_dict() for pair in self.pairs],
-            "only_old": [asdict(row) for row in self.only_old],
-            "only_new": [asdict(row) for row in self.only_new],
-            "differences": list(self.differences),
-            "drifts": [asdict(drift) for drift in self.drifts],
-            "fail_slower": self.threshold,
-            "failures": list(self.failures),
-        }
+        return {**asdict(self), "failures": self.failures}
 
     def __str__(self) -> str:
         lines = [*self.differences, *map(str, self.drifts), *table.columns(self.pairs, COLUMNS)]

@@ -231,8 +231,8 @@ def test_the_verb(capsys: Capture, tmp_path: Path) -> None:
     assert "was 100.00 us, more than 5.0% slower" in out
     assert main(["compare", *paths, "--fail-slower", "5%", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["rows"][0]["ratio"] == pytest.approx(100 / 110)
-    assert found["rows"][0]["verdict"] == "slower"
+    assert found["pairs"][0]["verdict"] == "slower"
+    assert found["pairs"][0]["speed"][1] == pytest.approx(100 / 110)
     assert [each["batch"] for each in found["only_old"]] == [8]
     assert len(found["failures"]) == 1
 

@@ -18,7 +18,7 @@ from .cautions import cautions
 from .contest import race
 from .predict import predict
 from .problem import network_problem, tuned_planner
-from .verb import BATCHES, Races, asked, begun, measured, tell
+from .verb import BATCHES, Races, as_table, asked, begun, measured, tell
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
@@ -72,7 +72,7 @@ def _measured(options: argparse.Namespace) -> int:
                     )
                     yield f"{network.name}, batch {batch}, {dtype}, {entry}", rows
 
-    results = measured(options, results, races(), "network")
+    results = measured(options, results, races(), *as_table("network", results))
     if options.json != "-":
         print("\n".join(["", *(f"warning: {line}" for line in cautions(results.rows))]))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1

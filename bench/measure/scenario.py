@@ -30,7 +30,7 @@ from .contestants import called, contestants
 from .peers import Peer, Prepared, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
 from .timing import Run, caller
-from .verb import begun, measured
+from .verb import as_table, begun, measured
 
 CALLS = {"cuda": 2048, "cpu": 16}  # or images
 BATCH = {"cuda": 256, "cpu": 2}  # of the stream
@@ -141,5 +141,6 @@ def run(
 
     with TemporaryDirectory() as folder:
         results = begun(options, device, dtypes)
-        results = measured(options, results, races(Path(folder)), "scenario", percents=(90, 99))
+        printed = as_table("scenario", results, percents=(90, 99))
+        results = measured(options, results, races(Path(folder)), *printed)
     return 0 if all(row.median_us for row in results.rows if row.ours) else 1

@@ -97,7 +97,7 @@ def curves(view: View) -> Figure:
     names = dict.fromkeys(row.contestant for row in (*view.ours, *rows))
     figure, axes = _figure(330 + ROW * len(names) / 2)
     for i, name in enumerate(names):
-        own = [row for row in rows if row.contestant == name]
+        own = list({row.batch: row for row in rows if row.contestant == name}.values())
         ours, straw = name == OURS, own[0].straw_man
         colour = "ours" if ours else "soft" if straw else ("peer", "c2", "c3", "c4", "c5")[i % 5]
         axes.plot(

@@ -18,6 +18,7 @@ from jinja2 import Environment
 
 from ...engine.pictures.canvas import PictureError
 from .. import units
+from ..choices import SCENARIOS
 from ..ratio import to_best_peer
 from ..records import OURS, Results, Row, best_peer
 from . import figures, story
@@ -74,7 +75,8 @@ def network(results: Results) -> list[Exhibit]:
             ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
             drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
         parts[0] = replace(parts[0], figure=drawn, folded=False)
-    return parts
+    scenarios = [view for section in SCENARIOS for view in story.views(results, section)]
+    return [*parts, *map(contestants, scenarios)]
 
 
 def layers(results: Results) -> list[Exhibit]:
@@ -95,7 +97,8 @@ def layers(results: Results) -> list[Exhibit]:
 
 def contestants(view: View, **shown: Any) -> Exhibit:
     """Every row of a view with all that was measured of it; no speed without a match."""
-    timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
+    low, high = (90, 99) if view.rows[0].section in SCENARIOS else (20, 80)
+    timing = ("time", f"p{low} to p{high}", "rate", "of roof", "x best peer")
     proof = ("error (tolerance)", "race", "device", "match")
     head = ("problem", "contestant", "batch", *timing, *proof)
     cells = []
@@ -105,7 +108,8 @@ def contestants(view: View, **shown: Any) -> Exhibit:
             flops, ratio = (row.tflops or 0.0) * 1e12, to_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
-            span, roof = units.span(row.p20_us, row.p80_us), units.percent(row.percent_of_roof)
+            span = units.span(row.percentile(low), row.percentile(high))
+            roof = units.percent(row.percent_of_roof)
             timed = (units.time(row.median_us), span, rate, roof, str(ratio or "-"))
         error = f"{units.power(row.error)} ({units.power(row.tolerance)})"
         match = "-" if row.error is None else "yes" if row.matched else "NO"
