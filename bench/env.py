@@ -113,9 +113,8 @@ def together(states: Sequence[DeviceState]) -> DeviceState:
         return statistics.median(known) if known else None
 
     limits = dict.fromkeys(each for state in states for each in state.throttled.split("; "))
-    return DeviceState(
-        *map(median, ("sm_mhz", "watts", "celsius")), "; ".join(filter(None, limits))
-    )
+    words = "; ".join(filter(None, limits))
+    return DeviceState(median("sm_mhz"), median("watts"), median("celsius"), words)
 
 
 def _commit() -> str | None:

@@ -290,7 +290,8 @@ def load(path: Path) -> Results:
     if schema not in (1, SCHEMA):
         raise RecordError(f"{path}: wanted results of schema {SCHEMA}, got {schema!r}")
     try:
-        old = {} if schema == SCHEMA else {"race": found["environment"].get("date") or "undated"}
+        date = found["environment"].get("date") or "undated"
+        old: dict[str, Any] = {} if schema == SCHEMA else {"race": date}
         rows = (Row(**old, **row) for row in found["rows"])
         return Results(
             found["environment"],

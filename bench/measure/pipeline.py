@@ -27,8 +27,8 @@ def ways(problem: Problem, devices: Sequence[str], **split: Any) -> list[Peer]:
     """Every way; `split` is what the pipeline is told, as `Engine.load` knows it."""
 
     def engine(given: Tensors, **how: Any) -> Engine:
-        common = {"dtype": problem.dtype, "max_batch": problem.batch}
-        return Engine.load(problem.network, given.state, **common, **how)
+        how |= {"dtype": problem.dtype, "max_batch": problem.batch}
+        return Engine.load(problem.network, given.state, **how)
 
     def single(given: Tensors) -> Callable[[], torch.Tensor]:
         one = engine(given, device=devices[0])

@@ -69,7 +69,7 @@ def single_stream(
 
 
 def offline(
-    problem: Problem, device: torch.device, source: Sequence[Any], images: int, seed: int = 0
+    problem: Problem, device: torch.device, kind: str, source: Iterable[Any], images: int, seed: int
 ) -> list[Row]:
     """Rows of a stream of so many of a source, again and again; a run is a batch of it.
 
@@ -82,7 +82,6 @@ def offline(
 
     with libraries(problem.plan.arithmetic), torch.inference_mode():
         (given, *_), compare = inputs(problem, device, seed)
-        kind = "pixels" if isinstance(source, torch.Tensor) else "jpeg"
         name = f"{problem.network.name} {kind}"
         blank = replace(blank_row(problem), section="offline", problem=name, clock="host")
         everyone = [_streamed(name, problem, source, images) for name in STREAMED]
@@ -135,9 +134,10 @@ def run(
                 continue
             for batch in options.batch or [BATCH[device.type]]:
                 problem = network_problem(planner, dtype, batch, pixels=True)
-                for source in (pixels, pictures(folder)):
-                    rows = offline(problem, device, source, calls, options.seed)
-                    yield f"{what}, batch {batch}", rows
+                sources: dict[str, Iterable[Any]] = {"pixels": pixels, "jpeg": pictures(folder)}
+                for kind, source in sources.items():
+                    rows = offline(problem, device, kind, source, calls, options.seed)
+                    yield f"{what}, batch {batch}, {kind}", rows
 
     with TemporaryDirectory() as folder:
         results = begun(options, device, dtypes)

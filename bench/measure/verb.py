@@ -57,7 +57,9 @@ def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[st
     """
     tell(f"measuring the roofs of {device}")
     notes = (INTERPRETED,) if device.type == "cpu" else ()
-    pinned = {"libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())}
+    pinned: dict[str, str | None] = {
+        "libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())
+    }
     roofs = measure_roofs(device, dtypes)
     results = Results(environment(device) | pinned, roofs, (), notes=notes)
     keep(results, options)
