@@ -93,10 +93,10 @@ class Comparison:
         found = []
         for pair in self.pairs:
             if pair.verdict == "lost":
-                found.append(f"{named(pair.new)}: {pair.why}")
+                found.append(f"{pair.new.name}: {pair.why}")
             elif self.threshold is not None and pair.verdict == "slower":
                 found.append(
-                    f"{named(pair.new)}: {pair.new.median_us:.2f} us, was "
+                    f"{pair.new.name}: {pair.new.median_us:.2f} us, was "
                     f"{pair.old.median_us:.2f} us, more than {self.threshold:.1%} slower"
                 )
         return tuple(found)
@@ -108,7 +108,7 @@ class Comparison:
     def __str__(self) -> str:
         lines = [*self.differences, *map(str, self.drifts), *table.columns(self.pairs, COLUMNS)]
         for file, rows in (("old", self.only_old), ("new", self.only_new)):
-            lines += [f"only in the {file} results: {named(row)}" for row in rows]
+            lines += [f"only in the {file} results: {row.name}" for row in rows]
         lines += [f"FAILED {failure}" for failure in self.failures]
         return "\n".join(lines)
 
@@ -129,12 +129,6 @@ def compare(old: Results, new: Results, threshold: float | None = None) -> Compa
         tuple(drifts),
         threshold,
     )
-
-
-def named(row: Row) -> str:
-    """A row's key in words."""
-    problem = row.problem if row.section == "model" else f"{row.network} {row.problem}"
-    return f"{problem}, batch {row.batch}, {row.dtype}, {row.contestant}, {row.clock}"
 
 
 def fraction(text: str) -> float:

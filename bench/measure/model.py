@@ -52,9 +52,9 @@ def _measured(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     network, _ = find(options.model or MODEL[device.type])
     dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
+    batches, clocks, effort = asked(options, device)
     if options.scenario:
         return scenario.run(options, network, device, dtypes)
-    batches, clocks, effort = asked(options, device)
     results = begun(options, device, dtypes)
 
     def races() -> Races:

@@ -32,7 +32,8 @@ from .problem import Problem, Tensors, network_problem, tuned_planner
 from .timing import Run, caller
 from .verb import as_table, begun, measured
 
-CALLS = {"cuda": 2048, "cpu": 16}  # or images
+CALLS = {"cuda": 2048, "cpu": 16}
+IMAGES = {"cuda": 512, "cpu": 16}  # of the stream: a core decodes a few hundred in a second
 BATCH = {"cuda": 256, "cpu": 2}  # of the stream
 BLOCKS = 8  # turns, each of calls one after the other
 PASSES = 6  # over all images
@@ -120,13 +121,15 @@ def run(
     options: argparse.Namespace, network: Network, device: torch.device, dtypes: Sequence[str]
 ) -> int:
     """Measure the scenarios asked for; 1 if a row of ours was not timed."""
-    calls = CALLS[device.type] if options.calls is None else options.calls
-    at_least_one("--calls", calls)
+    if options.calls is not None:
+        at_least_one("--calls", options.calls)
     pixels = torch.randint(0, 256, (FILES, *network.input_shape), dtype=torch.uint8)
 
     def races(folder: Path) -> Iterator[tuple[str, list[Row]]]:
         for dtype, scenario in itertools.product(dtypes, options.scenario):
             planner = tuned_planner(network, ARITHMETIC[dtype], device, options=None)
+            default = CALLS if scenario == "single-stream" else IMAGES
+            calls = options.calls or default[device.type]
             what = f"{network.name}, {calls} images, {dtype}, {scenario}"
             if scenario == "single-stream":
                 problem = network_problem(planner, dtype, 1)

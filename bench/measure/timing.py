@@ -31,7 +31,6 @@ from ..records import DeviceState
 from ..records import Times as Times
 
 Run = Callable[[], object]
-CPU = torch.device("cpu")
 
 ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
@@ -81,11 +80,11 @@ def take_turns(
     rounds: int = 25,
     seconds: float | None = None,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> dict[str, Times]:
     """What `measure` does with samplers that are there already.
 
-    The state of the device is read after each turn, outside of what is timed.
+    The state of the device, if it is named, is read after each turn, outside of what is timed.
     """
     us: dict[str, list[float]] = {name: [] for name in take}
     states: dict[str, list[DeviceState]] = {name: [] for name in take}
