@@ -170,11 +170,6 @@ class _Change:
     resampled: Array
     rounds: int
 
-    @property
-    def ours(self) -> bool:
-        """Whether it is a row of ours."""
-        return self.pair.new.ours
-
 
 def _judged(joined: Sequence[Race], threshold: float) -> tuple[dict[int, Pair], list[Drift]]:
     """Pairs with their verdicts, by the id of the new row, and what the peers show."""
@@ -182,15 +177,13 @@ def _judged(joined: Sequence[Race], threshold: float) -> tuple[dict[int, Pair], 
     verdicts = {id(new): _unjudged(Pair(old, new)) for race in joined for old, new in race}
     drifts, found = [], []
     for clock in dict.fromkeys(change.pair.new.clock for change in changes):
-        ours, peers = (
-            [change for change in changes if change.pair.new.clock == clock if change.ours is ours]
-            for ours in (True, False)
-        )
+        by = [change for change in changes if change.pair.new.clock == clock]
+        peers = [change for change in by if not change.pair.new.ours]
         if len(peers) < CONTROLS:
             continue
         drift, common = _drift(clock, peers)
         drifts.append(drift)
-        for change in ours:
+        for change in (change for change in by if change.pair.new.ours):
             own = float(numpy.var(change.resampled - common, ddof=1))
             error = math.sqrt(own + drift.scatter**2 + drift.error**2 + TINY)
             found.append((change, change.value - math.log(drift.value), error))
@@ -213,8 +206,9 @@ def _unjudged(pair: Pair) -> Pair:
         return replace(pair, verdict="lost", why=pair.new.note or "no match any more")
     for file, row in (("old", pair.old), ("new", pair.new)):
         if len(row.samples) < LEAST:
-            cure = row.note or f"{len(row.samples)} samples, measure with --rounds {LEAST} or more"
-            return replace(pair, verdict="inconclusive", why=f"{file} results: {cure}")
+            cure = f"{len(row.samples)} samples, measure again with --rounds {LEAST} or more"
+            why = f"{file} results: {row.note if row.median_us is None else cure}"
+            return replace(pair, verdict="inconclusive", why=why)
     few = f"fewer than {CONTROLS} peers in both results, measure with more --peers"
     return replace(pair, verdict="inconclusive", why=few)
 
