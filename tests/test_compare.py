@@ -135,7 +135,7 @@ def test_what_cannot_be_judged_says_what_would_cure_it() -> None:
     bare = race(100, 150, 200)
     bare = replace(bare, rows=tuple(replace(each, samples=()) for each in bare.rows))
     for old, new, why in (
-        (bare, race(300, 150, 200), "old results: 0 samples, measure again with --rounds 6 or more"),
+        (bare, race(300, 150, 200), "old results: 0 samples, measure again with --rounds 6"),
         (race(100, 150, 200), bare, "new results: 0 samples"),
         (race(100, 150), race(300, 150), "measure with more --peers"),
     ):

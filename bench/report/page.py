@@ -32,7 +32,7 @@ def page(results: Results) -> str:
     """The whole report. Raises PictureError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
-    makers = (network, layers, tuning, order, errors, origin)
+    makers = (network, layers, tuning, order, origin)
     matched, words = story.match_verdict(results)
     networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
     source = files(__package__).joinpath("page.html").read_text("utf-8")
@@ -157,25 +157,6 @@ def tuning(results: Results) -> list[Exhibit]:
 def order(results: Results) -> list[Exhibit]:
     """Orders of launches by batch size."""
     return [contestants(view) for view in story.views(results, "order")]
-
-
-def errors(results: Results) -> list[Exhibit]:
-    """The largest errors of ours and of peers by problem, as shares of what is allowed."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results.rows:
-        if row.error is not None and row.tolerance:
-            groups.setdefault((row.problem, row.dtype), []).append(row)
-    lines = []
-    for named, rows in groups.items():
-        worst = []
-        for ours in (True, False):
-            shares = [(r.error or 0.0) / (r.tolerance or 1.0) for r in rows if r.ours is ours]
-            worst.append(units.percent(100 * max(shares)) if shares else "-")
-        tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
-        lines.append((*named, tolerance, *worst))
-    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
-    caption = "Largest errors, as shares of the tolerance"
-    return [Exhibit(caption, head, lines, words=2)] if lines else []
 
 
 def origin(results: Results) -> list[Exhibit]:
