@@ -27,6 +27,7 @@ import torch
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
 from ..env import gauge, together
+from ..ratio import LEAST
 from ..records import DeviceState
 from ..records import Times as Times
 
@@ -50,7 +51,7 @@ is bound by its launch, wherever its inputs lie.
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long a clock takes: rounds of turns, and after so many seconds no new one but three."""
+    """How long a clock takes: rounds of turns, and after so many seconds no new one but LEAST."""
 
     rounds: int = 25
     seconds: float | None = None
@@ -64,7 +65,7 @@ def measure(
     seconds: float | None = None,
     seed: int = 0,
 ) -> dict[str, Times]:
-    """Time every contestant `rounds` times, or as often as fits into `seconds`, at least thrice.
+    """Time every contestant `rounds` times, or as often as fits into `seconds`, but LEAST times.
 
     Each contestant is a list of copies, all warm when this returns. Runs must do their work on the
     current stream of `device`; by the clocks of a GPU they are captured, so they must not wait for
@@ -93,7 +94,7 @@ def take_turns(
     shuffle = random.Random(seed).shuffle
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(rounds):
-        if end is not None and done >= 3 and time.perf_counter() > end:
+        if end is not None and done >= LEAST and time.perf_counter() > end:
             break
         shuffle(order)
         for name in order:
