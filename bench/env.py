@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 import json
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import __version__
+from .records import DeviceState
 
 PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors")
 GPU = (
@@ -26,6 +32,18 @@ GPU = (
     "power.draw",
 )
 """What nvidia-smi is asked."""
+
+LIMITS = {
+    0x02: "applications' clocks",
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "heat",
+    0x40: "heat, by hardware",
+    0x80: "power brake",
+    0x100: "display clock",
+}
+"""What may hold a GPU's clocks down, by NVML's bits (nvml.h, nvmlClocksEventReason); not idling."""
 
 
 def environment(device: torch.device | None) -> dict[str, str | None]:
@@ -55,6 +73,52 @@ def _gpu(device: torch.device) -> dict[str, str | None]:
     if len(fields) != len(GPU):
         return dict.fromkeys(GPU) | {"name": here.name}
     return dict(zip(GPU, fields, strict=True))
+
+
+@functools.cache
+def gauge(device: torch.device | None) -> Callable[[], DeviceState]:
+    """What reads the state of this very device, in about a millisecond, by the driver's NVML."""
+    try:
+        if device is None or device.type != "cuda":
+            raise RuntimeError(f"a {device.type}" if device else "nobody read it")
+        nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
+            raise RuntimeError("NVML does not know the device")
+        read = functools.partial(_read, nvml, handle)
+        read()
+    except Exception as error:  # no driver, or one of another day: measured all the same
+        unknown = DeviceState(throttled=f"not known: {error}")
+        return lambda: unknown
+    return read
+
+
+def _read(nvml: Any, handle: ctypes.c_void_p) -> DeviceState:
+    def ask(what: str, *which: int) -> int:
+        found = ctypes.c_ulonglong()
+        if status := getattr(nvml, f"nvmlDeviceGet{what}")(handle, *which, ctypes.byref(found)):
+            raise RuntimeError(f"NVML gives no {what}, status {status}")
+        return found.value
+
+    limits = ask("CurrentClocksThrottleReasons")
+    return DeviceState(
+        ask("ClockInfo", 1),  # of the multiprocessors
+        ask("PowerUsage") / 1e3,
+        ask("Temperature", 0),  # of the chip
+        "; ".join(words for bit, words in LIMITS.items() if limits & bit),
+    )
+
+
+def together(states: Sequence[DeviceState]) -> DeviceState:
+    """Medians of what was read, and everything that ever held the clocks down."""
+
+    def median(name: str) -> float | None:
+        known = [value for state in states if (value := getattr(state, name)) is not None]
+        return statistics.median(known) if known else None
+
+    limits = dict.fromkeys(each for state in states for each in state.throttled.split("; "))
+    words = "; ".join(filter(None, limits))
+    return DeviceState(median("sm_mhz"), median("watts"), median("celsius"), words)
 
 
 def _commit() -> str | None:

@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from ...engine import table
 from ...engine.devices.cards import CARDS
 from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
-from ..records import OURS, Results, Row
+from ..records import OURS
+from . import scenario
+from .cautions import cautions
 from .contest import race
 from .predict import predict
 from .problem import network_problem, tuned_planner
-from .summary import summaries, warnings
-from .verb import BATCHES, Races, asked, begun, columns, measured, tell, title
+from .verb import BATCHES, Races, as_table, asked, begun, measured, tell
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
-
-
-def lines(rows: Sequence[Row]) -> list[str]:
-    """One line a row, in their order; ours says how it stands to the best peer."""
-    return [table.line(row, columns("network", rows, images_per_second=True)) for row in rows]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,6 +53,8 @@ def _measured(options: argparse.Namespace) -> int:
     network, _ = find(options.model or MODEL[device.type])
     dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
     batches, clocks, effort = asked(options, device)
+    if options.scenario:
+        return scenario.run(options, network, device, dtypes)
     results = begun(options, device, dtypes)
 
     def races() -> Races:
@@ -78,25 +72,7 @@ def _measured(options: argparse.Namespace) -> int:
                     )
                     yield f"{network.name}, batch {batch}, {dtype}, {entry}", rows
 
+    results = measured(options, results, races(), *as_table("network", results))
     if options.json != "-":
-        print(title(network.name, device, results))
-        print(table.heading(columns("network", images_per_second=True)))
-    results = measured(options, results, races(), lines, _judged)
-    if options.json != "-":
-        _conclude(results)
+        print("\n".join(["", *(f"warning: {line}" for line in cautions(results.rows))]))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
-
-
-def _conclude(results: Results) -> None:
-    rows, roofs = results.rows, results.roofs
-    said = [*map(str, summaries(rows, roofs)), *(f"warning: {line}" for line in warnings(rows))]
-    print("\n".join(["", *said]))
-
-
-def _judged(results: Results) -> dict[str, Any]:
-    """What `--json` prints beside the results: what follows from them."""
-    rows, roofs = results.rows, results.roofs
-    return {
-        "summaries": [asdict(each) for each in summaries(rows, roofs)],
-        "warnings": list(warnings(rows)),
-    }

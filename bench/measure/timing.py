@@ -4,8 +4,8 @@
   What a kernel costs whose inputs come from memory.
 - `graph`: a CUDA graph of many runs, replayed between two events and divided. What a run costs in
   a steady stream of them, launch gaps included and the host left out.
-- `host`: the caller's clock around one call and the synchronisation after it. What a user sees. It
-  is the only clock of a CPU.
+- `host`: the caller's clock around one call and the synchronisation after it; a turn is the median
+  of as many as last a while. What a user sees. It is the only clock of a CPU.
 
 A contestant is a list of copies of the same computation on different tensors, and its runs rotate
 through them, so that with copies enough to overflow the cache no input is found there by luck.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ import torch
 
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
+from ..env import gauge, together
+from ..ratio import LEAST
+from ..records import DeviceState
 from ..records import Times as Times
 
 Run = Callable[[], object]
@@ -32,6 +36,8 @@ Run = Callable[[], object]
 ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
 REPLAY_US = 4e3  # how long a replay by the clock "graph" should last
+HOST_US = 5e3  # how long calls by the clock "host" should last, together
+MOST_CALLS = 50
 MOST_RUNS = 512  # of which one graph is recorded, unless there are more copies than that
 FLUSHED = 8  # times the size of the L2 cache is overwritten
 OVERFLOW = 2  # times the size of the L2 cache is what copies hold together
@@ -45,7 +51,7 @@ is bound by its launch, wherever its inputs lie.
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long a clock takes: rounds of turns, and after so many seconds no new one but three."""
+    """How long a clock takes: rounds of turns, and after so many seconds no new one but LEAST."""
 
     rounds: int = 25
     seconds: float | None = None
@@ -59,14 +65,14 @@ def measure(
     seconds: float | None = None,
     seed: int = 0,
 ) -> dict[str, Times]:
-    """Time every contestant `rounds` times, or as often as fits into `seconds`, at least thrice.
+    """Time every contestant `rounds` times, or as often as fits into `seconds`, but LEAST times.
 
     Each contestant is a list of copies, all warm when this returns. Runs must do their work on the
     current stream of `device`; by the clocks of a GPU they are captured, so they must not wait for
     the host. Raises ValueError for a clock that the device has not, and whatever a run raises.
     """
     take = {name: sampler(copies, clock, device) for name, copies in contestants.items()}
-    return take_turns(take, clock, rounds, seconds, seed)
+    return take_turns(take, clock, rounds, seconds, seed, device)
 
 
 def take_turns(
@@ -75,19 +81,26 @@ def take_turns(
     rounds: int = 25,
     seconds: float | None = None,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> dict[str, Times]:
-    """What `measure` does with samplers that are there already."""
+    """What `measure` does with samplers that are there already.
+
+    The state of the device, if it is named, is read after each turn, outside of what is timed.
+    """
     us: dict[str, list[float]] = {name: [] for name in take}
+    states: dict[str, list[DeviceState]] = {name: [] for name in take}
+    look = gauge(device)
     order = list(take)
     shuffle = random.Random(seed).shuffle
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(rounds):
-        if end is not None and done >= 3 and time.perf_counter() > end:
+        if end is not None and done >= LEAST and time.perf_counter() > end:
             break
         shuffle(order)
         for name in order:
             us[name].append(take[name]())
-    return {name: Times(clock, tuple(taken)) for name, taken in us.items()}
+            states[name].append(look())
+    return {name: Times(clock, tuple(us[name]), together(states[name])) for name in take}
 
 
 def sampler(copies: Sequence[Run], clock: Clock, device: torch.device) -> Callable[[], float]:
@@ -180,7 +193,8 @@ def passes(us: float, copies: int) -> int:
     return max(1, min(round(REPLAY_US / max(us, 1.0)), MOST_RUNS // copies))
 
 
-def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+def caller(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+    """What takes the time of one call by the caller's clock, in us; all copies are warm."""
     for copy in copies:
         copy()
     turn = itertools.cycle(copies)
@@ -194,6 +208,18 @@ def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
         return (time.perf_counter() - started) * 1e6
 
     return once
+
+
+def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
+    once = caller(copies, device)
+
+    def several() -> float:
+        us = [once()]
+        while sum(us) < HOST_US and len(us) < MOST_CALLS:
+            us.append(once())
+        return statistics.median(us)
+
+    return several
 
 
 def _elapsed_us(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:

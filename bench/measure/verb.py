@@ -6,12 +6,10 @@ They hear what a user says, measure the roofs, and hold race after race, told an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,9 +18,10 @@ from ...engine.load import at_least_one, one_of
 from ...errors import printable
 from .. import units
 from ..env import environment
-from ..records import OURS, Results, Row, save, save_csv, times_best_peer
+from ..ratio import to_best_peer
+from ..records import Results, Row, save, save_csv
 from .contest import ContextLost
-from .peers import KINDS
+from .peers import KINDS, SWITCHES
 from .roofline import COPY, measure_roofs
 from .timing import CLOCKS, ROUNDS, Clock, Effort
 
@@ -30,6 +29,8 @@ BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
 INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
 Races = Iterable[tuple[str, Iterable[Row]]]
 """Of each race what to say before it, and its rows as they come."""
+
+Lines = Callable[[Sequence[Row]], Sequence[str]]
 
 
 def asked(
@@ -56,7 +57,11 @@ def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[st
     """
     tell(f"measuring the roofs of {device}")
     notes = (INTERPRETED,) if device.type == "cpu" else ()
-    results = Results(environment(device), measure_roofs(device, dtypes), (), notes=notes)
+    pinned: dict[str, str | None] = {
+        "libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())
+    }
+    roofs = measure_roofs(device, dtypes)
+    results = Results(environment(device) | pinned, roofs, (), notes=notes)
     keep(results, options)
     return results
 
@@ -69,39 +74,47 @@ def keep(results: Results, options: argparse.Namespace) -> None:
         save_csv(results.rows, options.csv)
 
 
-def title(network: str, device: torch.device, results: Results) -> str:
-    """What is measured where, and the roofs."""
-    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+def title(results: Results) -> str:
+    """Where it is measured, and the roofs."""
+    where = results.environment["gpu name"] or results.environment["cpu"]
     rates = ", ".join(
         f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
         for name, rate in results.roofs.items()
     )
     roofs = [f"measured roofs: {rates}"] if rates else []
-    return "\n".join([f"{network} on {where}", *roofs, *results.notes])
+    return "\n".join([f"on {where}", *roofs, *results.notes])
 
 
 def note(row: Row) -> str:
     """What is behind a row's numbers, or why it has none."""
-    return ", ".join(filter(None, ["straw man" if row.straw_man else "", row.note]))
+    words = ["straw man" if row.straw_man else "", row.note]
+    if row.enqueue_us is not None:
+        words.append(f"enqueued in {row.enqueue_us:.1f} us")
+    if row.workspace is not None:
+        words.append(f"workspace {row.workspace / 1e6:.1f} MB")
+    return ", ".join(filter(None, words))
 
 
-TIMES: table.Columns[Row] = (
-    ("error", 8, lambda row: units.number(row.error, ".1e")),
-    ("median us", 11, lambda row: units.number(row.median_us, ".2f")),
-    ("p20", 11, lambda row: units.number(row.p20_us, ".2f")),
-    ("p80", 11, lambda row: units.number(row.p80_us, ".2f")),
-)
-"""A row's match beside its times."""
+def times(*percents: int) -> table.Columns[Row]:
+    """A row's match beside its median and these percentiles."""
+
+    def percentile(percent: int) -> Callable[[Row], str]:
+        return lambda row: units.number(row.percentile(percent), ".2f")
+
+    return (
+        ("error", 8, lambda row: units.number(row.error, ".1e")),
+        ("median us", 11, lambda row: units.number(row.median_us, ".2f")),
+        *((f"p{percent}", 11, percentile(percent)) for percent in percents),
+    )
+
+
+TIMES = times(20, 80)
 
 
 def columns(
-    problem: str, rows: Sequence[Row] = (), images_per_second: bool = False
+    problem: str, rows: Sequence[Row] = (), percents: Sequence[int] = (20, 80)
 ) -> table.Columns[Row]:
     """Of a row of any problem; ours says how it stands to the best peer among `rows`."""
-
-    def ahead(row: Row) -> str:
-        times = times_best_peer(row, rows) if row.contestant == OURS else None
-        return units.three(times) if times else ""
 
     images = ("images/s", 10, lambda row: units.whole(row.images_per_second))
     return (
@@ -109,29 +122,46 @@ def columns(
         ("batch", 5, lambda row: str(row.batch)),
         ("contestant", -24, lambda row: row.contestant),
         ("clock", -5, lambda row: row.clock),
-        *TIMES,
-        *([images] if images_per_second else []),
+        *times(*percents),
+        *([images] if problem != "layer" else []),
         ("TFLOP/s", 8, lambda row: units.whole(row.tflops)),
         ("GB/s", 7, lambda row: units.whole(row.gbps)),
         ("% roof", 6, lambda row: units.number(row.percent_of_roof, ".1f")),
-        ("x peer", 6, ahead),
+        (" x peer", -19, lambda row: f" {to_best_peer(row, rows) or ''}" if row.ours else ""),
         ("", 0, note),
     )
+
+
+def as_table(
+    problem: str,
+    results: Results,
+    order: Callable[[Sequence[Row]], Sequence[Row]] = list,
+    percents: Sequence[int] = (20, 80),
+) -> tuple[Lines, Sequence[str]]:
+    """What prints the rows of a race, in this order, as `columns`; and what stands above all."""
+
+    def lines(rows: Sequence[Row]) -> Sequence[str]:
+        told = columns(problem, rows, percents)
+        return [table.line(row, told) for row in order(rows)]
+
+    return lines, [title(results), table.heading(columns(problem, (), percents))]
 
 
 def measured(
     options: argparse.Namespace,
     results: Results,
     races: Races,
-    lines: Callable[[Sequence[Row]], Sequence[str]],
-    more: Callable[[Results], dict[str, Any]] = lambda results: {},
+    lines: Lines,
+    head: Sequence[str] = (),
 ) -> Results:
     """Hold the races, printing a race's `lines` and keeping its rows as soon as it is over.
 
-    With `--json` alone the results are printed at the end, with what `more` says. A GPU that can do
-    no more ends it: the rows so far are kept and printed first. Raises ContextLost then.
+    With `--json` alone the results are printed at the end. A GPU that can do no more ends it: the
+    rows so far are kept and printed first. Raises ContextLost then.
     """
     printed, lost = options.json != "-", None
+    if printed and head:
+        print("\n".join(head))
     for what, race in races:
         tell(what)
         rows: list[Row] = []
@@ -146,7 +176,7 @@ def measured(
         if lost:
             break
     if not printed:
-        print(json.dumps(results.to_dict() | more(results), indent=1))
+        print(results.to_json())
     for path in (options.json, options.csv):
         if path not in (None, "-"):
             tell(f"written: {path}")

@@ -1,4 +1,4 @@
-"""The report's figures, drawn by matplotlib: bars, roofline, curves over batches, rugs of ticks.
+"""The report's figures, drawn by matplotlib: bars under their roofs, and curves over batches.
 
 By its object interface alone, as in `engine/pictures`. A figure is for half a page or a phone. Its
 colours are those of COLOURS, also in a file of its own; in a page they follow light and dark.
@@ -7,13 +7,12 @@ colours are those of COLOURS, also in a file of its own; in a page they follow l
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import units
-from ..records import OURS, Row
+from ..records import OURS
 from .story import Duel, View
 
 if TYPE_CHECKING:
@@ -73,17 +72,25 @@ def svg(figure: Figure, name: str, words: str) -> str:
 def bars(lines: Mapping[str, Duel]) -> Figure:
     """Times as bars, ours above the best peer's, and their roofs across them."""
     words = [
-        units.percent(duel.row.percent_of_roof) + f"  {units.times(duel.ratio)}" * bool(duel.ratio)
+        units.percent(duel.row.percent_of_roof) + (f"  {_short(duel)}" if duel.ratio else "")
         for duel in lines.values()
     ]
-    figure, axes = _lined(list(lines), words, "of roof, x best peer", 90 + 1.2 * ROW * len(lines))
+    figure, axes = _figure(90 + 1.2 * ROW * len(lines))
+    beside = axes.twinx()
+    for side, labels in ((axes, list(lines)), (beside, words)):  # from the top down
+        side.set_ylim(len(lines) - 0.4, -0.6)
+        side.set_yticks(range(len(lines)), labels)
+        side.tick_params(axis="y", length=0)
+        side.grid(visible=False, axis="y")
+    beside.set_title("of roof, x best peer", loc="right")
     for kind, label, offset, height in (("ours", "ours", 0.0, 0.5), ("peer", "peer", 0.35, 0.2)):
         rows = {y: row for y, d in enumerate(lines.values()) if (row := getattr(d, kind))}
         times = [row.median_us for row in rows.values()]
         if rows:
             axes.barh([y + offset for y in rows], times, height, color=COLOURS[kind], label=label)
-    roofs = [(duel.row.roof_us or math.nan, y) for y, duel in enumerate(lines.values())]
-    _ticks(axes, roofs, 0.45, color=COLOURS["ink"], label="roof")
+    roofs = {y: us for y, duel in enumerate(lines.values()) if (us := duel.row.roof_us)}
+    low, high = ([y + half for y in roofs] for half in (-0.45, 0.45))
+    axes.vlines(list(roofs.values()), low, high, color=COLOURS["ink"], label="roof")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda us, _: units.trim(units.time(us)) if us else "0")
     axes.locator_params(axis="x", nbins=5)
@@ -91,74 +98,15 @@ def bars(lines: Mapping[str, Duel]) -> Figure:
     return figure
 
 
-def rugs(
-    lines: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]],
-    *,
-    head: str,
-    ends: tuple[float, float],
-    label: str,
-) -> Figure:
-    """Values as ticks on a logarithmic scale between `ends`, a line at 1; what is beyond is there.
-
-    lines: a name, words to stand beside it under `head`, and values by colour. Ticks too near to
-    be told apart are one.
-    """
-    (low, high), names, words = ends, [line[0] for line in lines], [line[1] for line in lines]
-    figure, axes = _lined(names, words, head, 80 + 0.75 * ROW * len(lines))
-    _logarithmic(axes, "x", low, high, lambda value: f"{value:g}")
-    axes.axvline(1, color=COLOURS["ink"], linewidth=1)
-    for colour, half, wide in (("soft", 0.25, 1.2), ("ours", 0.4, 2.5)):
-        ticks = dict.fromkeys(
-            (10 ** round(math.log10(min(max(value, low), high)), 2), y)
-            for y, (_, _, values) in enumerate(lines)
-            for value in values.get(colour, ())
-        )
-        _ticks(axes, list(ticks), half, color=COLOURS[colour], linewidth=wide)
-    axes.set_xlabel(label)
-    return figure
-
-
-def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None) -> Figure:
-    """Rates over intensities under the roofs, in FLOP/s and byte/s; None where none was measured.
-
-    Names stand in a column at the right, each led to its point. After S. Williams, A. Waterman and
-    D. Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
-    """
-    points = {
-        kind: {r.problem: _point(r) for duel in duels if (r := getattr(duel, kind))}
-        for kind in ("row", "peer", "ours")
-    }
-    xs, ys = zip(*(at for each in points.values() for at in each.values()), strict=True)
-    low, high = min(ys) / 3, max(*ys, compute or 0) * 2
-    left, right = min(xs) / 3, max(*xs, compute / memory if compute and memory else 0) * 3
-    figure, axes = _figure(max(360, 0.9 * ROW * len(duels)))
-    _logarithmic(axes, "x", left, right, units.three)
-    _logarithmic(axes, "y", low, high, lambda rate: units.si(rate, "FLOP/s"))
-    if compute and memory:
-        roofs = ([left, compute / memory, right], [memory * left, compute, compute])
-        axes.plot(*roofs, color=COLOURS["ink"], label="roof")
-    for kind, marker in (("peer", "D"), ("ours", "o")):
-        if dots := list(points[kind].values()):
-            axes.plot(*zip(*dots, strict=True), marker, color=COLOURS[kind], label=kind)
-    places = sorted(points["row"].items(), key=lambda item: item[1][1])
-    shares = [math.log(rate / low) / math.log(high / low) for _, (_, rate) in places]
-    heights = spread(shares, min(0.055, 1 / len(duels)))
-    lead = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "relpos": (0, 0.5)}
-    for (name, at), height in zip(places, heights, strict=True):
-        to = (1.05, height)
-        axes.annotate(name, at, to, textcoords="axes fraction", va="center", arrowprops=lead)
-    axes.set_xlabel("FLOP per byte")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
 def curves(view: View) -> Figure:
     """Images per second over the batch size; on ours, how many times as fast as the best peer."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     rows = sorted(view.right, key=lambda row: row.batch)
     names = dict.fromkeys(row.contestant for row in (*view.ours, *rows))
     figure, axes = _figure(330 + ROW * len(names) / 2)
     for i, name in enumerate(names):
-        own = [row for row in rows if row.contestant == name]
+        own = list({row.batch: row for row in rows if row.contestant == name}.values())
         ours, straw = name == OURS, own[0].straw_man
         colour = "ours" if ours else "soft" if straw else ("peer", "c2", "c3", "c4", "c5")[i % 5]
         axes.plot(
@@ -171,10 +119,15 @@ def curves(view: View) -> Figure:
         )
     for duel in view.duels():
         if duel.ours and duel.ratio:
-            at, words = (duel.row.batch, duel.ours.images_per_second or 0), units.times(duel.ratio)
-            axes.annotate(words, at, (0, 8), textcoords="offset points", ha="center")
+            at = (duel.row.batch, duel.ours.images_per_second or 0)
+            axes.annotate(_short(duel), at, (0, 8), textcoords="offset points", ha="center")
     speeds = [row.images_per_second or 0 for row in rows]
-    _logarithmic(axes, "y", min(speeds) / 1.5, max(speeds) * 1.7, units.whole)
+    low, high = min(speeds) / 1.5, max(speeds) * 1.7
+    axes.set(yscale="log", ylim=(low, high))
+    subs = (1,) if high / low > 200 else (1, 1.5, 2, 3, 5, 7)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: units.trim(units.whole(value)))
     batches = sorted({row.batch for row in rows})
     axes.set(title="images per second", xlabel="batch", xscale="log")
     axes.set_xticks([], minor=True)
@@ -183,18 +136,9 @@ def curves(view: View) -> Figure:
     return figure
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places in rising order, moved apart until `gap` is between them, none of them beyond 1."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    top = len(moved) - 1
-    return [min(place, 1 - gap * (top - i)) for i, place in enumerate(moved)]
-
-
-def _point(row: Row) -> tuple[float, float]:
-    """FLOP per byte and FLOP/s."""
-    return row.flops / row.bytes, (row.tflops or 0.0) * 1e12
+def _short(duel: Duel) -> str:
+    """How many times as fast as the best peer, without the interval."""
+    return units.times(duel.ratio.value if duel.ratio else None)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -203,38 +147,3 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(480 / 72, height / 72), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def _lined(
-    names: Sequence[str], words: Sequence[str], head: str, height: float
-) -> tuple[Figure, Axes]:
-    """Axes with a line a name, from the top down, and words at the right under a heading."""
-    figure, axes = _figure(height)
-    beside = axes.twinx()
-    for side, labels in ((axes, names), (beside, words)):
-        side.set_ylim(len(names) - 0.4, -0.6)
-        side.set_yticks(range(len(names)), labels)
-        side.tick_params(axis="y", length=0)
-        side.grid(visible=False, axis="y")
-    beside.set_title(head, loc="right")
-    return figure, axes
-
-
-def _ticks(axes: Axes, places: Sequence[tuple[float, float]], half: float, **drawn: Any) -> None:
-    """Upright strokes through (x, y), all in one line, which makes a short file."""
-    xs = [x for at, _ in places for x in (at, at, math.nan)]
-    ys = [y for _, at in places for y in (at - half, at + half, math.nan)]
-    axes.plot(xs, ys, solid_capstyle="butt", **drawn)
-
-
-def _logarithmic(
-    axes: Axes, which: str, low: float, high: float, words: Callable[[float], str]
-) -> None:
-    """A logarithmic "x" or "y" with ticks at powers of ten, on a short one also between."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1,) if high / low > 200 else (1, 1.5, 2, 3, 5, 7)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: units.trim(words(value)))
