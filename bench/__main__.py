@@ -23,6 +23,7 @@ from .race.candidates import shipped
 HOMES = {
     "compare": ".compare",
     "env": ".env",
+    "fill": ".measure.fill",
     "inspect": ".inspect.inspect",
     "layers": ".measure.layers",
     "model": ".measure.model",
@@ -146,6 +147,13 @@ def parser() -> argparse.ArgumentParser:
         "tell machine, GPU and versions, for results and bug reports",
         "--json",
         shared=["json"],
+    )
+
+    verb(
+        "fill",
+        "measure how fast operands arrive at the multiprocessors, for the cost model",
+        "--json fill.json",
+        shared=["device", "json [FILE]"],
     )
 
     add = verb(
@@ -292,20 +300,19 @@ def parser() -> argparse.ArgumentParser:
 
     add = verb(
         "round",
-        "test, tune, measure and report, all in one and inside a given time",
-        "--out bench/results/h200 --minutes 25",
-        "--out again --earlier bench/results/h200 --minutes 9 --phases tune layers",
-        shared=["dtype", "device"],
+        "test, tune, measure and report in a few minutes, call after call",
+        "--dry",
+        "--out bench/results/h200",
+        "--out again --continue bench/results/h200",
+        shared=["device"],
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="results go there as they come")
-    add("--minutes", type=float, default=25.0, help="after these it has ended (default 25)")
-    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="default: all, in order")
+    add("--out", type=Path, metavar="DIR", help="results go there as they come")
+    add("--minutes", type=float, default=8.5, help="after these it has ended (default 8.5)")
+    add("--phases", nargs="+", choices=PHASES, help="default: the next that fit, in order")
     add("--model", help="default alexnet, on a CPU digits")
-    add("--batch", type=int, nargs="+", metavar="N", help="default 256 1 1024 64 8 4096; CPU: 1")
-    add("--limit", type=int, metavar="N", help="new trials of each search (CPU: 3)")
-    add("--again", action="store_true", help="search also what has a row in the table")
-    add("--earlier", type=Path, metavar="DIR", help="go on from what an earlier round left there")
+    add("--continue", dest="continued", type=Path, metavar="DIR", help="go on from a call's --out")
     add("--commit", metavar="HASH", help="of this code, where it is not a git checkout")
+    add("--dry", action="store_true", help="print the schedule, and fail if it does not fit")
 
     add = verb(
         "tune",
@@ -329,6 +336,8 @@ steps come first. The winners go into the table that the engine reads.
     add("--again", action="store_true", help="with --all: those that have one, too")
     add("--batch", type=_count, nargs="+", default=[1], metavar="N", help="images (default 1)")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
+    add("--short", action="store_true", help="try only what kernels list, the likeliest first")
+    add("--fill", type=float, metavar="BYTES", help="for --short: what the verb fill measured")
     add("--strategy", choices=STRATEGIES, help="default local; with --simulate each")
     add("--seed", type=int, default=0, help="of random and local (default 0)")
     add("--budget", type=float, metavar="SECONDS", help="for all searches together (default: none)")

@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -131,21 +132,11 @@ def compile_for(launch: Launch, arch: Arch) -> Binary:
 
     Raises whatever Triton's compiler raises, and KeyError for an architecture without limits.
     """
-    limits = LIMITS[arch]
     vendor = "cuda" if isinstance(arch, int) else "hip"
-    target = GPUTarget(vendor, arch, limits.threads_per_warp)
-    backend = make_backend(target)
+    source, target, options = _source(launch, arch)
     kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = launch.options
-    bound, specialization, extra = bind(**launch.arguments, **options)
-    # _pack_args is what JITFunction.run calls between binding and compiling.
-    parsed, signature, constants, attributes = kernel._pack_args(
-        backend, options, bound, specialization, extra
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
     with ALONE:
-        compiled = triton.compile(source, target=target, options=parsed.__dict__)
+        compiled = triton.compile(source, target=target, options=options.__dict__)
     code, metadata = compiled.asm, compiled.metadata
     text, image = ("ptx", "cubin") if vendor == "cuda" else ("amdgcn", "hsaco")
     registers, stack = _nvidia(code[image]) if vendor == "cuda" else _amd(code[text])
@@ -162,6 +153,27 @@ def compile_for(launch: Launch, arch: Arch) -> Binary:
         ptx=code[text],
         image=code[image],
     )
+
+
+def binary_name(launch: Launch, arch: Arch) -> str:
+    """The same text for launches that one binary serves, without compiling it."""
+    source, _, options = _source(launch, arch)
+    return f"{source.hash()} {options.hash()}"
+
+
+def _source(launch: Launch, arch: Arch) -> tuple[ASTSource, GPUTarget, Any]:
+    """What Triton compiles, for what, and how."""
+    target = GPUTarget(
+        "cuda" if isinstance(arch, int) else "hip", arch, LIMITS[arch].threads_per_warp
+    )
+    backend, kernel = make_backend(target), launch.kernel
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, extra = bind(**launch.arguments, **launch.options)
+    # _pack_args is what JITFunction.run calls between binding and compiling.
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, launch.options, bound, specialization, extra
+    )
+    return ASTSource(kernel, signature, constants, attributes), target, parsed
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

@@ -23,8 +23,10 @@ from ...engine.table import Columns, columns
 from ...kernels import tuning
 from ..choices import CACHE
 from ..env import environment
+from ..measure.fill import assumed
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
+from .short import short_list
 from .space import Config, SpaceError
 from .tuner import Outcome, Tuner, reasons, tune
 
@@ -59,6 +61,10 @@ def _tune(options: argparse.Namespace) -> int:
             known = {(row.problem, row.batch) for row in budget.rows(path)}
         skipped = [search for search in every if search.known_by in known]
         work = [search for search in every if search.known_by not in known]
+        listed = partial(short_list, arithmetic=meaning, arch=tuner.arch)
+        chip = assumed(tuner.arch, tuner.name, options.fill)
+        if options.short:  # steps whose kernels list nothing run by their defaults
+            work = [search for search in work if listed(search.step, chip=chip)]
         end = math.inf if options.budget is None else time.perf_counter() + options.budget
         for turn, search in enumerate(work):
             if (left := end - time.perf_counter()) <= 0:
@@ -70,14 +76,16 @@ def _tune(options: argparse.Namespace) -> int:
                     tuner,
                     cache,
                     step=search.step,
-                    strategy=options.strategy or "local",
+                    strategy="" if options.short else options.strategy or "local",
                     seed=options.seed,
                     seconds=budget.share(work[turn:], left, least) if options.budget else None,
                     limit=options.limit,
                     values=_values(options.set),
                     resume=options.resume,
                     told=_progress(search),
-                    hints=budget.hints(search, budget.rows(path)),
+                    hints=listed(search.step, chip=chip)
+                    if options.short
+                    else budget.hints(search, budget.rows(path)),
                 )
             )
             if path and (row := outcomes[-1].row):

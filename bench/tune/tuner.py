@@ -220,7 +220,8 @@ def tune(
     """Search the space of one step of a problem, by default its last.
 
     The search starts from the default or, if one is faster, from one of `hints`: winners of
-    problems like this one, of which those outside this space are passed over.
+    problems like this one, of which those outside this space are passed over. Without a strategy
+    these are all that is tried, in their order.
 
     Ends when the strategy does, after about `seconds` (the final and a trial under way may
     take a little longer), or after `limit` trials that were not in the cache. With `resume` the
@@ -239,7 +240,7 @@ def tune(
     default = asdict(step.config)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
     starts = [start for start in starts if start == default or searched.has(start)]
-    if (times := search.evaluate(starts)) is not None:
+    if (times := search.evaluate(starts)) is not None and strategy:
         _, best = min(zip(times, starts, strict=True), key=lambda pair: pair[0])
         follow(STRATEGIES[strategy](searched, best, seed), search.evaluate)
     return search.outcome(searched, default)

@@ -1,0 +1,239 @@
+"""What a round does at a card: its phases' batches, the binaries that they want, and a rehearsal.
+
+`round --dry` runs the schedule against a clock of its own, from what was measured before: it needs
+no card, and says whether each call fits. The phases and their seconds are in `choices.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..engine.devices.planner import Planner
+from ..engine.load import aim
+from ..engine.plan import ARITHMETIC, PLAIN, Options
+from ..engine.spec import Network
+from ..engine.zoo import network
+from ..kernels.jit import Launch
+from .choices import PHASES
+from .inspect.ahead import Make, distinct
+from .measure.fill import TILES, assumed, probe
+from .measure.problem import Problem, configured, network_problem, ready, tensors, tuned_planner
+from .tune.budget import searches
+from .tune.short import short_list
+
+ROOT = Path(__file__).resolve().parents[1]
+RESERVE = 20.0  # seconds kept for the report
+GRACE = 15.0  # seconds that a phase may take beyond its share
+BATCHES: dict[str, tuple[int, ...]] = {
+    "first": (256, 1, 1024),
+    "short": (256, 1, 1024, 64),
+    "model": (256, 1),
+    "order": (256, 1),
+    "layers": (256, 1),
+    "more-layers": (1024, 64),
+    "more-short": (8, 4096),
+    "more-order": (1024, 64),
+    "more-model": (1024, 64, 8, 4096),
+    "climb": (256, 1, 1024, 64),
+    "compile": (1, 256, 1024),
+    "dtypes": (256, 1),
+    "last-model": (256, 1, 1024, 64),
+    "last-layers": (8, 4096),
+}
+"""On a GPU, the most telling first."""
+OTHERS = ("bf16", "tf32", "fp32")
+TESTS = ROOT / "tests" / "at_a_card.txt"  # one of pytest's names a line, the longest first
+
+
+LEAST = ("fill", "first", "roofs", "tests", "short", "model", "order", "layers")
+"""What a CPU proves of it, one image at a time."""
+
+
+def tests() -> list[str]:
+    """What the phase of tests runs on a GPU; none without a checkout."""
+    return TESTS.read_text().splitlines() if TESTS.exists() else []
+
+
+def verb(phase: str) -> str:
+    """What kind of phase it is: "more-layers" is "layers"."""
+    return phase.rpartition("-")[2]
+
+
+def turns(
+    phases: Sequence[str], end: float, now: Callable[[], float]
+) -> Iterator[tuple[str, float, float]]:
+    """Each phase in turn, with its part of the seconds left until `end`, and all that are left."""
+    for place, phase in enumerate(phases):
+        left = end - now()
+        yield phase, left * PHASES[phase] / sum(PHASES[each] for each in phases[place:]), left
+
+
+def a_call(phases: Sequence[str], seconds: float) -> list[str]:
+    """As many of these phases as fit into so many seconds, the first in any case."""
+    ends = itertools.accumulate(PHASES[phase] for phase in phases)
+    return [*phases[: max(1, sum(end <= seconds for end in ends))]]
+
+
+def over(notes: Iterable[str]) -> set[str]:
+    """The phases that by these notes ran to their end, whatever came of it."""
+    done: set[str] = set()
+    cut = ""
+    for note in notes:
+        phase, _, said = note.partition(": ")
+        if re.search(r"cut short|^\d+ not reached", said):
+            cut = phase
+        elif re.match(r"took \d+ s$", said):
+            done = done - {phase} if phase == cut else done | {phase}
+            cut = ""
+    return done
+
+
+# --- binaries --------------------------------------------------------------------------------
+
+
+def binaries(
+    phases: Sequence[str],
+    net: Network,
+    dtype: str,
+    device: torch.device,
+    target: str | None = None,
+) -> Iterator[tuple[str, Make]]:
+    """(phase, launches) in the order in which they are wanted, for the device or a target.
+
+    Those of a search beyond closed lists, of slices and of tests are not among them.
+    """
+    aimed = aim(target, device)
+    arch = aimed.arch or 90
+    chip = assumed(arch, torch.cuda.get_device_name(device) if target is None else target)
+    for phase in phases:
+        batches = BATCHES.get(phase, ())
+        match verb(phase):
+            case "fill":
+                for tile in TILES["cuda"]:
+                    yield phase, partial(_probes, tile, arch)
+            case "short":
+                planner = Planner(net, ARITHMETIC[dtype], arch)
+                for search in searches(planner, dtype, batches):
+                    for config in short_list(search.step, planner.arithmetic, arch, chip):
+                        tried = replace(search.step.config, **config)  # type: ignore[type-var]
+                        problem = configured(search.problem, tried, search.step.name)
+                        yield phase, partial(launches_of, problem, search.step.name)
+            case "first" | "model" | "layers" | "order" | "compile" | "dtypes" as kind:
+                for name, batch in itertools.product(
+                    OTHERS if kind == "dtypes" else (dtype,), batches
+                ):
+                    planner = tuned_planner(net, ARITHMETIC[name], device, target, options=None)
+                    pdl = kind == "order" or planner.options_for(batch).pdl
+                    once = Options(pdl=pdl and arch >= 90) if kind != "layers" else PLAIN
+                    problem = network_problem(replace(planner, options=once), name, batch)
+                    for step in problem.plan.steps:
+                        yield phase, partial(launches_of, problem, step.name)
+
+
+def launches_of(problem: Problem, step: str) -> tuple[Launch, ...]:
+    """Of one step of a problem, on tensors without memory."""
+    return dict(ready(problem, tensors(problem, "meta")).launches)[step]
+
+
+def _probes(tile: tuple[int, int, int, int], arch: int) -> list[Launch]:
+    return [probe(tile, 8, "cuda", arch)]
+
+
+# --- a rehearsal -----------------------------------------------------------------------------
+
+START = 5.0  # seconds until a process measures; H100: 2 to 3, here beside others that compile
+SECONDS: dict[str, tuple[float, str]] = {
+    "compile": (4.0, "a binary in one of 15 processes; the first card's notes: 2 to 4"),
+    "fill": (4.0, "eight products; a guess"),
+    "roofs": (3.0, "five products and a copy; H100: 1"),
+    "tests": (6.0, "a test that compiles a kernel or two, eight at a time; a guess"),
+    "first": (2.5, "a batch by one clock; H100: 17 for the 8 races of model.json"),
+    "model": (7.0, "a batch by three clocks, as floats and as pixels; likewise"),
+    "order": (8.0, "a batch; H100: 4"),
+    "layers": (1.7, "a layer by one clock and four kinds of peers; a guess"),
+    "short": (3.0, "a search, its final included; H100: 151 for 43"),
+    "trial": (0.25, "a configuration that is compiled; H100: 0.08 to 1.2"),
+    "compiled": (65.0, "torch.compile for a batch; the first card's notes: 60"),
+    "dtypes": (2.5, "a batch and dtype by one clock; as `first`"),
+}
+"""What things take, and how that is known: H100 is bench/results/h100."""
+PROCESSES = 15
+LAYERS = 14  # of AlexNet, those with their pools included
+
+
+def expected(phase: str, trials: int) -> float:
+    """Seconds of a phase at a card, after its binaries are there."""
+    batches = len(BATCHES.get(phase, ()))
+    kind = verb(phase)
+    count = {
+        "tests": len(tests()) / 8,
+        "short": 8 * batches,
+        "layers": LAYERS * batches,
+        "dtypes": len(OTHERS) * batches,
+    }.get(kind, max(1, batches))
+    if kind == "climb":  # as long as it is let
+        return float(PHASES[phase])
+    each = SECONDS["compiled" if kind == "compile" else kind][0]
+    return START + count * each + trials * SECONDS["trial"][0]
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """Seconds that pass when somebody says so."""
+
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def rehearse(
+    phases: Sequence[str], seconds: float, known: Mapping[str, float], card: str = "h200"
+) -> tuple[list[str], bool]:
+    """Calls of so many seconds until all phases are done, in lines; whether each phase fits.
+
+    `known` are seconds that phases took before, instead of what is expected of them. Each call
+    starts on a machine that has compiled nothing.
+    """
+    net, lines, fits, call = network("alexnet"), list[str](), True, 0
+    rest = [*phases]
+    while rest:
+        call += 1
+        now = FakeClock()
+        these = a_call(rest, seconds - RESERVE)
+        work = [*binaries(these, net, "fp16", torch.device("cpu"), card)]
+        names = [phase for phase, _ in distinct(work, 90)]
+        lines.append(
+            f"call {call}: {len(names)} binaries in {PROCESSES} processes, "
+            f"the last after {_compiled(len(names)):.0f} s"
+        )
+        for phase, share, left in turns(these, seconds - RESERVE, now):
+            before = len(names) - names[::-1].index(phase) if phase in names else 0
+            trials = sum(of == phase for of, _ in work) if verb(phase) == "short" else 0
+            wait = max(0.0, _compiled(before) - START - now())
+            takes = known.get(phase, wait + expected(phase, trials))
+            last = min(share + GRACE, left)
+            if verb(phase) == "climb":
+                takes = min(takes, share)
+            late = takes > last
+            fits = fits and not late
+            lines.append(
+                f"  {phase:<12} from {now():4.0f} s, {takes:4.0f} of {last:4.0f} s, "
+                f"{names.count(phase):3} binaries{'  TOO LATE' if late else ''}"
+            )
+            now.seconds += min(takes, last)
+        lines.append(f"  report       from {now():4.0f} s of {seconds:.0f}")
+        rest = rest[len(these) :]
+    return lines, fits
+
+
+def _compiled(binaries: int) -> float:
+    """When so many are there, if they are compiled from second 0."""
+    return START + -(-binaries // PROCESSES) * SECONDS["compile"][0] if binaries else 0.0

@@ -1,0 +1,84 @@
+"""Binaries before anybody wants them: compiled in many processes, to be found in Triton's cache.
+
+A launch made on tensors without memory has the binary of the launch that will run: who launches
+first finds it on the disk, or compiles it himself if it is not there yet. So nothing here has to
+succeed, or to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from ...kernels.jit import Launch
+from ..worker import Lost, Worker
+from .compiled import binary_name, compile_for
+
+Make = Callable[[], Iterable[Launch]]
+"""Launches to be made in another process, so it can be pickled; their tensors are on "meta"."""
+
+PATIENCE = 120.0  # seconds for what one Make makes
+
+
+def distinct(work: Iterable[tuple[str, Make]], arch: int) -> Iterator[tuple[str, Make]]:
+    """Of (who wants it, launches) those with a binary that none before has."""
+    known: set[str] = set()
+    for wanted_by, make in work:
+        names = {binary_name(launch, arch) for launch in make()}
+        if not names <= known:
+            known |= names
+            yield wanted_by, make
+
+
+def compile_all(make: Make, arch: int) -> None:
+    """What a process does."""
+    for launch in make():
+        compile_for(launch, arch)
+
+
+@contextlib.contextmanager
+def compiling(
+    work: Iterable[tuple[str, Make]],
+    arch: int,
+    told: Callable[[str], None],
+    jobs: int | None = None,
+) -> Iterator[None]:
+    """While it lasts, `work` is compiled in its order, by default on all cores but one.
+
+    What fails is told and changes nothing else. Nothing outlives it, done or not.
+    """
+    workers = [Worker(compile_all, quiet=True) for _ in range(jobs or cores())]
+    shared, lock, over = distinct(work, arch), threading.Lock(), threading.Event()
+
+    def drain(worker: Worker[[Make, int], None]) -> None:
+        while not over.is_set():
+            try:
+                with lock:
+                    wanted_by, make = next(shared, ("", None))
+                if make is None:
+                    return
+                worker.ask(PATIENCE, make, arch)
+            except Exception as error:  # a plan that cannot be made, a compiler that dies
+                if not over.is_set():
+                    told(f"compiling ahead: {error.reason if isinstance(error, Lost) else error}")
+
+    for worker in workers:
+        worker.start()  # all at once: to import torch and Triton takes each of them seconds
+    threads = [threading.Thread(target=drain, args=(worker,), daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for worker in workers:
+            worker.close()
+        for thread in threads:
+            thread.join()
+
+
+def cores() -> int:
+    """Processes that compile: one core is left to whoever measures."""
+    return max(1, (os.cpu_count() or 1) - 1)
