@@ -69,16 +69,18 @@ def verb(phase: str) -> str:
 def turns(
     phases: Sequence[str], end: float, now: Callable[[], float]
 ) -> Iterator[tuple[str, float, float]]:
-    """Each phase in turn, with its part of the seconds left until `end`, and all that are left."""
+    """Each phase in turn, with its part of the seconds left until `end`, and all that are left.
+
+    The parts are of those that fit into what is left. When the next does not it is over: a
+    later call begins with that. The first has its turn in any case.
+    """
     for place, phase in enumerate(phases):
         left = end - now()
-        yield phase, left * PHASES[phase] / sum(PHASES[each] for each in phases[place:]), left
-
-
-def a_call(phases: Sequence[str], seconds: float) -> list[str]:
-    """As many of these phases as fit into so many seconds, the first in any case."""
-    ends = itertools.accumulate(PHASES[phase] for phase in phases)
-    return [*phases[: max(1, sum(end <= seconds for end in ends))]]
+        ends = itertools.accumulate(PHASES[each] for each in phases[place:])
+        together = max((seconds for seconds in ends if seconds <= left), default=0)
+        if place and not together:
+            return
+        yield phase, left * PHASES[phase] / (together or PHASES[phase]), left
 
 
 def over(notes: Iterable[str]) -> set[str]:
@@ -165,6 +167,7 @@ SECONDS: dict[str, tuple[float, str]] = {
 }
 """What things take, and how that is known: H100 is bench/results/h100."""
 PROCESSES = 15
+CALLS = 3
 LAYERS = 14  # of AlexNet, those with their pools included
 
 
@@ -197,43 +200,39 @@ class FakeClock:
 def rehearse(
     phases: Sequence[str], seconds: float, known: Mapping[str, float], card: str = "h200"
 ) -> tuple[list[str], bool]:
-    """Calls of so many seconds until all phases are done, in lines; whether each phase fits.
+    """Calls of so many seconds until all phases are done, in lines; whether they fit.
 
-    `known` are seconds that phases took before, instead of what is expected of them. Each call
-    starts on a machine that has compiled nothing.
+    That is, each phase into its time, and all into CALLS. `known` are seconds that phases took
+    before, instead of what is expected of them. Each call starts on a machine that has compiled
+    nothing.
     """
-    net, lines, fits, call = network("alexnet"), list[str](), True, 0
-    rest = [*phases]
+    net, lines, fits, rest, calls = network("alexnet"), list[str](), True, [*phases], 0
     while rest:
-        call += 1
-        now = FakeClock()
-        these = a_call(rest, seconds - RESERVE)
-        work = [*binaries(these, net, "fp16", torch.device("cpu"), card)]
+        now, calls = FakeClock(), calls + 1
+        work = [*binaries(rest, net, "fp16", torch.device("cpu"), card)]
         names = [phase for phase, _ in distinct(work, 90)]
-        lines.append(
-            f"call {call}: {len(names)} binaries in {PROCESSES} processes, "
-            f"the last after {_compiled(len(names)):.0f} s"
-        )
-        for phase, share, left in turns(these, seconds - RESERVE, now):
+        lines.append(f"call {calls}: {len(names)} binaries, the last at {_there(len(names)):.0f} s")
+        done = 0
+        for phase, share, left in turns(rest, seconds - RESERVE, now):
             before = len(names) - names[::-1].index(phase) if phase in names else 0
             trials = sum(of == phase for of, _ in work) if verb(phase) == "short" else 0
-            wait = max(0.0, _compiled(before) - START - now())
-            takes = known.get(phase, wait + expected(phase, trials))
-            last = min(share + GRACE, left)
-            if verb(phase) == "climb":
-                takes = min(takes, share)
-            late = takes > last
-            fits = fits and not late
+            wait = max(0.0, _there(before) - START - now())
+            takes, last = expected(phase, trials), min(share + GRACE, left)
+            takes = known.get(
+                phase, wait + (min(takes, share) if verb(phase) == "climb" else takes)
+            )
+            fits = fits and takes <= last
             lines.append(
-                f"  {phase:<12} from {now():4.0f} s, {takes:4.0f} of {last:4.0f} s, "
-                f"{names.count(phase):3} binaries{'  TOO LATE' if late else ''}"
+                f"  {phase:<12} at {now():3.0f} s: {takes:3.0f} of {last:3.0f} s, "
+                f"{names.count(phase):2} binaries{'' if takes <= last else ', TOO LATE'}"
             )
             now.seconds += min(takes, last)
-        lines.append(f"  report       from {now():4.0f} s of {seconds:.0f}")
-        rest = rest[len(these) :]
-    return lines, fits
+            done += 1
+        lines.append(f"  report       at {now():3.0f} s of {seconds:.0f}")
+        rest = rest[done:]
+    return lines, fits and calls <= CALLS
 
 
-def _compiled(binaries: int) -> float:
+def _there(binaries: int) -> float:
     """When so many are there, if they are compiled from second 0."""
     return START + -(-binaries // PROCESSES) * SECONDS["compile"][0] if binaries else 0.0

@@ -52,8 +52,8 @@ PHASES = {
     "last-model": 60,
     "last-layers": 100,
 }
-"""What rounds do, in this order, and about how many seconds each may take: three calls of eight and
-a half minutes. A call does as many as fit, and each gets its part of the time there is."""
+"""What rounds do, in this order, and about how many seconds each may take. A call does as many as
+fit, and each gets its part of the time there is."""
 
 ARCHS = "sm_80,sm_90,sm_100"
 

@@ -183,9 +183,6 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
     """The phases in turn until `end`, on time.monotonic's clock; a note says how each ended."""
     for phase, seconds, left in agenda.turns(phases, end, time.monotonic):
         started = time.monotonic()
-        if left <= 0:
-            keep(asked, phase, f"{phase}: not reached")
-            continue
         last = min(seconds + GRACE, left)
         tell(f"--- {phase}: {seconds:.0f} of {left:.0f} s")
         log = asked.out / f"{phase}.txt"
@@ -344,7 +341,7 @@ def run(options: argparse.Namespace) -> int:
     begin(asked, before, options.commit)
     started = len(load(asked.out / RESULTS).notes)
     left = _left(PHASES if device.type == "cuda" else LEAST, noted)
-    phases = options.phases or agenda.a_call(left, seconds - RESERVE)
+    phases = options.phases or left
     handler = signal.signal(signal.SIGTERM, _interrupt)
     interrupted = False
     try:

@@ -56,10 +56,10 @@ def compiling(
         while not over.is_set():
             try:
                 with lock:
-                    wanted_by, make = next(shared, ("", None))
-                if make is None:
+                    found = next(shared, None)
+                if found is None:
                     return
-                worker.ask(PATIENCE, make, arch)
+                worker.ask(PATIENCE, found[1], arch)
             except Exception as error:  # a plan that cannot be made, a compiler that dies
                 if not over.is_set():
                     told(f"compiling ahead: {error.reason if isinstance(error, Lost) else error}")

@@ -24,7 +24,7 @@ def short_list(
 ) -> list[Config]:
     """Configurations of a step, by what they cost on `chip`; none where a kernel lists none."""
     configs: Iterable[KernelConfig] = ()
-    if arch is None or arithmetic.precision == "ieee" and arithmetic.dtype.itemsize == 4:
+    if arch is None or (arithmetic.precision == "ieee" and arithmetic.dtype.itemsize == 4):
         return []  # nothing is compiled, or no tensor core computes it
     match step.shape, step.config:
         case Conv2dShape() as shape, FirstLayerConfig(form=form):
