@@ -22,7 +22,7 @@ from ..engine.spec import Network
 from ..engine.zoo import network
 from ..kernels.jit import Launch
 from .choices import PHASES
-from .inspect.ahead import Make, distinct
+from .inspect.ahead import Make, distinct, named
 from .measure.fill import TILES, assumed, probe
 from .measure.problem import Problem, configured, network_problem, ready, tensors, tuned_planner
 from .tune.budget import searches
@@ -154,16 +154,16 @@ START = 5.0  # seconds until a process measures; H100: 2 to 3, here beside other
 SECONDS: dict[str, tuple[float, str]] = {
     "compile": (4.0, "a binary in one of 15 processes; the first card's notes: 2 to 4"),
     "fill": (4.0, "eight products; a guess"),
+    "first": (3.0, "a batch by one clock; H100: 17 for 8 in model.json, with start and roofs"),
     "roofs": (3.0, "five products and a copy; H100: 1"),
     "tests": (6.0, "a test that compiles a kernel or two, eight at a time; a guess"),
-    "first": (2.5, "a batch by one clock; H100: 17 for the 8 races of model.json"),
-    "model": (7.0, "a batch by three clocks, as floats and as pixels; likewise"),
-    "order": (8.0, "a batch; H100: 4"),
-    "layers": (1.7, "a layer by one clock and four kinds of peers; a guess"),
     "short": (3.0, "a search, its final included; H100: 151 for 43"),
     "trial": (0.25, "a configuration that is compiled; H100: 0.08 to 1.2"),
+    "model": (12.0, "a batch by three clocks, as floats and as pixels; six times `first`'s"),
+    "order": (8.0, "a batch; H100: 4"),
+    "layers": (2.0, "a layer by one clock; H100: 28 with half the peers in 29 (layers-peers.json)"),
     "compiled": (65.0, "torch.compile for a batch; the first card's notes: 60"),
-    "dtypes": (2.5, "a batch and dtype by one clock; as `first`"),
+    "dtypes": (5.0, "a batch and dtype by one clock; H100: 20 for 2 in model-bf16-tf32.json"),
 }
 """What things take, and how that is known: H100 is bench/results/h100."""
 PROCESSES = 15
@@ -206,16 +206,16 @@ def rehearse(
     before, instead of what is expected of them. Each call starts on a machine that has compiled
     nothing.
     """
-    net, lines, fits, rest, calls = network("alexnet"), list[str](), True, [*phases], 0
+    lines, fits, rest, calls = list[str](), True, [*phases], 0
+    work = [*named(binaries(phases, network("alexnet"), "fp16", torch.device("cpu"), card), 90)]
     while rest:
         now, calls = FakeClock(), calls + 1
-        work = [*binaries(rest, net, "fp16", torch.device("cpu"), card)]
-        names = [phase for phase, _ in distinct(work, 90)]
+        names = [phase for phase, _, _ in distinct(one for one in work if one[0] in rest)]
         lines.append(f"call {calls}: {len(names)} binaries, the last at {_there(len(names)):.0f} s")
         done = 0
         for phase, share, left in turns(rest, seconds - RESERVE, now):
             before = len(names) - names[::-1].index(phase) if phase in names else 0
-            trials = sum(of == phase for of, _ in work) if verb(phase) == "short" else 0
+            trials = sum(of == phase for of, _, _ in work) if verb(phase) == "short" else 0
             wait = max(0.0, _there(before) - START - now())
             takes, last = expected(phase, trials), min(share + GRACE, left)
             takes = known.get(

@@ -194,8 +194,10 @@ def perform(asked: Round, phases: Sequence[str], end: float) -> None:
             notes.append(f"{phase}: not run, there is no checkout with pytest here")
         else:
             where = ROOT if phase == "tests" else None  # as pytest's own options want it
-            status = watch(work, log, started + last, lambda: keep(asked, phase), where)  # noqa: B023
-            keep(asked, phase)
+            try:
+                status = watch(work, log, started + last, lambda: keep(asked, phase), where)  # noqa: B023
+            finally:  # interrupted, too
+                keep(asked, phase)
             if status is None:
                 idle = phase != "tests" and _measured(asked) == before
                 notes.append(
@@ -238,7 +240,8 @@ def watch(
         saved = time.monotonic()
         try:
             while process.poll() is None and time.monotonic() < end:
-                time.sleep(0.05)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
                 sys.stderr.write(said.read())
                 if time.monotonic() > saved + SAVED:
                     tick()
@@ -280,12 +283,12 @@ def _measured(asked: Round) -> tuple[object, ...]:
     return results.rows, results.roofs, results.searches, _fill(asked)
 
 
-def keep(asked: Round, phase: str, *notes: str) -> None:
-    """Add to the results on the disk what a phase found since, and notes; they are told, too."""
+def keep(asked: Round, phase: str | None, *notes: str) -> None:
+    """Add to the results on the disk what a phase has found, and notes; they are told, too."""
     for note in notes:
         tell(note)
     results = load(asked.out / RESULTS)
-    if phase != "fill" and asked.rows(phase).exists():
+    if phase not in (None, "fill") and asked.rows(phase).exists():
         results = merge(results, load(asked.rows(phase)))
     if trials := Cache(asked.out / SEARCHES).trials:
         results = replace(results, searches=tuple(trial.to_dict() for trial in trials))
@@ -349,7 +352,7 @@ def run(options: argparse.Namespace) -> int:
             perform(asked, phases, end)
     except KeyboardInterrupt:
         interrupted = True
-        keep(asked, "", "interrupted: the report tells what there is")
+        keep(asked, None, "interrupted: the report tells what there is")
     finally:
         signal.signal(signal.SIGTERM, handler)
     _report(asked.out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import parser
-from alexnet_triton.bench.inspect import inspect
+from alexnet_triton.bench.inspect import ahead, inspect
 from alexnet_triton.bench.inspect.compiled import compile_for, refusal
 from alexnet_triton.bench.inspect.configuration import parse
 from alexnet_triton.bench.inspect.limits import LIMITS, compilable
 from alexnet_triton.bench.inspect.machine_code import KINDS, kind, main_loop, opcodes
+from alexnet_triton.bench.worker import Lost
 from alexnet_triton.engine import EngineError
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -26,14 +29,14 @@ from alexnet_triton.kernels.jit import Launch
 SHAPE = Conv2dShape(128, 64, 4, 4, 64, 3, 3, padding=(1, 1, 1, 1))
 
 
-def launch(config: Conv2dConfig) -> Launch:
-    """The convolution of SHAPE in half precision, bound to tensors on the CPU."""
+def launch(config: Conv2dConfig, shape: Conv2dShape = SHAPE) -> Launch:
+    """The convolution of a shape in half precision, bound to tensors on the CPU."""
     return conv.conv2d(
-        layout.empty(SHAPE.H, SHAPE.W, SHAPE.N, SHAPE.C, torch.float16, "cpu"),
-        conv.pack_weight(torch.zeros(SHAPE.OC, SHAPE.C, SHAPE.KH, SHAPE.KW, dtype=torch.float16)),
-        torch.zeros(SHAPE.OC, dtype=torch.float16),
-        layout.empty(SHAPE.OH, SHAPE.OW, SHAPE.N, SHAPE.OC, torch.float16, "cpu"),
-        SHAPE,
+        layout.empty(shape.H, shape.W, shape.N, shape.C, torch.float16, "cpu"),
+        conv.pack_weight(torch.zeros(shape.OC, shape.C, shape.KH, shape.KW, dtype=torch.float16)),
+        torch.zeros(shape.OC, dtype=torch.float16),
+        layout.empty(shape.OH, shape.OW, shape.N, shape.OC, torch.float16, "cpu"),
+        shape,
         config,
         "relu",
     )
@@ -350,3 +353,51 @@ def test_compiling_between_two_runs(generator: torch.Generator) -> None:
         out.fill_(torch.nan)
         assert compile_for(bound, 90).registers > 0
         assert out.isnan().all(), "compiling runs nothing"
+
+
+# --- ahead of whoever wants them -------------------------------------------------------------
+
+
+def test_what_is_compiled_ahead_is_compiled_once_and_may_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the order in which it is wanted; the number of images makes no other binary."""
+    many = replace(SHAPE, N=256)
+    config = Conv2dConfig("pixels", 64, 64, 32)
+    larger = replace(config, BLOCK_M=128)
+    made = {
+        "one": [launch(config)],
+        "same": [launch(config, many)],
+        "both": [launch(config), launch(larger)],
+        "broken": [launch(replace(config, num_stages=2))],
+        "last": [launch(replace(config, num_stages=4))],
+    }
+    done: list[str] = []
+    told: list[str] = []
+
+    class Here:
+        """A worker that takes a note and is done; processes of their own take seconds."""
+
+        def __init__(self, work: object, quiet: bool) -> None:
+            assert work is ahead.compile_all
+
+        start = close = lambda self: None
+
+        def ask(self, seconds: float, make: ahead.Make, arch: int) -> None:
+            name = next(name for name, launches in made.items() if launches is make())
+            if name == "broken":
+                raise Lost("failed", "the compiler died")
+            done.append(name)
+
+    monkeypatch.setattr(ahead, "Worker", Here)
+    work = [(name, lambda launches=launches: launches) for name, launches in made.items()]
+    over = threading.Event()
+
+    def wanted() -> Iterator[tuple[str, ahead.Make]]:
+        yield from work  # type: ignore[misc]
+        over.set()
+
+    with ahead.compiling(wanted(), 90, told.append, jobs=1):
+        over.wait()
+    assert done == ["one", "both", "last"]
+    assert told == ["compiling ahead: the compiler died"]

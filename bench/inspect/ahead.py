@@ -22,14 +22,23 @@ Make = Callable[[], Iterable[Launch]]
 PATIENCE = 120.0  # seconds for what one Make makes
 
 
-def distinct(work: Iterable[tuple[str, Make]], arch: int) -> Iterator[tuple[str, Make]]:
-    """Of (who wants it, launches) those with a binary that none before has."""
-    known: set[str] = set()
+Named = tuple[str, Make, frozenset[str]]
+"""Who wants them, what makes them, and the names of their binaries."""
+
+
+def named(work: Iterable[tuple[str, Make]], arch: int) -> Iterator[Named]:
+    """Each with its binaries, none of which is compiled."""
     for wanted_by, make in work:
-        names = {binary_name(launch, arch) for launch in make()}
-        if not names <= known:
-            known |= names
-            yield wanted_by, make
+        yield wanted_by, make, frozenset(binary_name(launch, arch) for launch in make())
+
+
+def distinct(work: Iterable[Named]) -> Iterator[Named]:
+    """Those with a binary that none before has."""
+    known: set[str] = set()
+    for one in work:
+        if not one[2] <= known:
+            known |= one[2]
+            yield one
 
 
 def compile_all(make: Make, arch: int) -> None:
@@ -50,7 +59,7 @@ def compiling(
     What fails is told and changes nothing else. Nothing outlives it, done or not.
     """
     workers = [Worker(compile_all, quiet=True) for _ in range(jobs or cores())]
-    shared, lock, over = distinct(work, arch), threading.Lock(), threading.Event()
+    shared, lock, over = distinct(named(work, arch)), threading.Lock(), threading.Event()
 
     def drain(worker: Worker[[Make, int], None]) -> None:
         while not over.is_set():

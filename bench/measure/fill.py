@@ -54,7 +54,8 @@ def probe(tile: Tile, steps: int, kind: str, arch: int | None, place: str = "met
     dtype = torch.float16 if kind == "cuda" else torch.float32
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=place).normal_()
+        made = torch.empty(shape, dtype=dtype, device=place)
+        return made if place == "meta" else made.normal_()
 
     config = LinearConfig(rows, columns, depth, 1, False, warps, stages, (arch or 0) >= 90)
     out = layout.empty(1, 1, images, outputs, dtype, place)
@@ -77,7 +78,8 @@ def fill_of(tile: Tile, us: tuple[float, float], launch: Launch, chip: cost.Chip
     short, long = us
     if long <= short:
         raise ValueError(f"{STEPS[1]} steps took {long:.2f} us, {STEPS[0]} took {short:.2f}")
-    step = (tile[0] + tile[1]) * launch.arguments["BLOCK_K"] * _operand(launch).element_size()
+    itemsize = launch.arguments["y"].element_size()
+    step = (tile[0] + tile[1]) * launch.arguments["BLOCK_K"] * itemsize
     moved = (STEPS[1] - STEPS[0]) * step * launch.grid[0]
     return moved / ((long - short) * 1e-6 * chip.clock) / chip.multiprocessors
 
@@ -107,21 +109,15 @@ def fills(device: torch.device) -> dict[str, float]:
     return found
 
 
-def _operand(launch: Launch, name: str = "x") -> torch.Tensor:
-    operand = launch.arguments[name]
-    tensor: torch.Tensor = getattr(operand, "base", operand)
-    return tensor
-
-
 def _prove(product: Launch) -> None:
     """Raises ValueError for a wrong answer."""
+    operands = (product.arguments[name] for name in ("x", "w"))
+    x, w = (getattr(each, "base", each) for each in operands)  # descriptors have it
     out = product.arguments["y"].fill_(torch.nan)
     product()
-    x, w = (_operand(product, name) for name in ("x", "w_memory"))
-    flat = (each.flatten(0, -3).transpose(0, 1).flatten(1) for each in (x, w))
-    meaning = ARITHMETIC["fp16" if x.dtype == torch.float16 else "fp32"]
-    bound = tolerance(meaning, x.numel() // x.shape[-2])
-    wrong = errors(out.flatten(0, 2).double(), reference(*flat))
+    rows, columns = (each.flatten(0, -3).transpose(0, 1).flatten(1) for each in (x, w))
+    wrong = errors(out.flatten(0, 2).double(), reference(rows, columns, None))
+    bound = tolerance(ARITHMETIC["fp16" if x.dtype == torch.float16 else "fp32"], rows.shape[1])
     if not within(*wrong, bound):
         raise ValueError(f"NO MATCH: errors up to {wrong[0]:.2g}, {bound:.2g} are allowed")
 
