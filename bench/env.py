@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import __version__
+from .records import DeviceState
 
 PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors")
 GPU = (
@@ -26,6 +32,18 @@ GPU = (
     "power.draw",
 )
 """What nvidia-smi is asked."""
+
+LIMITS = {
+    0x02: "applications' clocks",
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "heat",
+    0x40: "heat, by hardware",
+    0x80: "power brake",
+    0x100: "display clock",
+}
+"""What may hold a GPU's clocks down, by NVML's bits (nvml.h, nvmlClocksEventReason); not idling."""
 
 
 def environment(device: torch.device | None) -> dict[str, str | None]:
@@ -55,6 +73,49 @@ def _gpu(device: torch.device) -> dict[str, str | None]:
     if len(fields) != len(GPU):
         return dict.fromkeys(GPU) | {"name": here.name}
     return dict(zip(GPU, fields, strict=True))
+
+
+@functools.cache
+def gauge(device: torch.device) -> Callable[[], DeviceState]:
+    """What reads the state of this very device, in about a millisecond, by NVML (nvidia-ml-py)."""
+    try:
+        if device.type != "cuda":
+            raise RuntimeError(f"a {device.type}")
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid
+        read = functools.partial(_read, nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        read()
+    except (
+        Exception
+    ) as error:  # no package, no driver, or one of another day: measured all the same
+        unknown = DeviceState(throttled=f"not known: {error}")
+        return lambda: unknown
+    return read
+
+
+def _read(nvml: Any, handle: Any) -> DeviceState:
+    name = "nvmlDeviceGetCurrentClocks{}Reasons".format
+    bits = getattr(nvml, name("Event"), None) or getattr(nvml, name("Throttle"))
+    return DeviceState(
+        nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "; ".join(limit for bit, limit in LIMITS.items() if bits(handle) & bit),
+    )
+
+
+def together(states: Sequence[DeviceState]) -> DeviceState:
+    """Medians of what was read, and everything that ever held the clocks down."""
+
+    def median(name: str) -> float | None:
+        known = [value for state in states if (value := getattr(state, name)) is not None]
+        return statistics.median(known) if known else None
+
+    limits = dict.fromkeys(each for state in states for each in state.throttled.split("; "))
+    return DeviceState(
+        *map(median, ("sm_mhz", "watts", "celsius")), "; ".join(filter(None, limits))
+    )
 
 
 def _commit() -> str | None:

@@ -1,8 +1,9 @@
 """What a measurement leaves behind: rows, each with its match beside its speed, and their origin.
 
-One results file is one run on one machine: its environment, the roofs measured in the same run, and
-rows. A row is one contestant on one problem by one clock. JSON is for keeping (`bench report` and
-`bench compare` read it), CSV is for a spreadsheet.
+One results file is one machine: its environment, its measured roofs, and rows. A row is one
+contestant on one problem by one clock, with every time that was taken. Rows of one race were
+measured in turns by one clock in one process, and only they are ever divided by one another. JSON
+is for keeping (`bench report` and `bench compare` read it), CSV is for a spreadsheet.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import csv
 import json
 import math
 import os
+import re
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,14 +28,28 @@ from .choices import Clock
 OURS = "alexnet-triton"
 """The contestant that every other is a peer of."""
 
+EMPTY = "empty kernel"
+"""A contestant that computes nothing: what the clock itself takes."""
+
 COPY = "copy"
 """The name of the byte rate among the roofs."""
 
-SCHEMA = 1
+SCHEMA = 2
+DIGITS = 5  # significant, of a sample
 
 
 class RecordError(Error, ValueError):
     """A results file that cannot be read, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """How the device was while a contestant took its turns: medians, and a line for what limits."""
+
+    sm_mhz: float | None = None
+    watts: float | None = None
+    celsius: float | None = None
+    throttled: str = ""  # by what, "" if by nothing; or that it is not known, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,7 @@ class Times:
 
     clock: Clock
     us: tuple[float, ...]
+    state: DeviceState | None = None  # while they were taken
 
     @property
     def median(self) -> float:
@@ -94,6 +112,12 @@ class Row:
     note: str = ""
     enqueue_us: float | None = None  # the host's part of a run, until the call returns; clock host
     workspace: int | None = None  # bytes of the engine's activations
+    race: str = ""  # whose rows were measured together, by one clock in one process
+    sm_mhz: float | None = None  # this and the next three as in DeviceState
+    watts: float | None = None
+    celsius: float | None = None
+    throttled: str = ""
+    samples: tuple[float, ...] = ()  # us a run, turn by turn; turns of one race are rounds
 
     @property
     def error(self) -> float | None:
@@ -113,6 +137,11 @@ class Row:
     def right(self) -> bool:
         """Whether its time may be shown: proved, and timed."""
         return self.matched and self.median_us is not None
+
+    @property
+    def shown(self) -> bool:
+        """Whether a reader may see its time: it is right, or nothing is computed."""
+        return self.right or (self.contestant == EMPTY and self.median_us is not None)
 
     @property
     def tflops(self) -> float | None:
@@ -142,12 +171,18 @@ class Row:
         return tuple(getattr(self, name) for name in KEY)
 
     @property
-    def race(self) -> tuple[object, ...]:
-        """What the contestants that may be compared share."""
-        return (self.section, self.problem, self.network, self.batch, self.dtype, self.clock)
+    def ours(self) -> bool:
+        """Whether the engine ran: in "order" every contestant is the engine."""
+        return self.contestant == OURS or self.section == "order"
+
+    @property
+    def measurement(self) -> tuple[object, ...]:
+        """What is measured, by whichever contestant and in whichever race."""
+        return tuple(getattr(self, name) for name in KEY if name != "contestant")
 
     def timed(self, times: Times) -> Row:
-        """The same row with these times."""
+        """The same row with these times, rounded to DIGITS, and the state of the device."""
+        times = replace(times, us=tuple(float(f"{us:.{DIGITS}g}") for us in times.us))
         return replace(
             self,
             clock=times.clock,
@@ -155,10 +190,25 @@ class Row:
             p20_us=times.p20,
             p80_us=times.p80,
             runs=len(times.us),
+            samples=times.us,
+            **(asdict(times.state) if times.state else {}),
         )
 
 
 KEY = ("section", "problem", "network", "batch", "dtype", "contestant", "clock")
+
+
+def race_id() -> str:
+    """A name for a race, unlike that of any other."""
+    return uuid.uuid4().hex[:10]
+
+
+def races(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Row]]:
+    """Rows by race: only those of one list may be divided by one another."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.race, *row.measurement), []).append(row)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +229,19 @@ class Results:
         """What the JSON file holds."""
         return {"schema": SCHEMA, **asdict(self)}
 
+    def to_json(self, **more: Any) -> str:
+        """The file's text, a row's samples on one line; `more` is only for whoever reads along."""
+        text = json.dumps(self.to_dict() | more, indent=1)
+        return re.sub(r"\[\n[\d\s.,e+-]+\]", lambda found: " ".join(found[0].split()), text)
+
 
 def best_peer(row: Row, rows: Iterable[Row]) -> Row | None:
     """The fastest right contestant of the same race that is neither ours nor a straw man."""
     peers = [
         other
         for other in rows
-        if other.race == row.race and other.contestant != OURS
-        if other.right and not other.straw_man
+        if other.race == row.race and other.measurement == row.measurement
+        if other.right and not other.straw_man and not other.ours
     ]
     return min(peers, key=lambda other: other.median_us or 0.0, default=None)
 
@@ -207,14 +262,18 @@ def save(results: Results, path: Path) -> None:
     unfinished = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(results.to_dict(), indent=1) + "\n")
+        unfinished.write_text(results.to_json() + "\n")
         os.replace(unfinished, path)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 
 
 def load(path: Path) -> Results:
-    """Read what `save` wrote. Raises RecordError, naming the file, for anything else."""
+    """Read what `save` wrote. Raises RecordError, naming the file, for anything else.
+
+    Schema 1 kept no samples and no races: what one of its files tells of one measurement is taken
+    for one race, named by the file's date.
+    """
     try:
         found = json.loads(path.read_text())
     except OSError as error:
@@ -222,46 +281,62 @@ def load(path: Path) -> Results:
     except ValueError as error:
         raise RecordError(f"{path}: no JSON: {error}") from None
     schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise RecordError(f"{path}: wanted results of schema {SCHEMA}, got {schema!r}")
     try:
+        old = {} if schema == SCHEMA else {"race": found["environment"].get("date") or "undated"}
+        rows = (Row(**old, **row) for row in found["rows"])
         return Results(
             found["environment"],
             found["roofs"],
-            tuple(Row(**row) for row in found["rows"]),
+            tuple(replace(row, samples=tuple(row.samples)) for row in rows),
             tuple(found["searches"]),
             tuple(found["notes"]),
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: no results of schema {SCHEMA}: {error}") from None
 
 
 def merge(before: Results, found: Results) -> Results:
-    """`before` with what was measured since: rows over those of the same measurement, and roofs."""
-    rows = {row.key: row for row in (*before.rows, *found.rows)}
-    roofs = {**before.roofs, **found.roofs}
-    return replace(before, rows=tuple(rows.values()), roofs=roofs)
+    """`before` with what was measured since: its races and roofs, and facts that were missing.
+
+    A race of `before` goes, as a whole, where a new one of the same measurement has everybody whom
+    it timed. Otherwise both stand, and a contestant of both has two rows.
+    """
+    new = races(found.rows)
+    seats: dict[tuple[object, ...], list[set[str]]] = {}  # of each new race, by its measurement
+    for (_, *measurement), rows in new.items():
+        seats.setdefault(tuple(measurement), []).append({row.contestant for row in rows})
+    kept: list[Row] = []
+    for named, rows in races(before.rows).items():
+        timed = {row.contestant for row in rows if row.median_us is not None}
+        if named not in new and not any(timed <= seat for seat in seats.get(named[1:], ())):
+            kept += rows
+    return replace(
+        before,
+        environment=found.environment | before.environment,
+        rows=(*kept, *found.rows),
+        roofs=before.roofs | found.roofs,
+    )
 
 
 DERIVED = ("tflops", "gbps", "percent_of_roof", "images_per_second")
 
 
 def save_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a row, with the rates worked out and `times_best_peer` last.
+    """One line a row, without samples, with the rates worked out and `times_best_peer` last.
 
     Raises RecordError where that cannot be.
     """
-    names = [f.name for f in fields(Row)]
-    races: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        races.setdefault(row.race, []).append(row)
+    names = [f.name for f in fields(Row) if f.name != "samples"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*names, *DERIVED, "times_best_peer"])
-            for row in rows:
-                values = [getattr(row, name) for name in (*names, *DERIVED)]
-                writer.writerow([*values, times_best_peer(row, races[row.race])])
+            for race in races(rows).values():
+                for row in race:
+                    values = [getattr(row, name) for name in (*names, *DERIVED)]
+                    writer.writerow([*values, times_best_peer(row, race)])
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None

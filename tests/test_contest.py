@@ -14,7 +14,7 @@ from alexnet_triton.bench.measure.contest import ContextLost, admit, blank_row, 
 from alexnet_triton.bench.measure.peers import Peer, Prepared, kept, peers
 from alexnet_triton.bench.measure.problem import Match, Problem, Tensors, match, ready
 from alexnet_triton.bench.measure.timing import Effort, Run
-from alexnet_triton.bench.records import OURS, Row
+from alexnet_triton.bench.records import OURS, Row, best_peer
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
@@ -71,7 +71,7 @@ class Fades:
 
     def __call__(self) -> None:
         self.runs += 1
-        if self.runs > 2:
+        if self.runs > 3:
             raise ZeroDivisionError("sampling\nis too much")
 
     def output(self) -> torch.Tensor:
@@ -160,6 +160,31 @@ def test_the_engine_itself_is_not_timed_if_it_is_wrong(
     assert row.max_error > row.tolerance
 
 
+def test_memory_that_held_the_right_answer_proves_nothing() -> None:
+    """Outputs that are allocated anew take turns in two places, which both must hold NaN."""
+    (given,), compare = contest.inputs(one("fc7"), CPU)
+
+    def prepare(given: Tensors) -> Prepared:
+        answers = [fades(given).output() for _ in range(2)]
+        return kept(lambda: answers.reverse() or answers[0])  # type: ignore[func-returns-value]
+
+    row = replace(blank_row(one("fc7")), clock="host")
+    found = admit(Peer("remembers", prepare), [given], row, compare, CPU)
+    assert found.row.note == contest.NO_MATCH
+
+
+def test_the_clock_cold_is_itself_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "capture", Replayed)
+    monkeypatch.setattr(contest, "sampler", lambda runs, clock, device: lambda: len(runs) + 1.0)
+    rows = {row.contestant: row for row in race(one("fc7"), CPU, ["cold", "host"], effort=QUICK)}
+    assert rows["empty kernel"].clock == "cold"
+    assert rows["empty kernel"].median_us == 2
+    assert rows["empty kernel"].shown
+    assert not rows["empty kernel"].right
+    assert best_peer(rows[OURS], rows.values()) == rows["torch linear"]
+    assert len({row.race for row in rows.values()}) == 2
+
+
 def test_the_first_copies_are_compared_and_the_worst_decides() -> None:
     def prepare(given: Tensors) -> Prepared:
         return Prepared(lambda: None, lambda: given.x.clone())
@@ -230,8 +255,12 @@ def test_a_contestant_that_breaks_it_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(contestants, "peers", lambda *given: [*peers(*given), dangerous])
     monkeypatch.setattr(contest, "survived", lambda one, error, _: survived(one, error, cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    rows = []
     with pytest.raises(ContextLost, match="dangerous: AcceleratorError"):
-        list(race(one("fc7"), CPU, effort=QUICK))
+        rows.extend(race(one("fc7"), CPU, effort=QUICK))
+    assert {row.contestant for row in rows} == {OURS, "torch linear", "dangerous"}
+    assert all("dangerous: AcceleratorError" in row.note for row in rows)
+    assert not any(row.median_us for row in rows)
 
 
 # --- who takes part in a whole network -------------------------------------------------------

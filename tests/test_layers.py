@@ -124,7 +124,10 @@ def test_a_broken_context_ends_it_with_what_there_is(
     assert [(row["problem"], row["contestant"], bool(row["median_us"])) for row in rows] == [
         ("fc8", OURS, True),
         ("fc8", "a peer", False),
+        ("fc7", OURS, False),
+        ("fc7", "a peer", False),
     ]
+    assert "context is broken" in rows[-1]["note"]
     *_, last = err.splitlines()
     assert "error: a peer: RuntimeError: illegal memory access: the GPU's context is broken" in last
 

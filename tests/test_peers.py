@@ -131,17 +131,18 @@ def test_a_broken_context_ends_the_search_for_a_plan(monkeypatch: pytest.MonkeyP
     )
     broken_at = 9
 
-    def milliseconds(run: object) -> float:
+    def sampler(runs: list[object], clock: str, device: torch.device) -> Callable[[], float]:
+        assert clock == "graph"
         if len(built) < 3:
             raise ValueError("CUDNN_STATUS_EXECUTION_FAILED")
-        return 1.0
+        return lambda: 1.0
 
     def synchronize(device: object) -> None:
         if len(built) >= broken_at:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(cudnn_graph, "_built", lambda *_: (graph, ()))
-    monkeypatch.setattr(cudnn_graph, "_milliseconds", milliseconds)
+    monkeypatch.setattr(cudnn_graph, "sampler", sampler)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     conv, search = Conv2d(8, 3), cudnn_graph._fastest.__wrapped__
     assert search(conv, ARITHMETIC["fp32"], (1, 8, 4, 4), CPU).index == 2
@@ -201,19 +202,46 @@ def test_what_is_compiled_is_the_problem(name: str, generator: torch.Generator) 
         assert torch.equal(compiled(other.x, *other.state.values()), made)
 
 
-def test_switches_are_taken_and_given_back() -> None:
-    def switches() -> tuple[bool, ...]:
-        cudnn = torch.backends.cudnn
-        return cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def test_compiled_weights_are_frozen(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled has the images as its only input, and the compiler is told so in time."""
+    compile, traced_inputs = torch.compile, []
 
+    def backend(graph: torch.fx.GraphModule, given: list[torch.Tensor]) -> torch.fx.GraphModule:
+        traced_inputs.append((len(given), torch._inductor.config.freezing))
+        return graph
+
+    monkeypatch.setattr(
+        torch, "compile", lambda graph, options, **how: compile(graph, backend=backend, **how)
+    )
+    problem = one("fc6+fc7")
+    (peer,) = peers(problem, CUDA, ["compile"])
+    with torch.inference_mode():
+        check(peer, problem, tensors(problem, CPU, generator))
+    assert traced_inputs == [(1, True)]
+    assert not torch._inductor.config.freezing
+
+
+def test_switches_are_taken_and_given_back() -> None:
+    def switches() -> list[object]:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        return [
+            *(cudnn.benchmark, cudnn.benchmark_limit, matmul.allow_fp16_accumulation),
+            matmul.allow_bf16_reduced_precision_reduction,
+            *(cudnn.allow_tf32, matmul.allow_tf32),
+        ]
+
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
     before = switches()
     for dtype, wanted in (("tf32", True), ("fp32", False), ("fp16", False)):
         with libraries(ARITHMETIC[dtype]):
-            assert switches() == (True, wanted, wanted)
+            assert switches() == [True, 0, False, True, wanted, wanted]
         assert switches() == before
     with pytest.raises(ZeroDivisionError), libraries(ARITHMETIC["tf32"]):
         raise ZeroDivisionError
     assert switches() == before
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
 
 
 @pytest.mark.gpu

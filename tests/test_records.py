@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from alexnet_triton.bench.records import (
     OURS,
+    DeviceState,
     RecordError,
     Results,
     Row,
     Times,
     best_peer,
     load,
+    merge,
     save,
     save_csv,
     times_best_peer,
@@ -60,6 +62,7 @@ def test_the_best_peer_is_the_fastest_right_one_of_the_same_race() -> None:
         row(10.0, "another layer", problem="conv5"),
         row(10.0, "another network", network="vgg16"),
         row(10.0, "another section", section="model"),
+        row(10.0, "another race", race="later"),
         row(1.0),
     ]
     peer = best_peer(ours, rows)
@@ -76,6 +79,11 @@ def test_times_become_the_rows() -> None:
     timed = row(None).timed(Times("cold", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)))
     assert (timed.clock, timed.median_us, timed.p20_us, timed.p80_us) == ("cold", 3.5, 2.0, 5.0)
     assert timed.runs == 6
+    state = DeviceState(sm_mhz=1980.0, watts=612.0, celsius=54.0, throttled="power cap")
+    timed = row(None).timed(Times("graph", (1.00000049, 123456.7), state))
+    assert timed.samples == (1.0, 123460.0)
+    assert timed.median_us == 61730.5
+    assert (timed.sm_mhz, timed.throttled) == (1980.0, "power cap")
 
 
 def results(*rows: Row) -> Results:
@@ -86,12 +94,41 @@ def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     wrong = row(None, "wrong", max_error=None, rms_error=None, note="NO MATCH, so not timed")
     absent = row(None, "peer", max_error=None, tolerance=None, note="needs a GPU")
-    given = replace(results(row(), wrong, absent), notes=("by hand",))
+    timed = row().timed(Times("graph", (99.0, 100.0, 1e-7)))
+    given = replace(results(timed, wrong, absent), notes=("by hand [1,\n 2]",))
     save(given, path)
+    assert len(path.read_text().splitlines()) < 120, "samples lie in one line"
     json.loads(path.read_text(), parse_constant=pytest.fail)  # infinity is no JSON
     assert load(path) == given
     assert [each.error for each in load(path).rows] == [1e-4, math.inf, None]
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_schema_before_had_no_samples_and_a_race_a_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    save(replace(results(row(), row(9.0, "peer")), environment={"date": "2026-01-02"}), path)
+    old = json.loads(path.read_text()) | {"schema": 1}
+    for each in old["rows"]:
+        del each["samples"], each["race"]
+    path.write_text(json.dumps(old))
+    rows = load(path).rows
+    assert [(each.samples, each.race) for each in rows] == [((), "2026-01-02")] * 2
+    assert times_best_peer(rows[0], rows) == pytest.approx(0.09)
+
+
+def test_a_race_is_replaced_as_a_whole_by_one_of_all_whom_it_timed() -> None:
+    first = [row(race="a"), row(150.0, "torch", race="a"), row(None, "absent", race="a")]
+    whole = [row(90.0, race="b"), row(140.0, "torch", race="b"), row(80.0, "new", race="b")]
+    other = [row(95.0, race="c"), row(70.0, "compile", race="c")]
+    before = results(*first, row(batch=8, race="d"))
+    assert merge(before, results(*whole)).rows == (before.rows[-1], *whole)
+    both = merge(before, results(*other))
+    assert both.rows == (*before.rows, *other), "torch was not measured again: both races stand"
+    ratios = [times_best_peer(each, both.rows) for each in (first[0], other[0])]
+    assert ratios == pytest.approx([1.5, 70 / 95]), "each within its race"
+    assert merge(both, results(*other)).rows == both.rows, "a race that goes on is the same"
+    assert merge(both, results(*whole)).rows == (before.rows[-1], *other, *whole)
+    assert merge(before, results(replace(row(race="b"), clock="cold"))).rows[:3] == tuple(first)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +136,13 @@ def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
     [
         (None, "No such file"),
         ("{", "no JSON"),
-        ("[]", "wanted results of schema 1, got None"),
-        ('{"schema": 7}', "wanted results of schema 1, got 7"),
-        ('{"schema": 1, "roofs": {}}', "no results of schema 1"),
+        ("[]", "wanted results of schema 2, got None"),
+        ('{"schema": 7}', "wanted results of schema 2, got 7"),
+        ('{"schema": 2, "roofs": {}}', "no results of schema 2"),
         (
-            '{"schema": 1, "environment": {}, "roofs": {}, "rows": [{"speed": 9}], "searches": [],'
+            '{"schema": 2, "environment": {}, "roofs": {}, "rows": [{"speed": 9}], "searches": [],'
             ' "notes": []}',
-            "no results of schema 1.*speed",
+            "no results of schema 2.*speed",
         ),
         (b"\xff\xfe\x00", "no JSON"),
     ],

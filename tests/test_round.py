@@ -262,7 +262,7 @@ def test_a_call_goes_on_where_the_one_before_ended(scripts: Script, tmp_path: Pa
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     begin(asked(old))
-    rows = (row("ours", 9.0), row("theirs", 8.0))
+    rows = (row("ours", 9.0), row("theirs", 8.0, "conv3"))
     before = replace(load(old / "results.json"), rows=rows, roofs={"fp32": 1.0, "copy": 3.0})
     done = tuple(f"{phase}: took 1 s" for phase in LEAST if phase not in ("model", "layers"))
     save(replace(before, notes=(*done, "layers: failed, status 1")), old / "results.json")
@@ -278,7 +278,7 @@ def test_a_call_goes_on_where_the_one_before_ended(scripts: Script, tmp_path: Pa
     assert took == ["model", "layers"]
     assert {(each.problem, each.contestant): each.median_us for each in found.rows} == {
         ("conv1", "ours"): 1.0,
-        ("conv1", "theirs"): 8.0,
+        ("conv3", "theirs"): 8.0,
         ("conv2", "ours"): 7.0,
     }
     assert found.roofs == {"fp32": 2.0, "copy": 3.0}

@@ -73,19 +73,24 @@ def test_time_runs_out_after_three_rounds_at_least(monkeypatch: pytest.MonkeyPat
 
 def test_copies_take_turns_and_a_run_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: Counter[int] = Counter()
-    now = 0.0
+    now, length = 0.0, 0.006
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
 
     def copy(number: int) -> None:
         nonlocal now
         ran[number] += 1
-        now += 0.002
+        now += length
 
     runs = [lambda: copy(0), lambda: copy(1), lambda: copy(2)]
     taken = measure({"copies": runs}, "host", CPU, rounds=9)["copies"]
     assert ran == {0: 4, 1: 4, 2: 4}  # warm once, then three times each
     assert taken.clock == "host"
-    assert taken.us == pytest.approx([2000] * 9)
+    assert taken.us == pytest.approx([6000] * 9)
+    length = 0.001  # a turn is then several calls
+    assert measure({"copies": runs}, "host", CPU, rounds=3)["copies"].us == pytest.approx(
+        [1000] * 3
+    )
+    assert ran == {0: 10, 1: 10, 2: 10}
 
 
 def test_a_clock_that_a_cpu_has_not_is_refused_in_one_line() -> None:

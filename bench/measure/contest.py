@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 
 from ...errors import Error
-from ..records import OURS, Row
+from ..records import EMPTY, OURS, Row, race_id
 from .contestants import called, contestants
 from .peers import Peer, Prepared, libraries
 from .problem import Match, Problem, Tensors, expected, match, rotation, tensors
@@ -83,7 +84,7 @@ def race(
             for clock in clocks:
                 yield from (replace(row, contestant=one.name, clock=clock) for one in everyone)
             return
-        for group in _groups(problem, clocks):
+        for group in _groups(clocks):
             takers = everyone
             if problem.whole and group == ("host",):
                 takers = [called(one, problem, device) for one in everyone]
@@ -96,10 +97,8 @@ def race(
         raise ContextLost("a contestant", error) from error
 
 
-def _groups(problem: Problem, clocks: Sequence[Clock]) -> list[tuple[Clock, ...]]:
-    """Clocks that time the same runs, together: the host's sees a whole network as it is called."""
-    if not problem.whole:
-        return [tuple(clocks)]
+def _groups(clocks: Sequence[Clock]) -> list[tuple[Clock, ...]]:
+    """Clocks that time the same runs, together: those of a GPU capture them, the host's calls."""
     captured = tuple(clock for clock in clocks if clock != "host")
     host = tuple(clock for clock in clocks if clock == "host")
     return [group for group in (captured, host) if group]
@@ -116,16 +115,29 @@ def _heat(
     effort: Effort,
 ) -> Iterator[Row]:
     """Those who take turns with one another, by clocks that time the same runs."""
-    row = replace(blank, clock=next((clock for clock in clocks if clock != "host"), "host"))
-    with libraries(problem.plan.arithmetic), torch.inference_mode():
-        admitted = [admit(one, copies, row, compare, device) for one in everyone]
-    for clock in clocks:
+    rows = [replace(blank, contestant=one.name, clock=clocks[0]) for one in everyone]
+    try:
         with libraries(problem.plan.arithmetic), torch.inference_mode():
-            rows = timed(admitted, clock, device, effort.rounds, effort.seconds)
-            if problem.whole:
-                pairs = zip(rows, admitted, strict=True)
-                rows = [_as_a_call(row, one, problem, device) for row, one in pairs]
-        yield from rows
+            admitted = [admit(one, copies, rows[0], compare, device) for one in everyone]
+        for clock in clocks:
+            rows = [replace(one.row, clock=clock) for one in admitted]
+            with libraries(problem.plan.arithmetic), torch.inference_mode():
+                empty = [_empty(blank, device)] if clock == "cold" else []
+                rows = timed([*admitted, *empty], clock, device, effort.rounds, effort.seconds)
+                if problem.whole:
+                    pairs = zip_longest(rows, admitted)
+                    rows = [_as_a_call(row, one, problem, device) for row, one in pairs]
+            yield from rows
+    except ContextLost as error:
+        yield from (replace(row, note=str(error)) for row in rows)
+        raise
+
+
+def _empty(blank: Row, device: torch.device) -> Admitted:
+    """A kernel that writes one number: what the clock itself takes, and no peer."""
+    number = torch.zeros(1, device=device)
+    row = replace(blank, contestant=EMPTY, flops=0, bytes=0, roof_us=None, note="the clock itself")
+    return Admitted(row, (lambda: number.fill_(1.0),))
 
 
 def inputs(problem: Problem, device: torch.device, seed: int = 0) -> tuple[list[Tensors], Compare]:
@@ -144,6 +156,7 @@ def blank_row(problem: Problem, roofs: Mapping[str, float] | None = None) -> Row
         *(problem.batch, problem.dtype, "", ""),
         *(problem.work.flops, problem.work.bytes),
         roof_us=roof_us(problem.work, problem.dtype, roofs) if roofs else None,
+        race=race_id(),
     )
 
 
@@ -186,11 +199,12 @@ def _output(ready: Prepared, clock: str, device: torch.device) -> torch.Tensor:
     """What a run made, as it will be timed, on outputs that held NaN before."""
     ready.run()  # compiles, and lets libraries choose
     run: Run = ready.run if clock == "host" else capture([ready.run], device).replay
-    if ready.poison is None:
-        ready.output().fill_(torch.nan)
-    else:
-        ready.poison()
-    run()
+    for _ in range(2):  # an output that is allocated anew is one of two, of which one is still kept
+        if ready.poison is None:
+            ready.output().fill_(torch.nan)
+        else:
+            ready.poison()
+        run()
     return ready.output()
 
 
@@ -206,9 +220,10 @@ def timed(
 ) -> list[Row]:
     """Everyone's row with its times, in the same order; who fails now gets a note instead.
 
-    Raises ContextLost.
+    They are one race. Raises ContextLost.
     """
-    rows = {one.row.contestant: replace(one.row, clock=clock) for one in admitted}
+    race = race_id()
+    rows = {one.row.contestant: replace(one.row, clock=clock, race=race) for one in admitted}
     fallen: dict[str, str] = {}  # and why
     take: dict[str, Callable[[], float]] = {}
     for place, one in enumerate(admitted):
@@ -225,7 +240,7 @@ def timed(
             rows[name] = replace(rows[name], note=survived(name, error, device))
         else:
             take[name] = partial(_turn, name, sample, fallen, device)
-    for name, times in take_turns(take, clock, rounds, seconds).items():
+    for name, times in take_turns(take, clock, rounds, seconds, device=device).items():
         row = rows[name]
         rows[name] = replace(row, note=fallen[name]) if name in fallen else row.timed(times)
     return list(rows.values())
@@ -244,11 +259,11 @@ def _turn(
         return math.nan
 
 
-def _as_a_call(row: Row, one: Admitted, problem: Problem, device: torch.device) -> Row:
+def _as_a_call(row: Row, one: Admitted | None, problem: Problem, device: torch.device) -> Row:
     """A whole network's row with the engine's memory, and the host's part of a run."""
     if row.contestant == OURS:
         row = replace(row, workspace=problem.plan.workspace)
-    if row.median_us is None or row.clock != "host" or device.type != "cuda":
+    if one is None or row.median_us is None or row.clock != "host" or device.type != "cuda":
         return row
     return replace(row, enqueue_us=enqueue_us(one.runs, device, row.runs))
 

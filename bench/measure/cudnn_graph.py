@@ -3,8 +3,9 @@
 It needs the package nvidia-cudnn-frontend (`import cudnn`), which nothing else here does. torch
 tries ten plans at most, and its plain convolution adds the bias in a kernel of its own; this is the
 most that cuDNN itself has for a layer. Many plans are compiled when they are built, so they are
-tried in cuDNN's own order for SEARCH seconds. API: NVIDIA, cuDNN Frontend, `pygraph`. Plans that
-would round float32 products are left out by their numerical notes, as torch does.
+tried in cuDNN's own order for SEARCH seconds, each timed as a CUDA graph. Plans that would round
+float32 products are left out by their numerical notes, as torch does. API: NVIDIA, cuDNN Frontend,
+`pygraph`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 
 from ...engine.plan import Arithmetic
 from ...engine.spec import Conv2d
+from .timing import sampler
 
 WORKSPACE = 1 << 30  # bytes that a plan may ask for at most
-ROUND_MS = 5.0  # how long a plan is run to be timed, roughly
 SEARCH = 3.0  # seconds for the plans of one convolution
 REMEMBERED = 64  # convolutions whose plan is not chosen again
 
@@ -117,7 +118,8 @@ def _fastest(
             size = max(graph.get_workspace_size_plan_at_index(index), 1)
             plan = _Plan(graph, ends, index, size)
             run = functools.partial(plan.with_workspace(device), x, weight, bias)
-            took = _milliseconds(run)
+            take = sampler([run], "graph", device)  # as it will be timed
+            took = min(take(), take())
         except Exception:  # cuDNN has kinds of its own: not built, or not for this GPU
             torch.cuda.synchronize(device)  # raises if the plan broke the GPU's context
             continue
@@ -180,18 +182,3 @@ def _channels_last(tensor: torch.Tensor) -> list[int]:
     """Strides of [N, C, H, W] with channels innermost, also where a size of 1 hides them."""
     _, channels, height, width = tensor.shape
     return [height * width * channels, 1, width * channels, channels]
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    """Of one run in a row of them, warmed up."""
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    once = 0.0
-    for repeats in (1, 1, None):
-        count = repeats or max(1, min(50, round(ROUND_MS / max(once, 1e-3))))
-        started.record()
-        for _ in range(count):
-            run()
-        ended.record()
-        ended.synchronize()
-        once = float(started.elapsed_time(ended)) / count
-    return once

@@ -8,11 +8,12 @@ a peer then write to different memory, as copies of the engine's kernels do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -26,9 +27,19 @@ from ...engine.spec import Conv2d, Layer, Linear, Nonlinearity, ReLU
 from ...kernels.epilogue import activated
 from ..choices import KINDS as KINDS
 from . import cudnn_graph
-from .problem import Problem, Tensors
+from .problem import Problem, Tensors, copies
 
 ON_A_CPU = ("torch", "nchw")
+COMPILED = "max-autotune, weights frozen where they overflow the L2 cache"
+
+SWITCHES: dict[str, Any] = {
+    "cudnn.benchmark": True,  # cuDNN chooses by trying
+    "cudnn.benchmark_limit": 0,  # among all that it has
+    "cuda.matmul.allow_fp16_reduced_precision_reduction": True,
+    "cuda.matmul.allow_bf16_reduced_precision_reduction": True,
+    "cuda.matmul.allow_fp16_accumulation": False,  # ours adds up in float32, and so do they
+}
+"""How torch.backends are while anybody is measured; results tell it."""
 
 Layers = Sequence[tuple[str, Layer]]
 State = Mapping[str, torch.Tensor]
@@ -81,21 +92,21 @@ def peers(problem: Problem, device: torch.device, kinds: Sequence[str] | None = 
 
 @contextmanager
 def libraries(arithmetic: Arithmetic) -> Iterator[None]:
-    """cuDNN chooses by trying, and float32 products are as asked; as before afterwards."""
+    """SWITCHES, and float32 products as asked; all as before afterwards."""
     tf32 = arithmetic.precision == "tf32"
-    switches: tuple[tuple[Any, str, bool], ...] = (
-        (torch.backends.cudnn, "benchmark", True),
-        (torch.backends.cudnn, "allow_tf32", tf32),
-        (torch.backends.cuda.matmul, "allow_tf32", tf32),
-    )
-    before = [getattr(where, name) for where, name, _ in switches]
+    wanted = SWITCHES | {"cudnn.allow_tf32": tf32, "cuda.matmul.allow_tf32": tf32}
+    before = {name: attrgetter(name)(torch.backends) for name in wanted}
     try:
-        for where, name, value in switches:
-            setattr(where, name, value)
+        _switch(wanted)
         yield
     finally:
-        for (where, name, _), value in zip(switches, before, strict=True):
-            setattr(where, name, value)
+        _switch(before)
+
+
+def _switch(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        where, _, last = name.rpartition(".")
+        setattr(attrgetter(where)(torch.backends), last, value)
 
 
 def traced(problem: Problem, given: Tensors) -> Callable[..., torch.Tensor]:
@@ -138,7 +149,7 @@ def _of_kind(kind: str, problem: Problem) -> Iterator[Peer]:
             yield Peer("torch NCHW", _chain(_plain(layers), in_order), straw_man=True)
         case "compile":
             slow = "torch.compile tunes itself, about a minute"
-            yield Peer("torch.compile", _compiled(problem), note="max-autotune", slow=slow)
+            yield Peer("torch.compile", _compiled(problem), note=COMPILED, slow=slow)
         case "frontend":
             missing = cudnn_graph.missing()
             fuse = partial(cudnn_graph.conv_relu, arithmetic=problem.plan.arithmetic)
@@ -270,23 +281,45 @@ def _padded(first: str, stages: Sequence[Stage], channels: int, given: Tensors) 
 
 
 def _compiled(problem: Problem) -> Prepare:
-    """One compilation, whose kernels are timed like all others: without CUDA graphs of its own."""
+    """One compilation, whose kernels are timed like all others: without CUDA graphs of its own.
+
+    Weights are frozen where they need no copies: they are constants then, each copy's a compilation
+    of its own.
+    """
     compiled: list[Callable[..., torch.Tensor]] = []
 
     def prepare(given: Tensors) -> Prepared:
         x, state = _arranged(given, torch.channels_last)
+        frozen = copies(problem.work.bytes, x.device) == 1
+        values = () if frozen else tuple(state.values())
         if not compiled:
             torch._dynamo.reset()  # or every problem would count as one more recompilation
             graph = traced(problem, Tensors(x, state))
+            graph = _Frozen(graph, state.values()) if frozen else graph
             options = torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
             # It would print a page for every layer.
             options |= {"autotune_num_choices_displayed": 0}
             options |= {"max_autotune_report_choices_stats": False}
             compiled.append(torch.compile(graph, fullgraph=True, dynamic=False, options=options))
-        values = tuple(state.values())
+            # As an option it would come too late: what traces the graph looks only here.
+            with torch._inductor.config.patch(freezing=frozen):
+                compiled[0](x, *values)
         return kept(lambda: compiled[0](x, *values))
 
     return prepare
+
+
+class _Frozen(torch.nn.Module):
+    """A graph that holds its weights: only a module's are frozen."""
+
+    def __init__(self, graph: Callable[..., torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        for place, value in enumerate(values):
+            self.register_buffer(f"value{place}", value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.graph(x, *self.buffers())
 
 
 def _arranged(

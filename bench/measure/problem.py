@@ -303,16 +303,20 @@ def tensors(
 def rotation(given: Tensors, nbytes: int, device: torch.device) -> list[Tensors]:
     """Tensors to rotate through: `given`, and the same numbers in other memory.
 
-    As many as `timing.copies_to_overflow` wants where a run moves `nbytes`, so that no input is
-    found in the L2 cache because the run before left it there; one on a CPU.
+    `copies` of them, so that no input lies in the L2 cache because the run before left it there.
     """
-    copies = [given]
-    if device.type == "cuda":
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        for _ in range(1, copies_to_overflow(nbytes, cache)):
-            state = {name: tensor.clone() for name, tensor in given.state.items()}
-            copies.append(Tensors(given.x.clone(), state))
-    return copies
+    rotated = [given]
+    for _ in range(1, copies(nbytes, device)):
+        state = {name: tensor.clone() for name, tensor in given.state.items()}
+        rotated.append(Tensors(given.x.clone(), state))
+    return rotated
+
+
+def copies(nbytes: int, device: torch.device) -> int:
+    """How many copies of its tensors a run needs that moves `nbytes`; one on a CPU."""
+    if device.type != "cuda":
+        return 1
+    return copies_to_overflow(nbytes, torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def ready(problem: Problem, given: Tensors) -> Ready:

@@ -4,8 +4,8 @@
   What a kernel costs whose inputs come from memory.
 - `graph`: a CUDA graph of many runs, replayed between two events and divided. What a run costs in
   a steady stream of them, launch gaps included and the host left out.
-- `host`: the caller's clock around one call and the synchronisation after it. What a user sees. It
-  is the only clock of a CPU.
+- `host`: the caller's clock around one call and the synchronisation after it; a turn is the median
+  of as many as last a while. What a user sees. It is the only clock of a CPU.
 
 A contestant is a list of copies of the same computation on different tensors, and its runs rotate
 through them, so that with copies enough to overflow the cache no input is found there by luck.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,18 @@ import torch
 
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
+from ..env import gauge, together
+from ..records import DeviceState
 from ..records import Times as Times
 
 Run = Callable[[], object]
+CPU = torch.device("cpu")
 
 ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
 REPLAY_US = 4e3  # how long a replay by the clock "graph" should last
+HOST_US = 5e3  # how long calls by the clock "host" should last, together
+MOST_CALLS = 50
 MOST_RUNS = 512  # of which one graph is recorded, unless there are more copies than that
 FLUSHED = 8  # times the size of the L2 cache is overwritten
 OVERFLOW = 2  # times the size of the L2 cache is what copies hold together
@@ -66,7 +72,7 @@ def measure(
     the host. Raises ValueError for a clock that the device has not, and whatever a run raises.
     """
     take = {name: sampler(copies, clock, device) for name, copies in contestants.items()}
-    return take_turns(take, clock, rounds, seconds, seed)
+    return take_turns(take, clock, rounds, seconds, seed, device)
 
 
 def take_turns(
@@ -75,9 +81,15 @@ def take_turns(
     rounds: int = 25,
     seconds: float | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> dict[str, Times]:
-    """What `measure` does with samplers that are there already."""
+    """What `measure` does with samplers that are there already.
+
+    The state of the device is read after each turn, outside of what is timed.
+    """
     us: dict[str, list[float]] = {name: [] for name in take}
+    states: dict[str, list[DeviceState]] = {name: [] for name in take}
+    look = gauge(device)
     order = list(take)
     shuffle = random.Random(seed).shuffle
     end = None if seconds is None else time.perf_counter() + seconds
@@ -87,7 +99,8 @@ def take_turns(
         shuffle(order)
         for name in order:
             us[name].append(take[name]())
-    return {name: Times(clock, tuple(taken)) for name, taken in us.items()}
+            states[name].append(look())
+    return {name: Times(clock, tuple(us[name]), together(states[name])) for name in take}
 
 
 def sampler(copies: Sequence[Run], clock: Clock, device: torch.device) -> Callable[[], float]:
@@ -193,7 +206,13 @@ def _host(copies: Sequence[Run], device: torch.device) -> Callable[[], float]:
         _synchronize(device)
         return (time.perf_counter() - started) * 1e6
 
-    return once
+    def several() -> float:
+        us = [once()]
+        while sum(us) < HOST_US and len(us) < MOST_CALLS:
+            us.append(once())
+        return statistics.median(us)
+
+    return several
 
 
 def _elapsed_us(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:

@@ -22,7 +22,7 @@ from .. import units
 from ..env import environment
 from ..records import OURS, Results, Row, save, save_csv, times_best_peer
 from .contest import ContextLost
-from .peers import KINDS
+from .peers import KINDS, SWITCHES
 from .roofline import COPY, measure_roofs
 from .timing import CLOCKS, ROUNDS, Clock, Effort
 
@@ -56,7 +56,9 @@ def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[st
     """
     tell(f"measuring the roofs of {device}")
     notes = (INTERPRETED,) if device.type == "cpu" else ()
-    results = Results(environment(device), measure_roofs(device, dtypes), (), notes=notes)
+    pinned = {"libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())}
+    roofs = measure_roofs(device, dtypes)
+    results = Results(environment(device) | pinned, roofs, (), notes=notes)
     keep(results, options)
     return results
 

@@ -9,12 +9,13 @@ import re
 import sys
 from collections import ChainMap
 from collections.abc import Sequence
+from functools import reduce
 from operator import itemgetter
 from pathlib import Path
 
 from ...engine import table
 from ...errors import printable
-from ..records import RecordError, Results, Row, load
+from ..records import RecordError, Results, load, merge
 from . import story
 from .page import page
 
@@ -25,17 +26,13 @@ MATCHED = {True: "yes", False: "NO", None: "not known"}
 
 
 def combined(runs: Sequence[Results]) -> Results:
-    """Several runs on one device as one; a race is whole, and of the first run that has it.
+    """Several runs on one device as one, later ones over earlier ones as `merge` does.
 
     Raises RecordError for runs on different devices, whose times are no race.
     """
     devices = {story.gpu(run) or run.environment.get("cpu") or "-": None for run in runs}
     if len(devices) > 1:
         raise RecordError(f"wanted results of one device, got {', '.join(devices)}")
-    rows: list[Row] = []
-    for run in runs:
-        races = {row.race for row in rows}
-        rows += [row for row in run.rows if row.race not in races]
     facts = {
         name: dict.fromkeys(filter(None, (run.environment.get(name) for run in runs)))
         for name in runs[0].environment
@@ -43,7 +40,7 @@ def combined(runs: Sequence[Results]) -> Results:
     return Results(
         {name: ", ".join(values) or None for name, values in facts.items()},
         dict(ChainMap(*(run.roofs for run in runs))),
-        tuple(rows),
+        reduce(merge, runs).rows,
         tuple(trial for run in runs for trial in run.searches),
         tuple(note for run in runs for note in run.notes),
     )

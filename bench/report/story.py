@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import units
 from ..measure.summary import warnings as warnings_of_times
-from ..records import OURS, Results, Row, best_peer, times_best_peer
+from ..records import OURS, Results, Row, best_peer, races, times_best_peer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,12 +102,8 @@ class View:
 
     def duels(self, batch: int | None = None) -> list[Duel]:
         """Ours against the best peer of each race with a time, of one batch size or of all."""
-        races: dict[tuple[object, ...], list[Row]] = {}
-        for row in self.rows:
-            if batch in (None, row.batch):
-                races.setdefault(row.race, []).append(row)
         duels = []
-        for race in races.values():
+        for race in races(row for row in self.rows if batch in (None, row.batch)).values():
             ours = next((row for row in race if row.contestant == OURS and row.right), None)
             peer = best_peer(race[0], race)
             duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
@@ -189,7 +185,11 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
     made = [("images per second", speed, remark)]
     remark = f"p50; p80 {units.time(quick.p80_us)}"
     made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
-    straws = [row for row in view.right if row.race == fast.race and row.straw_man]
+    straws = [
+        row
+        for row in view.right
+        if row.race == fast.race and row.batch == fast.batch and row.straw_man
+    ]
     straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
     others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
     for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
