@@ -17,7 +17,7 @@ from .. import __version__
 from ..engine.devices.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import Parser, exit_status
-from .choices import ARCHS, CACHE, CLOCKS, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
+from .choices import ARCHS, CACHE, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
 from .race.candidates import shipped
 
 HOMES = {
@@ -336,9 +336,9 @@ steps come first. The winners go into the table that the engine reads.
     add("--again", action="store_true", help="with --all: those that have one, too")
     add("--batch", type=_count, nargs="+", default=[1], metavar="N", help="images (default 1)")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
-    add("--short", action="store_true", help="try only what kernels list, the likeliest first")
-    add("--fill", type=float, metavar="BYTES", help="for --short: what the verb fill measured")
     add("--strategy", choices=STRATEGIES, help="default local; with --simulate each")
+    add("--short", action="store_true", help="the kernels' own short lists alone, cheapest first")
+    add("--fill", type=float, metavar="BYTES", help="with --short: measured operands a clock")
     add("--seed", type=int, default=0, help="of random and local (default 0)")
     add("--budget", type=float, metavar="SECONDS", help="for all searches together (default: none)")
     add("--limit", type=_count, metavar="N", help="new trials of each search (default: no limit)")
@@ -350,22 +350,9 @@ steps come first. The winners go into the table that the engine reads.
         help="other values of parameters: BLOCK_M=64,128 num_warps=4",
     )
     add("--cache", type=Path, metavar="FILE", help=f"JSON lines of all trials (default {CACHE})")
-    add(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take what the cache has (default), or try it all anew",
-    )
-    add("--clock", choices=sorted(set().union(*CLOCKS.values())), help="default graph; CPU: host")
     add("--jobs", type=_count, help="processes that compile ahead (default: cores but one)")
     add("--timeout", type=float, default=60.0, help="seconds for one candidate (default 60)")
-    add(
-        "--write",
-        action=argparse.BooleanOptionalAction,
-        help="write the table (default on a GPU, and where --table is given)",
-    )
     add("--simulate", type=Path, metavar="CACHE", help="replay a stored search, without a GPU")
-    add("--repeats", type=_count, default=20, help="seeds of a simulation (default 20)")
     return parser
 
 

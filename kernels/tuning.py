@@ -124,8 +124,15 @@ def table_of(device: torch.device) -> Table | None:
 
 def load(path: Path) -> Table:
     """Read a table. Raises TuningError, naming the file, for one that is none."""
+    wanted = [field.name for field in fields(TunedRow)]
     try:
         found = json.loads(path.read_text())
+        for number, row in enumerate(found["rows"], 1):
+            if set(row) != set(wanted):
+                raise ValueError(
+                    f"row {number}: wanted the fields {', '.join(wanted)}, got {', '.join(row)}; "
+                    "delete the row and tune again"
+                )
         return Table(found["device"], tuple(TunedRow(**row) for row in found["rows"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TuningError(f"{path}: no table of tuned configurations: {error}") from None

@@ -6,10 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.tune.budget import Search, hints, rows, searches, share, targets
+from alexnet_triton.bench.tune.budget import (
+    ASKED_FOR,
+    Search,
+    hints,
+    rows,
+    searches,
+    share,
+    targets,
+)
 from alexnet_triton.engine import NetworkError
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -32,10 +42,58 @@ def test_targets_are_the_steps_with_a_kernel() -> None:
         targets(DIGITS, "fp32", 1, ["conv9"])
 
 
-def test_steps_whose_table_nobody_reads_are_searched_only_by_name() -> None:
-    planner = Planner(network("alexnet2012"), ARITHMETIC["fp16"], 90)
-    (norm,) = searches(planner, "fp16", [1], ["norm1"])
-    assert norm.step.name not in [search.step.name for search in searches(planner, "fp16", [1])]
+class Asked(tuning.Table):
+    """A table that notes what it is asked for, and has nothing."""
+
+    def find(self, op: str, shape: Any, dtype: str, batch: int) -> None:
+        self.rows.append((op, batch))  # type: ignore[attr-defined]
+
+
+def test_searched_is_what_a_plan_looks_up() -> None:
+    """Of networks with every kind of layer, images read in place or not."""
+    asked, searched = set(), set()
+    for name in ("alexnet2012", "digits", "alexnet_keras_bn"):
+        noted: list[tuple[str, int]] = []
+        planner = Planner(network(name), ARITHMETIC["fp16"], 90)
+        for in_place in (False, True):
+            table = Asked("a card", noted)  # type: ignore[arg-type]
+            replace(planner, tuned=table)(1, image_dtype=torch.float16, in_place=in_place)
+        asked |= {op for op, _ in noted}
+        searched |= {search.row.op for search in searches(planner, "fp16", [1])}
+    assert asked == set(ASKED_FOR)
+    assert searched <= asked, searched - asked
+    with pytest.raises(NetworkError, match="has no step 'norm1' to tune"):
+        searches(Planner(network("alexnet2012"), ARITHMETIC["fp16"], 90), "fp16", [1], ["norm1"])
+
+
+def test_rows_that_do_not_hold_are_refused_in_a_line_each(
+    found: list[Search], tmp_path: Path
+) -> None:
+    row = found[0].row
+    changed, strange, idle, run, other = (
+        replace(row, batch=2, source="another"),
+        replace(row, batch=4, config={**row.config, "speed": 9}),
+        replace(row, op="softmax"),
+        replace(row, op="run", source="of many kernels"),
+        replace(row, batch=8, shape={}),
+    )
+    tuning.save(tmp_path / "table.json", "here", [row, changed, strange, idle, run, other])
+    holding, refused = rows(tmp_path / "table.json", found)
+    assert sorted(holding, key=str) == sorted([row, run, other], key=str)
+    for line, (odd, wanted, got) in zip(
+        sorted(refused),
+        sorted(
+            [
+                (changed, row.source, "another"),
+                (strange, ", ".join(row.config), "speed"),
+                (idle, "conv2d", "softmax"),
+            ],
+            key=lambda case: f"{case[0].problem} x{case[0].batch}",
+        ),
+        strict=True,
+    ):
+        assert all(text in line for text in ("table.json", odd.op, wanted, got))
+        assert "\n" not in line
 
 
 def test_what_costs_most_is_searched_first_and_longest(found: list[Search]) -> None:
@@ -56,7 +114,7 @@ def test_what_costs_most_is_searched_first_and_longest(found: list[Search]) -> N
 def test_hints_are_the_winners_of_the_nearest_batches(found: list[Search], tmp_path: Path) -> None:
     """Each once, and the default, from which every search starts, is none."""
     search, other = found[0], next(each for each in found if each.row.op != found[0].row.op)
-    assert hints(search, rows(tmp_path / "none.json")) == []
+    assert hints(search, rows(tmp_path / "none.json", found)[0]) == []
     assert search.step.config is not None
     near, same, default, far, half, none = (
         replace(search.row, config={"BLOCK_M": 1}, batch=4),
@@ -67,28 +125,38 @@ def test_hints_are_the_winners_of_the_nearest_batches(found: list[Search], tmp_p
         replace(other.row, config={"BLOCK_M": 4}),
     )
     tuning.save(tmp_path / "table.json", "here", [half, far, near, same, default, none])
-    assert hints(search, rows(tmp_path / "table.json")) == [{"BLOCK_M": 1}, {"BLOCK_M": 2}]
+    known, _ = rows(tmp_path / "table.json", found)
+    assert hints(search, known) == [{"BLOCK_M": 1}, {"BLOCK_M": 2}]
 
 
 @pytest.mark.parametrize(
-    ("given", "skipped"),
-    [(["--all"], 1), (["--all", "--again"], 0), (["--all", "--no-write"], 0), (["fc8"], 0)],
+    ("given", "source", "skipped"),
+    [
+        (["--all"], None, 1),
+        (["--all"], "another", 0),
+        (["--all", "--again"], None, 0),
+        (["fc8"], None, 0),
+    ],
 )
 def test_all_skips_what_has_a_row(
     given: Sequence[str],
+    source: str | None,
     skipped: int,
     found: list[Search],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Unless it is asked for by name or --again, or the table is not to be written."""
+    """Unless it is asked for by name or --again, or the row is of another kernel's source."""
     monkeypatch.chdir(tmp_path)
-    own = [each.row for each in found if each.step.name == "fc8" and each.problem.batch == 1]
-    tuning.save(tmp_path / "won.json", "here", own)
+    (own,) = (e.row for e in found if e.step.name == "fc8" and e.problem.batch == 1)
+    tuning.save(tmp_path / "won.json", "here", [replace(own, source=source or own.source)])
     common = ["--model", "digits", "--device", "cpu", "--table", "won.json", "--budget", "0"]
     assert main(["tune", *given, *common, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert said.err.splitlines() == told["refused"]
+    assert len(told["refused"]) == (source is not None)
     assert told["skipped"] == ["fc8 x1"][:skipped]
     assert "fc8 x1" in [*told["skipped"], *told["not_reached"]]
     assert len(told["not_reached"]) == (1 if given == ["fc8"] else len(found) / 2 - skipped)

@@ -120,7 +120,7 @@ def test_a_torn_last_line_is_dropped_and_nothing_else(tmp_path: Path) -> None:
     assert Cache(path).trials == [first, third]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"device": "a card"}', "trial"])
+@pytest.mark.parametrize("line", ["{", "[]", '{"device": "a card"}', "trial", '{"speed": 1}'])
 def test_what_is_no_trial_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "cache.jsonl"
     Cache(path).append(trials()[0])
@@ -128,6 +128,29 @@ def test_what_is_no_trial_is_refused(tmp_path: Path, line: str) -> None:
         file.write(line + "\n")
     with pytest.raises(RecordError, match=r"cache\.jsonl, line 2: no trial"):
         Cache(path)
+
+
+def test_trials_of_another_kernel_do_not_count_and_are_told(tmp_path: Path) -> None:
+    """In one line, where there are any; those of another search are nobody's business."""
+    path = tmp_path / "cache.jsonl"
+    cache = Cache(path)
+    first, second, *_ = (replace(trial, clock="graph") for trial in trials())
+    cache.append(first)
+    cache.append(replace(second, subject=replace(SUBJECT, layer="conv5", source="older")))
+    assert cache.strangers(SUBJECT, "graph", list(START)) == ""
+    for stranger in (
+        replace(second, subject=replace(SUBJECT, source="older")),
+        replace(second, clock="cold"),
+        replace(second, config={**second.config, "columns": 2}),
+    ):
+        alone = Cache(path)
+        alone._trials[stranger.subject, "odd"] = stranger
+        line = alone.strangers(SUBJECT, "graph", list(START))
+        assert "cache.jsonl: 1 trials of" in line
+        assert str(SUBJECT) in line
+        for told in (stranger.subject.source, stranger.clock, *stranger.config, "abc", "graph"):
+            assert told in line
+        assert alone.strangers(replace(SUBJECT, batch=9), "graph", list(START)) == ""
 
 
 def test_the_source_is_known_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,20 +186,6 @@ def test_a_replay_counts_what_a_search_would_have_cost() -> None:
     assert found.to_near == near
     silent = [replace(trial, seconds=None) for trial in trials()]
     assert replay(silent, "exhaustive") == replace(found, seconds_to_best=None, seconds=None)
-
-
-@each_strategy
-def test_killed_half_way_and_resumed_is_the_same_end(strategy: str, tmp_path: Path) -> None:
-    """The state survives a limit, a torn line and a new process, and repeats nothing."""
-    stored, path = trials(), tmp_path / "state.jsonl"
-    whole = Cache(None)
-    wanted = replay(stored, strategy, 3, whole)
-    half = replay(stored, strategy, 3, Cache(path), limit=len(stored) // 2)
-    assert len(Cache(path).trials) == len(stored) // 2 == half.tried
-    path.write_bytes(path.read_bytes()[:-20])
-    assert replay(stored, strategy, 3, Cache(path)) == wanted
-    assert Cache(path).trials == whole.trials
-    assert len(path.read_text().splitlines()) == len(stored), "each trial once"
 
 
 def test_a_search_without_a_right_answer_is_refused() -> None:

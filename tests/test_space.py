@@ -8,10 +8,12 @@ from dataclasses import asdict, replace
 
 import pytest
 from alexnet_triton.bench.measure.problem import Problem, configured, problems, ready, tensors
+from alexnet_triton.bench.tune.short import short_list
 from alexnet_triton.bench.tune.space import Space, SpaceError, key, listed, space, within
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, KernelConfig
 from alexnet_triton.engine.zoo import network
+from alexnet_triton.kernels import cost
 from alexnet_triton.kernels.conv import Conv2dShape
 
 BOWL = Space(
@@ -59,8 +61,8 @@ def test_neighbours_are_mutual() -> None:
 
 
 def test_a_listed_space_is_its_list() -> None:
-    configs = BOWL.configs()[::3]
-    assert sorted(map(key, listed(configs).configs())) == sorted(map(key, configs))
+    configs = BOWL.configs()[::-3]
+    assert listed([*configs, configs[0]]).configs() == configs, "each once, in this order"
     known = set(map(key, configs))
     assert all(key(near) in known for c in configs for near in listed(configs).neighbours(c))
 
@@ -163,3 +165,27 @@ def test_a_search_finds_neighbours_of_the_default(batch: int) -> None:
         near = made.neighbours(start)
         moved = {name for other in near for name in other if other[name] != start[name]}
         assert len(moved) > 2 or problem.name.startswith("pool"), (problem.name, start)
+
+
+@pytest.mark.parametrize(("arch", "batch"), [(80, 256), (90, 1), (90, 256), (100, 64)])
+def test_a_short_list_begins_with_the_default(arch: int, batch: int) -> None:
+    """The model chose it from the same list; what has no such list is not searched by one."""
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], arch)
+    for problem in problems(planner, "fp16", batch):
+        found = short_list(problem.step, problem.plan.arithmetic, arch, cost.chip_of(arch))
+        assert bool(found) != problem.name.startswith("pool")
+        assert found[:1] in ([], [asdict(config_of(problem))])
+        assert len(found) == len({key(config) for config in found}) <= 16
+
+
+def test_a_measured_operand_fill_changes_the_order_of_a_short_list() -> None:
+    problem = find("conv3", 256, 90)
+    slow, fast = (
+        short_list(problem.step, problem.plan.arithmetic, 90, replace(cost.H200, fill=fill))
+        for fill in (8.0, 64.0)
+    )
+    assert slow != fast
+    assert sorted(map(key, slow)) == sorted(map(key, fast))
+    assert slow[0]["BLOCK_M"] + slow[0]["BLOCK_M2"] > 64, "large tiles ask for fewer operands"
+    exact = find("conv3", 256, 90, "fp32")
+    assert short_list(exact.step, exact.plan.arithmetic, 90, cost.H200) == [], "no tensor core"

@@ -55,6 +55,12 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     path.write_text('{"device": "NVIDIA H200"}')
     with pytest.raises(TuningError, match=r"broken\.json: no table"):
         tuning.load(path)
+    tuning.save(path.with_name("strange.json"), "NVIDIA H200", [row(1), row(8)])
+    text = path.with_name("strange.json").read_text()
+    for old, new in (('"op"', '"speed": 1, "op"'), (', "source": "abc"', "")):
+        path.write_text(new.join(text.rsplit(old, 1)))
+        with pytest.raises(TuningError, match=r"broken\.json: .* row 2: wanted .* source, got"):
+            tuning.load(path)
     other = tmp_path / "other.json"
     tuning.save(other, "NVIDIA A100", [])
     with pytest.raises(TuningError, match="wanted a table of NVIDIA H200, got one of NVIDIA A100"):

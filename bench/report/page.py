@@ -128,12 +128,12 @@ def tuning(results: Results) -> list[Exhibit]:
     """Every search: how its trials spread, the best of them, and why others failed."""
     searches: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for trial in sorted(results.searches, key=lambda trial: int(trial["batch"])):
-        named = ("layer", "batch", "dtype", "network", "device", "clock")
+        named = ("layer", "batch", "dtype", "network", "device", "clock", "triton", "source")
         searches.setdefault(tuple(str(trial.get(n)) for n in named), []).append(trial)
     rugs, rows, reasons = [], [], Counter[tuple[str, str]]()
     for (layer, batch, dtype, *_), trials in list(searches.items())[:SEARCHES]:
         timed = [trial for trial in trials if trial["status"] == "ok" and trial.get("median_us")]
-        best = min(timed, key=lambda trial: float(trial["median_us"]), default={})
+        best = min(timed, key=lambda t: (not t.get("won"), float(t["median_us"])), default={})
         times = [trial["median_us"] / best["median_us"] for trial in timed]
         config = [f"{name}={units.pretty(at)}" for name, at in best.get("config", {}).items()]
         counts = (str(len(trials)), str(len(timed)), units.time(best.get("median_us")))

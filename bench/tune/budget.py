@@ -19,12 +19,13 @@ from ...engine.plan import Step
 from ...kernels import tuning
 from ..measure.problem import Problem, problems
 from ..measure.roofline import COPY, roof_us
+from .trial import source_of
 
 ASKED_FOR = (
     *("in_place", "first_layer", "channels_last"),
     *("conv2d", "linear", "max_pool2d", "avg_pool2d"),
 )
-"""What a plan asks its table for; other steps run by their defaults whatever the table says."""
+"""The steps of which a plan asks its table; others run by their defaults whatever it says."""
 
 RATES = 1e15, 5e12  # FLOP/s and byte/s to weigh by: a GPU's 200 FLOPs a byte
 LATENCY_US = 3.0  # what a kernel takes however small it is, roughly
@@ -37,7 +38,7 @@ class Search:
 
     problem: Problem
     step: Step
-    row: tuning.TunedRow  # what the table will know it by; without a configuration
+    row: tuning.TunedRow  # what the table would have of it if the default were the best
     weight: float
 
     @property
@@ -52,14 +53,14 @@ class Search:
 def targets(
     planner: Planner, dtype: str, batch: int, names: Sequence[str] | None = None
 ) -> list[tuple[Problem, Step]]:
-    """Steps to tune, each with the problem it is proved in; None: every step that has a kernel.
+    """Steps to tune, each with the problem it is proved in; None: every one that tables configure.
 
     The pass over the images, "input", is proved in the problem of the first layer. Raises
     NetworkError, listing the steps there are, for a name that is none.
     """
     steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps  # with the pass
-    known = {step.name: step for step in steps if step.config is not None}
-    chosen = list(known) if names is None else names
+    known = [step.name for step in steps if _op(step) in ASKED_FOR]
+    chosen = known if names is None else names
     if unknown := [name for name in chosen if name not in known]:
         raise NetworkError(
             f"{planner.network.name} has no step {unknown[0]!r} to tune; it has {', '.join(known)}"
@@ -76,20 +77,18 @@ def targets(
 def searches(
     planner: Planner, dtype: str, batches: Sequence[int], names: Sequence[str] | None = None
 ) -> list[Search]:
-    """What a network gains most from first; without `names` every step that tables are asked for.
-
-    Raises NetworkError as `targets` does.
-    """
+    """What a network gains most from first; raises NetworkError as `targets` does."""
     agenda = []
+    sources: dict[str, str] = {}  # one kernel has one, whatever its shape
     for place, batch in enumerate(batches):
         work = targets(planner, dtype, batch, names)
         times = [_time_us(step, dtype) for _, step in work]
         for (problem, step), time_us in zip(work, times, strict=True):
-            op, shape = step.kernel.split()[0], tuning.without_batch(step.shape)
-            row = tuning.TunedRow(op, shape, dtype, batch, {}, 0.0, "", "", "")
-            if names is not None or op in ASKED_FOR:
-                weight = time_us / sum(times) / (1 + place / 2)
-                agenda.append(Search(problem, step, row, weight))
+            op, shape = _op(step), tuning.without_batch(step.shape)
+            source = sources[op] = sources.get(op) or source_of(problem, step)
+            assert step.config is not None  # or no table could configure it
+            row = tuning.TunedRow(op, shape, dtype, batch, asdict(step.config), 0.0, "", "", source)
+            agenda.append(Search(problem, step, row, time_us / sum(times) / (1 + place / 2)))
     return sorted(agenda, key=lambda search: -search.weight)
 
 
@@ -99,25 +98,48 @@ def share(rest: Sequence[Search], left: float, least: float) -> float:
     return min(left, max(part * left, least))
 
 
-def rows(table: Path | None) -> tuple[tuning.TunedRow, ...]:
-    """What a table has so far. Raises TuningError for a file that is none."""
-    return tuning.load(table).rows if table is not None and table.exists() else ()
+def rows(table: Path | None, every: Sequence[Search]) -> tuple[list[tuning.TunedRow], list[str]]:
+    """Rows of a table that hold for searches like these, and a line for each that does not.
+
+    Refused are rows that no plan asks for, and those of another source or with an unknown field.
+    Raises TuningError for a file that is no table.
+    """
+    holding, refused = [], []
+    own = {search.row.op: search.row for search in every}
+    for row in tuning.load(table).rows if table is not None and table.exists() else ():
+        like = own.get(row.op, row)
+        if row.op not in (*ASKED_FOR, "run"):
+            why = f"wanted one of {', '.join(ASKED_FOR)}, got what no plan asks for; delete the row"
+        elif row.source != like.source:
+            why = f"wanted the source {like.source}, got {row.source}; tune it again"
+        elif row.config.keys() - like.config.keys():
+            fields = ", ".join(like.config), ", ".join(row.config)
+            why = f"wanted no fields but {fields[0]}, got {fields[1]}; tune it again"
+        else:
+            holding.append(row)
+            continue
+        refused.append(f"{table}: {row.problem} x{row.batch} does not count: {why}")
+    return holding, refused
 
 
 def hints(search: Search, known: Sequence[tuning.TunedRow]) -> list[dict[str, Any]]:
     """Winners other than the default for the nearest batches, of the same dtype before others."""
-    own, default = search.row, search.step.config
+    own = search.row
 
     def distance(row: tuning.TunedRow) -> tuple[bool, float]:
         return row.dtype != own.dtype, abs(math.log(row.batch / own.batch))
 
     alike = [row for row in known if (row.op, row.shape) == (own.op, own.shape)]
-    assert default is not None  # or it were no search
-    starts = [asdict(default)]
+    starts = [dict(own.config)]
     for row in sorted(alike, key=distance):
         if row.config not in starts:
             starts.append(dict(row.config))
     return starts[1:3]
+
+
+def _op(step: Step) -> str:
+    """The launcher's name, as tables have it."""
+    return step.kernel.split()[0]
 
 
 def _time_us(step: Step, dtype: str) -> float:

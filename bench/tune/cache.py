@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -64,6 +64,7 @@ class Trial:
     date: str = ""
     clock: str = ""
     seconds: float | None = None  # what the trial took, compiling included
+    won: bool = False  # whether it won the last final of its search, of which its times are
 
     @property
     def time(self) -> float:
@@ -95,6 +96,30 @@ class Cache:
         """The trial of a configuration, None if it was not tried."""
         return self._trials.get((subject, key(config)))
 
+    def strangers(self, subject: Subject, clock: str, fields: Collection[str]) -> str:
+        """One line on trials of a search that do not count in it, if there are any.
+
+        They are of another source or clock, or their configuration has a field beside `fields`.
+        """
+        odd = [
+            trial
+            for trial in self.trials
+            if replace(trial.subject, source=subject.source) == subject
+            and not (
+                trial.subject.source == subject.source
+                and trial.clock == clock
+                and trial.config.keys() <= set(fields)
+            )
+        ]
+        if not odd:
+            return ""
+        got, names = odd[0].subject.source, ", ".join(fields)
+        return (
+            f"{self.path}: {len(odd)} trials of {subject} do not count: wanted the source "
+            f"{subject.source}, the clock {clock} and the fields {names}, got the source {got}, "
+            f"the clock {odd[0].clock} and {', '.join(odd[0].config)}; they are tried anew"
+        )
+
     def append(self, trial: Trial) -> None:
         """Keep a trial; it is on the disk when this returns."""
         self._trials[trial.subject, key(trial.config)] = trial
@@ -118,7 +143,7 @@ class Cache:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 yield _trial(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise RecordError(f"{self.path}, line {number}: no trial: {error}") from None
 
 
@@ -133,6 +158,11 @@ def _drop_torn_line(file: BinaryIO) -> None:
 
 def _trial(line: dict[str, object]) -> Trial:
     names = Subject.__dataclass_fields__
+    known = [*names, *(name for name in Trial.__dataclass_fields__ if name != "subject")]
+    if not line.keys() <= set(known):
+        raise ValueError(
+            f"wanted no fields but {', '.join(known)}, got {', '.join(line)}; delete the line"
+        )
     subject = Subject(**{name: line[name] for name in names})  # type: ignore[arg-type]
     rest = {name: value for name, value in line.items() if name not in names}
     trial = Trial(subject, **rest)  # type: ignore[arg-type]

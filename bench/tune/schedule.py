@@ -3,7 +3,8 @@
 What a network gains from running its first layers slice by slice depends on the cache, and what it
 gains from kernels that start before their predecessors end on the gaps between them; neither can be
 seen on a kernel alone. So each order is a contestant of its own on the whole network, proved like
-any other, and the fastest goes into the device's table for the engine to follow.
+any other, and the winner goes into the device's table for the engine to follow: the fastest that
+beats all images at once as `tuner.winner` has it, or else that.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..measure.timing import ROUNDS, Clock, Effort
 from ..measure.verb import TIMES, note
 from ..records import Results, Row, save
 from .cache import source_hash
-from .tuner import device_name
+from .tuner import device_name, winner
 
 SLICES = {"cuda": (32, 64, 128), "cpu": (1,)}
 OVERLAPS = 90  # the compute capability from which kernels may start early
@@ -96,11 +97,16 @@ def orders(
     return sorted(orders, key=lambda order: order.row.median_us or float("inf"))
 
 
-def tuned_row(tried: Sequence[Order], network: Network, device: torch.device) -> tuning.TunedRow:
-    """The fastest order as a row of the device's table. Raises ValueError if none was timed."""
-    best = tried[0]
-    if best.row.median_us is None:
-        raise ValueError(f"no order of {network.name} could be timed: {best.row.note}")
+def kept(tried: Sequence[Order]) -> Order | None:
+    """The order to follow, None if none was timed."""
+    (plain,) = (order.row for order in tried if order.options == PLAIN)
+    won = winner([order.row for order in tried], plain)
+    return next((order for order in tried if order.row is won), None)
+
+
+def tuned_row(best: Order, network: Network, device: torch.device) -> tuning.TunedRow:
+    """An order that was timed, as a row of the device's table."""
+    assert best.row.median_us is not None
     planner = tuned_planner(network, ARITHMETIC[best.row.dtype], device)
     problem = network_problem(planner, best.row.dtype, best.row.batch)
     bound = ready(problem, tensors(problem, "meta"))
@@ -121,31 +127,33 @@ def tuned_row(tried: Sequence[Order], network: Network, device: torch.device) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure orders of launches; the fastest goes into the table. 1 if none was timed."""
+    """Measure orders of launches; the one to follow goes into the table. 1 if none was timed."""
     device = resolve(options.device)
     dtype, _ = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
     effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
-    kept = options.table
-    if kept is None and device.type == "cuda":
-        kept = tuning.path_of(device_name(device))
+    path = options.table
+    if path is None and device.type == "cuda":
+        path = tuning.path_of(device_name(device))
     measured: dict[int, list[Order]] = {}
     for batch in options.batch:
         at_least_one("--batch", batch)
         print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
         measured[batch] = tried = orders(network, dtype, batch, device, effort)
+        best = kept(tried)
         if options.json != "-":
             lines = table.columns([order.row for order in tried], COLUMNS)
-            print("\n".join([f"batch {batch}", *lines]))
-        if kept is not None and tried[0].row.median_us is not None:
-            tuning.save(kept, device_name(device), [tuned_row(tried, network, device)])
-            print(printable(f"written: {kept}"), file=sys.stderr)
+            follow = told(best.options) if best else "nothing, none was timed"
+            print("\n".join([f"batch {batch}", *lines, f"to follow: {follow}"]))
+        if path is not None and best is not None:
+            tuning.save(path, device_name(device), [tuned_row(best, network, device)])
+            print(printable(f"written: {path}"), file=sys.stderr)
         if options.json not in (None, "-"):
             rows = tuple(order.row for tried in measured.values() for order in tried)
             save(Results(environment(device), {}, rows), Path(options.json))
     if options.json == "-":
         told_all = {batch: [asdict(order) for order in tried] for batch, tried in measured.items()}
         print(json.dumps(told_all, indent=1))
-    return 0 if all(tried[0].row.median_us for tried in measured.values()) else 1
+    return 0 if all(kept(tried) for tried in measured.values()) else 1

@@ -17,9 +17,10 @@ from ...engine.table import Columns, columns
 from ..records import RecordError
 from .cache import Cache, Subject, Trial
 from .search import STRATEGIES, follow
-from .space import Config, SpaceError, key, listed
+from .space import Config, key, listed
 
 NEAR = 1.05  # times the best: as good as found
+SEEDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,17 @@ class Replay:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay what `--simulate` names; 1 if a replay that was let run missed the best."""
+    """Replay what `--simulate` names; 1 if a replay missed the best."""
     strategies = [options.strategy] if options.strategy else list(STRATEGIES)
     if not options.simulate.exists():
         raise RecordError(f"{options.simulate}: No such file or directory")
     stored = by_subject(Cache(options.simulate), options.layer)
-    if options.cache and (len(strategies) > 1 or len(stored) > 1):
-        raise SpaceError("--simulate with --cache: wanted one --strategy and one search")
-    repeats = 1 if options.cache else options.repeats
     facts, lines, complete = [], [], True
     for subject, trials in stored.items():
         replays = {
             name: [
-                replay(trials, name, options.seed + turn, Cache(options.cache), options.limit)
-                for turn in range(1 if name == "exhaustive" else repeats)
+                replay(trials, name, options.seed + turn)
+                for turn in range(1 if name == "exhaustive" else SEEDS)
             ]
             for name in strategies
         }
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         )
         lines.append("\n  ".join([title, *columns(replays.items(), COLUMNS)]))
     print(json.dumps(facts, indent=2) if options.json else "\n".join(lines))
-    return 0 if complete or options.limit else 1
+    return 0 if complete else 1
 
 
 def best(trials: Iterable[Trial]) -> Trial:
@@ -97,35 +95,16 @@ def by_subject(cache: Cache, layers: Sequence[str] = ()) -> dict[Subject, list[T
     return searches
 
 
-def replay(
-    trials: Sequence[Trial],
-    strategy: str,
-    seed: int = 0,
-    state: Cache | None = None,
-    limit: int | None = None,
-) -> Replay:
-    """Let a strategy search among `trials`, all of one subject, from the first of them.
-
-    `state` keeps what was tried: a replay that ended after `limit` new trials, or was killed, goes
-    on from there and ends as if nothing had happened.
-    """
-    state = Cache(None) if state is None else state
+def replay(trials: Sequence[Trial], strategy: str, seed: int = 0) -> Replay:
+    """Let a strategy search among `trials`, all of one subject, from the first of them."""
     stored = {key(trial.config): trial for trial in trials}
     goal = best(trials).time
     tried: list[Trial] = []
-    fresh = 0
 
-    def evaluate(configs: Sequence[Config]) -> list[float] | None:
-        nonlocal fresh
-        for config in configs:
-            trial = stored[key(config)]
-            if state.find(trial.subject, config) is None:
-                if limit is not None and fresh >= limit:
-                    return None
-                state.append(trial)
-                fresh += 1
-            tried.append(trial)
-        return [stored[key(config)].time for config in configs]
+    def evaluate(configs: Sequence[Config]) -> list[float]:
+        asked = [stored[key(config)] for config in configs]
+        tried.extend(asked)
+        return [trial.time for trial in asked]
 
     space = listed(trial.config for trial in trials)
     follow(STRATEGIES[strategy](space, trials[0].config, seed), evaluate)

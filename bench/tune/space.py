@@ -28,9 +28,7 @@ from ...kernels.first_layer import LARGEST, FirstLayerConfig, window
 from ...kernels.gemm import LinearShape
 from ...kernels.jit import MAX_TILE, power_of_two
 from ...kernels.layout import aligned
-from ...kernels.lrn import LRNShape
 from ...kernels.pool import PoolShape
-from ...kernels.softmax import SoftmaxShape
 from ..inspect.limits import LIMITS
 
 Config = dict[str, Any]  # a configuration's fields by name, as JSON has them
@@ -48,17 +46,20 @@ class SpaceError(Error, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All combinations of the parameters' values that break no rule."""
+    """All combinations of the parameters' values that break no rule, or a list."""
 
     parameters: Values
     rules: Rules = field(default_factory=dict)
+    listed: tuple[Config, ...] = ()  # these alone, in this order
 
     def legal(self, config: Config) -> bool:
         """Whether a configuration breaks no rule."""
         return all(holds(config) for holds in self.rules.values())
 
     def configs(self) -> list[Config]:
-        """Every legal configuration, the last parameter changing fastest."""
+        """The list, or every legal configuration, the last parameter changing fastest."""
+        if self.listed:
+            return list(self.listed)
         every = itertools.product(*self.parameters.values())
         configs = (dict(zip(self.parameters, values, strict=True)) for values in every)
         return [config for config in configs if self.legal(config)]
@@ -121,7 +122,8 @@ def listed(configs: Iterable[Config]) -> Space:
     parameters = {
         name: tuple(sorted({config[name] for config in known.values()})) for name in names
     }
-    return Space(parameters, {"it is listed": lambda config: key(config) in known})
+    rules: Rules = {"it is listed": lambda config: key(config) in known}
+    return Space(parameters, rules, tuple(known.values()))
 
 
 def key(config: Config) -> str:
@@ -184,14 +186,10 @@ def _compiled(shape: object, arithmetic: Arithmetic, arch: int) -> Space:
         case LinearShape():
             return _linear(shape, arithmetic, arch)
         case PoolShape():
-            return _elementwise("BLOCK_P", "BLOCK_R", shape.N * aligned(shape.C))
-        case LRNShape():
-            return _elementwise("BLOCK_M", "BLOCK_C", shape.C)
+            return _pool(shape)
         case ChannelsLastShape():
             return _passes(shape)
-        case SoftmaxShape():
-            return _rows(shape.C)
-    raise SpaceError(f"no space is declared for {type(shape).__name__}")
+    raise SpaceError(f"no space is declared for {type(shape).__name__}: no plan looks it up")
 
 
 def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
@@ -376,32 +374,20 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
     }
 
 
-def _elementwise(rows: str, columns: str, count: int) -> Space:
-    """Tiles of `rows` by `columns` of a problem with `count` columns."""
+def _pool(shape: PoolShape) -> Space:
+    """Tiles of BLOCK_P outputs by BLOCK_R numbers of the (image, channel) pairs."""
     parameters = {
-        rows: (1, 2, 4, 8, 16, 32),
-        columns: (32, 64, 128, 256, 512, 1024, 2048),
+        "BLOCK_P": (1, 2, 4, 8, 16, 32),
+        "BLOCK_R": (32, 64, 128, 256, 512, 1024, 2048),
         "num_warps": (1, 2, 4, 8),
     }
     rules: Rules = {
         "a tile is no wider than the problem": lambda t: (
-            t[columns] <= power_of_two(count, 32, 2048)
+            t["BLOCK_R"] <= power_of_two(shape.N * aligned(shape.C), 32, 2048)
         ),
         "a thread has 1 to 32 numbers": lambda t: (
-            1 <= t[rows] * t[columns] / (32 * t["num_warps"]) <= 32
+            1 <= t["BLOCK_P"] * t["BLOCK_R"] / (32 * t["num_warps"]) <= 32
         ),
-    }
-    return Space(parameters, rules)
-
-
-def _rows(columns: int) -> Space:
-    """Tiles of BLOCK_M rows that hold all of `columns`."""
-    width = power_of_two(columns, 8, MAX_TILE)
-    parameters = {"BLOCK_M": (1, 2, 4, 8, 16, 32, 64, 128, 256), "num_warps": (1, 2, 4, 8)}
-    rules: Rules = {
-        "a thread has 1 to 64 numbers": lambda t: (
-            1 <= t["BLOCK_M"] * width / (32 * t["num_warps"]) <= 64
-        )
     }
     return Space(parameters, rules)
 

@@ -8,6 +8,7 @@ those of the launch that follows, so that launch finds the binary in Triton's ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +31,8 @@ from ..measure.problem import (
     tensors,
 )
 from ..measure.timing import Clock
-from .cache import Trial
+from ..race.sanitizer import sanitized
+from .cache import Trial, source_hash
 from .space import Config
 
 SEED = 0  # every configuration of a problem, also in a new process, sees the same tensors
@@ -62,6 +64,11 @@ def launches(bound: Ready, step: Step) -> tuple[Launch, ...]:
     return dict(bound.launches)[step.name]
 
 
+def source_of(problem: Problem, step: Step) -> str:
+    """The name of the code that a step runs."""
+    return source_hash(launches(ready(problem, tensors(problem, "meta")), step))
+
+
 class TrialRunner:
     """Proves and times configurations on one device; the last problem's tensors are kept."""
 
@@ -82,8 +89,9 @@ class TrialRunner:
     ) -> list[Trial]:
         """The trials with their errors and, of those that are right, times: they take turns.
 
-        `seconds` is of the clock, for all together; at least three rounds are taken. Raises
-        whatever running one raises.
+        On a CPU the first run of a configuration is under the sanitizer, and one that reads or
+        writes where it must not is wrong. `seconds` is of the clock, for all together; at least
+        three rounds are taken. Raises whatever running one raises.
         """
         self._prepare(problem, step)
         proved: list[Trial] = []
@@ -95,8 +103,14 @@ class TrialRunner:
             except ValueError as error:
                 proved.append(replace(trial, status="refused", reason=str(error)))
                 continue
-            for copy in copies:
-                copy()  # also fills what the step reads, where it is not the first
+            watched = self._device.type == "cpu" and trial.max_error is None
+            with ExitStack() as stack:
+                violations = stack.enter_context(sanitized()) if watched else []
+                for copy in copies:
+                    copy()  # also fills what the step reads, where it is not the first
+            if violations:
+                proved.append(replace(trial, status="wrong", reason=str(violations[0])))
+                continue
             proved.append(_compared(trial, match(variant, copies[0].output(), self._expected)))
             if proved[-1].status == "ok":
                 contestants[str(index)] = [partial(_run, launches(copy, step)) for copy in copies]

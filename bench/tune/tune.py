@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from ...engine import NetworkError
 from ...engine.devices.planner import Planner
@@ -24,6 +23,7 @@ from ...kernels import tuning
 from ..choices import CACHE
 from ..env import environment
 from ..measure.fill import assumed
+from ..measure.verb import tell
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
 from .short import short_list
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         return simulate.run(options) if options.simulate else _tune(options)
     except KeyboardInterrupt:
-        where = options.cache or ("nowhere" if options.simulate else CACHE)
-        print(f"interrupted; trials are kept in {where}", file=sys.stderr)
+        kept = "" if options.simulate else f"; trials are kept in {options.cache or CACHE}"
+        print(f"interrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -50,21 +50,29 @@ def _tune(options: argparse.Namespace) -> int:
     dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
-    with Tuner(device, options.clock, options.jobs, options.timeout) as tuner:
+    with Tuner(device, options.jobs, options.timeout) as tuner:
         # Without the table: a search starts from the defaults.
         planner = Planner(network, meaning, tuner.arch)
         every = budget.searches(planner, dtype, options.batch, options.layer or None)
         cache = Cache(options.cache or CACHE)
-        path = _table_path(options, tuner)
+        path = options.table
+        if path is None and device.type == "cuda":
+            path = tuning.path_of(tuner.name)
+        holding, refused = budget.rows(path, every)
+        for line in refused:
+            tell(line)
         known = set()
         if options.all and not options.again:
-            known = {(row.problem, row.batch) for row in budget.rows(path)}
+            known = {(row.problem, row.batch) for row in holding}
         skipped = [search for search in every if search.known_by in known]
         work = [search for search in every if search.known_by not in known]
-        listed = partial(short_list, arithmetic=meaning, arch=tuner.arch)
-        chip = assumed(tuner.arch, tuner.name, options.fill)
-        if options.short:  # steps whose kernels list nothing run by their defaults
-            work = [search for search in work if listed(search.step, chip=chip)]
+        lists = {}
+        if options.short:
+            chip = assumed(tuner.arch, tuner.name, options.fill)
+            listed = partial(short_list, arithmetic=meaning, arch=tuner.arch, chip=chip)
+            lists = {search.known_by: listed(search.step) for search in work}
+            work = [search for search in work if lists[search.known_by]]
+            tell(f"{len(lists) - len(work)} searches are not made: their kernels list nothing")
         end = math.inf if options.budget is None else time.perf_counter() + options.budget
         for turn, search in enumerate(work):
             if (left := end - time.perf_counter()) <= 0:
@@ -76,16 +84,14 @@ def _tune(options: argparse.Namespace) -> int:
                     tuner,
                     cache,
                     step=search.step,
-                    strategy="" if options.short else options.strategy or "local",
+                    strategy=options.strategy or "local",
                     seed=options.seed,
                     seconds=budget.share(work[turn:], left, least) if options.budget else None,
                     limit=options.limit,
                     values=_values(options.set),
-                    resume=options.resume,
                     told=_progress(search),
-                    hints=listed(search.step, chip=chip)
-                    if options.short
-                    else budget.hints(search, budget.rows(path)),
+                    hints=[] if lists else budget.hints(search, budget.rows(path, every)[0]),
+                    only=lists.get(search.known_by, ()),
                 )
             )
             if path and (row := outcomes[-1].row):
@@ -99,6 +105,7 @@ def _tune(options: argparse.Namespace) -> int:
             "searches": [outcome.to_dict() for outcome in outcomes],
             "not_reached": [str(search) for search in missed],
             "skipped": [str(search) for search in skipped],
+            "refused": refused,
         }
         print(json.dumps(facts, indent=2))
     else:
@@ -109,16 +116,6 @@ def _tune(options: argparse.Namespace) -> int:
             print(f"{len(skipped)} have a row in the table already; --again searches them too")
         print(f"trials: {cache.path}" + (f"   winners: {path}" if path else ""))
     return 0 if all(outcome.best for outcome in outcomes) else 1
-
-
-def _table_path(options: argparse.Namespace, tuner: Tuner) -> Path | None:
-    written = options.write
-    if written is None:
-        written = options.table is not None or tuner.device.type == "cuda"
-    if not written:
-        return None
-    path: Path = options.table or tuning.path_of(tuner.name)
-    return path
 
 
 def _values(given: Sequence[str]) -> dict[str, list[str]]:
@@ -159,6 +156,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         for status, reason, count in reasons(outcome.trials):
             where = f"{outcome.subject.layer} x{outcome.subject.batch}"
             lines.append(f"{where}: {count} {status}: {reason}")
+        lines += [outcome.strangers] * bool(outcome.strangers)
     return "\n".join(lines)
 
 
@@ -182,7 +180,10 @@ def _us(trial: Trial | None) -> str:
 
 
 def _best(outcome: Outcome) -> str:
-    return "nothing was right" if outcome.best is None else short(outcome.best.config)
+    if outcome.best is None:
+        return "nothing was right"
+    stays = "the default, " if outcome.best.config == outcome.default.config else ""
+    return stays + short(outcome.best.config)
 
 
 COLUMNS: Columns[Outcome] = (

@@ -3,7 +3,9 @@
 A configuration goes through judging (compiled for the device, never run if it cannot win), proving
 (against float64, outputs poisoned) and timing, and ends as one line in the cache. Compiling runs
 ahead of the GPU in processes of its own. In the end the best few and the default take turns on the
-clock: what was measured minutes apart, and was the luckiest of hundreds, is not yet a winner.
+clock: what was measured minutes apart, and was the luckiest of hundreds, is not yet a winner. The
+fastest of those whose 80th percentile lies below the default's 20th wins; if none does, the default
+stays: it is the winner told, kept in the cache and written to the table.
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
 
-from ...engine.load import one_of
 from ...engine.plan import Step
 from ...kernels import tuning
 from ...kernels.jit import architecture
 from ..env import environment
-from ..measure.problem import Problem, ready, tensors
-from ..measure.timing import CLOCKS, Clock
+from ..measure.problem import Problem
+from ..measure.timing import Clock
+from ..records import Row
 from ..worker import Lost, Worker
-from .cache import Cache, Subject, Trial, source_hash
+from .cache import Cache, Subject, Trial
 from .search import STRATEGIES, follow
-from .space import Config, Space, key, space, within
-from .trial import TrialRunner, judge, launches
+from .space import Config, Space, key, listed, space, within
+from .trial import TrialRunner, judge, source_of
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
 LOOK = 0.5
@@ -52,22 +54,17 @@ class Tuner(AbstractContextManager["Tuner"]):
 
     `jobs` processes judge (default: one a core, but for one), none on a CPU, where nothing is
     compiled; all of them start at once. A trial that has not answered after `timeout` seconds is
-    given up. `clock` is one of the device's, by default "graph" on a GPU: what a kernel costs in a
-    steady stream of them.
+    given up. A GPU's clock is "graph", what a kernel costs in a steady stream of them: rows of a
+    table do not say theirs, so all have the same.
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        clock: Clock | None = None,
-        jobs: int | None = None,
-        timeout: float = 60.0,
+        self, device: torch.device, jobs: int | None = None, timeout: float = 60.0
     ) -> None:
         self.device = device
         self.arch = architecture(device)
         self.name = device_name(device)
-        self.clock: Clock = clock or ("graph" if device.type == "cuda" else "host")
-        one_of(f"--clock on a {device.type}", self.clock, CLOCKS[device.type])
+        self.clock: Clock = "graph" if device.type == "cuda" else "host"
         self.timeout = timeout
         self._jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
         self._runner = Worker(TrialRunner(device), quiet=True)
@@ -134,7 +131,7 @@ class Tuner(AbstractContextManager["Tuner"]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A search, over or cut short. The times of `default` and `best` are from the final."""
+    """A search, over or cut short. `default` and `best` are as the final left them."""
 
     subject: Subject
     op: str  # the launcher's name, as tables of tuned configurations have it
@@ -143,7 +140,8 @@ class Outcome:
     fresh: int  # how many were not in the cache
     size: int  # configurations in the space
     default: Trial  # what the engine would take without this search
-    best: Trial | None  # None if nothing was right
+    best: Trial | None  # the winner, maybe the default; None if nothing was right
+    strangers: str  # a line on trials of the cache that do not count
 
     @property
     def ratio(self) -> float | None:
@@ -184,6 +182,7 @@ class Outcome:
             "default": self.default.to_dict(),
             "best": self.best.to_dict() if self.best else None,
             "ratio": self.ratio,
+            "strangers": self.strangers,
         }
 
 
@@ -202,6 +201,24 @@ def reasons(trials: Sequence[Trial]) -> list[tuple[str, str, int]]:
     return [(kind[0], example[kind], count) for kind, count in counts.most_common()]
 
 
+Timed = TypeVar("Timed", Trial, Row)
+
+
+def winner(entrants: Iterable[Timed], default: Timed | None) -> Timed | None:
+    """The fastest whose 80th percentile lies below the default's 20th; without one the default.
+
+    Their times are of the same turns. If the default has none, the fastest wins, if any.
+    """
+    stays = None if default is None or default.median_us is None else default
+    ahead = [
+        one
+        for one in entrants
+        if one.median_us is not None
+        and (stays is None or (one.p80_us or 0.0) < (stays.p20_us or 0.0))
+    ]
+    return min(ahead, key=lambda one: one.median_us or 0.0, default=stays)
+
+
 def tune(
     problem: Problem,
     tuner: Tuner,
@@ -213,34 +230,34 @@ def tune(
     seconds: float | None = None,
     limit: int | None = None,
     values: Mapping[str, Sequence[str]] | None = None,
-    resume: bool = True,
     told: Callable[[Trial], None] = lambda trial: None,
     hints: Sequence[Config] = (),
+    only: Sequence[Config] = (),
 ) -> Outcome:
-    """Search the space of one step of a problem, by default its last.
+    """Search the space of one step of a problem, by default its last; or `only` these, in order.
 
     The search starts from the default or, if one is faster, from one of `hints`: winners of
-    problems like this one, of which those outside this space are passed over. Without a strategy
-    these are all that is tried, in their order.
+    problems like this one, of which those outside this space are passed over.
 
     Ends when the strategy does, after about `seconds` (the final and a trial under way may
-    take a little longer), or after `limit` trials that were not in the cache. With `resume` the
-    cache's trials by the same clock count as this search's own; without, all are made anew.
-    `values` are other values of parameters (`space.within`). `told` sees each trial as it ends.
-    Raises SpaceError.
+    take a little longer), or after `limit` trials that were not in the cache: what is there of the
+    same kernel by the same clock counts as this search's own. `values` are other values of
+    parameters (`space.within`). `told` sees each trial as it ends. Raises SpaceError.
     """
     step = step or problem.step
     known_as = subject(problem, step, tuner.name)
     end = math.inf
     if seconds is not None:
         end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
-    search = _Search(problem, step, tuner, cache, known_as, limit, resume, told, end)
     searched = within(space(step, problem.plan.arithmetic, tuner.arch), values or {})
     assert step.config is not None  # space() has refused it
     default = asdict(step.config)
+    if only:
+        searched, strategy = listed([default, *only]), "exhaustive"
+    search = _Search(problem, step, tuner, cache, known_as, limit, told, end)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
     starts = [start for start in starts if start == default or searched.has(start)]
-    if (times := search.evaluate(starts)) is not None and strategy:
+    if (times := search.evaluate(starts)) is not None:
         _, best = min(zip(times, starts, strict=True), key=lambda pair: pair[0])
         follow(STRATEGIES[strategy](searched, best, seed), search.evaluate)
     return search.outcome(searched, default)
@@ -256,7 +273,6 @@ class _Search:
     cache: Cache
     subject: Subject
     limit: int | None
-    resume: bool
     told: Callable[[Trial], None]
     end: float  # on time.perf_counter's clock
     trials: dict[str, Trial] = field(default_factory=dict)  # by `key`
@@ -290,16 +306,22 @@ class _Search:
         return times
 
     def outcome(self, searched: Space, start: Config) -> Outcome:
-        """The final: the best few and the default take turns."""
+        """The final: the best few and the default take turns, and the cache hears who won."""
         default = self.trials[key(start)]
-        right = [trial for trial in self.trials.values() if trial.status == "ok"]
+        others = [trial for trial in self.trials.values() if trial.config != start]
+        right = [trial for trial in others if trial.status == "ok"]
         finalists = heapq.nsmallest(FINALISTS, right, key=lambda trial: trial.time)
-        if default.status == "ok" and default not in finalists:
-            finalists.append(default)
-        if finalists:
-            finalists = self._final(finalists)
-        default = next((trial for trial in finalists if trial.config == start), default)
-        standing = [trial for trial in finalists if trial.status == "ok"]
+        final = self._final([default, *finalists] if default.status == "ok" else finalists)
+        default = next((trial for trial in final if trial.config == start), default)
+        best = winner(final, default)
+        best = best and replace(best, won=True)
+        beaten = [
+            replace(trial, won=False)
+            for trial in (*(each for each in self.cache.trials if each.won), *final)
+            if trial.subject == self.subject and (best is None or trial.config != best.config)
+        ]
+        for trial in beaten if best is None else [*beaten, best]:
+            self.cache.append(trial)
         return Outcome(
             self.subject,
             self.step.kernel.split()[0],
@@ -308,11 +330,12 @@ class _Search:
             self.fresh,
             len(searched.configs()),
             default,
-            min(standing, key=lambda trial: trial.time, default=None),
+            best,
+            self.cache.strangers(self.subject, self.tuner.clock, start.keys()),
         )
 
     def _known(self, config: Config) -> Trial | None:
-        trial = self.cache.find(self.subject, config) if self.resume else None
+        trial = self.cache.find(self.subject, config)
         return None if trial is None or trial.clock != self.tuner.clock else trial
 
     def _over(self) -> bool:
@@ -332,30 +355,30 @@ class _Search:
         return replace(trial, date=date, seconds=round(time.perf_counter() - started, 4))
 
     def _final(self, finalists: list[Trial]) -> list[Trial]:
-        """The same with their times from the final.
+        """The same with their times from the final; one that fails now is no winner.
 
-        One that fails now though it was right before is no winner, and the cache is told. If the
-        final itself is lost, say because the finalists do not fit in memory together, the times of
-        the search stand.
+        If the final itself is lost, say because the finalists do not fit in memory together, there
+        are no times to compare: the default stands alone, or if it was wrong the fastest.
         """
+        if len(finalists) < 2:
+            return finalists
         untimed = [replace(one, median_us=None, p20_us=None, p80_us=None) for one in finalists]
         try:
             final = self.tuner.run(self.problem, self.step, untimed, FINAL_ROUNDS, FINAL)
         except Lost:
-            return finalists
-        for trial in final:
-            if trial.status != "ok":
-                self.cache.append(replace(trial, reason=f"right at first, then {trial.reason}"))
-        return final
+            return finalists[:1]
+        return [
+            one if one.status == "ok" else replace(one, reason=f"right at first, then {one.reason}")
+            for one in final
+        ]
 
 
 def subject(problem: Problem, step: Step, device: str) -> Subject:
     """What the cache knows the trials of a step by."""
-    bound = ready(problem, tensors(problem, "meta"))
     return Subject(
         device=device,
         triton=triton.__version__,
-        source=source_hash(launches(bound, step)),
+        source=source_of(problem, step),
         network=problem.network.name,
         layer=step.name,
         batch=problem.batch,
