@@ -36,7 +36,7 @@ import torch
 
 from ..engine import EngineError
 from ..engine.load import arithmetic, find, resolve
-from ..errors import Error, printable
+from ..errors import printable
 from ..kernels import tuning
 from ..kernels.jit import architecture
 from . import agenda, hypotheses
@@ -288,18 +288,29 @@ def keep(asked: Round, phase: str | None, *notes: str) -> None:
     for note in notes:
         tell(note)
     results = load(asked.out / RESULTS)
-    if phase not in (None, "fill") and asked.rows(phase).exists():
-        results = merge(results, load(asked.rows(phase)))
+    if phase not in (None, "fill") and (rows := asked.rows(str(phase))).exists():
+        with _or_told(rows):
+            results = merge(results, load(rows))
     if trials := Cache(asked.out / SEARCHES).trials:
         results = replace(results, searches=tuple(trial.to_dict() for trial in trials))
     if asked.table.exists() and asked.table.parent != asked.out:
         put(asked.out / asked.table.name, asked.table.read_text())
     results = replace(results, notes=(*results.notes, *notes))
     save(results, asked.out / RESULTS)
-    put(asked.out / FOUND, hypotheses.found(results))
-    csv = asked.out / "results.csv.part"
-    save_csv(results.rows, csv)
-    os.replace(csv, asked.out / "results.csv")
+    with _or_told(asked.out / FOUND):
+        put(asked.out / FOUND, hypotheses.found(results))
+    with _or_told(csv := asked.out / "results.csv"):
+        save_csv(results.rows, csv.with_suffix(".part"))
+        os.replace(csv.with_suffix(".part"), csv)
+
+
+@contextlib.contextmanager
+def _or_told(path: Path) -> Iterator[None]:
+    """What is worth less than the phases to come may fail."""
+    try:
+        yield
+    except Exception as error:
+        tell(f"{path}: left out, {error}")
 
 
 @contextlib.contextmanager
@@ -375,14 +386,12 @@ def _rehearse(phases: Sequence[str], seconds: float, notes: Sequence[str]) -> in
 
 
 def _report(out: Path) -> None:
-    """Write the page; the results stand where that cannot be."""
+    """Write the page; the results stand where that cannot be, say for want of what draws."""
     print(printable(f"results: {out / RESULTS}   report: {out / REPORT}"))
-    try:
+    with _or_told(out / REPORT):
         from .report.report import page
 
         put(out / REPORT, page(load(out / RESULTS)))
-    except (Error, ImportError) as error:  # drawings may want what is not installed here
-        tell(f"report: none, {error}")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

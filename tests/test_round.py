@@ -164,7 +164,9 @@ def test_results_stand_without_what_draws_them(
     scripts(layers="cp $FOUND $KEPT")
     assert main(["round", "--out", str(tmp_path / "out"), "--phases", "layers"]) == 0
     assert load(tmp_path / "out" / "results.json").rows == (row(),)
-    assert [line for line in capsys.readouterr().err.splitlines() if "report: none, " in line]
+    assert [
+        line for line in capsys.readouterr().err.splitlines() if "report.html: left out, " in line
+    ]
 
 
 class Until:
@@ -354,6 +356,14 @@ def killed(point: int, work: Callable[[], None]) -> bool:
         os._exit(0)
 
 
+def test_what_cannot_be_read_does_not_end_a_round(scripts: Script, tmp_path: Path) -> None:
+    scripts(model="echo '{' > $KEPT; cp $KEPT $KEPT.part", layers="cp $FOUND $KEPT")
+    status, results = run(tmp_path, "model", "layers")
+    assert status == 0
+    assert results.rows == (row(),)
+    assert over(results.notes) == {"model", "layers"}
+
+
 def test_killed_at_any_point_it_leaves_what_can_be_gone_on_with(
     scripts: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,7 +479,7 @@ def test_a_round_on_a_cpu_runs_to_its_end(
     assert {row.section for row in found.rows} == {"order"}
     assert not [note for note in found.notes if "failed" in note or "not reached" in note]
     assert [line["layer"] for line in found.searches] == ["fc8"]
-    assert len((tmp_path / "searches.jsonl").read_text().splitlines()) == 1
+    assert len(Cache(tmp_path / "searches.jsonl").trials) == 1
     won = [each for each in json.loads(table.read_text())["rows"] if each["config"]]
     assert {each["op"] for each in won} == {"linear", "run"}
     assert "<svg" in (tmp_path / "report.html").read_text()

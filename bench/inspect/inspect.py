@@ -27,7 +27,7 @@ from .. import units
 from ..choices import ARCHS, FORMS
 from ..measure.problem import configured, problems
 from .configuration import DEFAULT, parse
-from .inspection import PLANNED_AS, KernelReport, Report, inspect
+from .inspection import KernelReport, Report, inspect
 from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
@@ -48,7 +48,7 @@ def inspected(
     configuration that `parse` refuses.
     """
     for arch in archs:
-        planner = Planner(network, ARITHMETIC[dtype], arch if isinstance(arch, int) else PLANNED_AS)
+        planner = Planner(network, ARITHMETIC[dtype], arch)
         for layer, config in cuts:
             (problem,) = problems(planner, dtype, batch, [layer])
             if config != DEFAULT:
@@ -217,7 +217,7 @@ def _archs(names: str | None, card: str | None) -> list[Arch]:
 
 def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
     """Which layers in which configurations; for `--diff`, the two of a pair after one another."""
-    planner = Planner(network, ARITHMETIC[options.dtype], PLANNED_AS)
+    planner = Planner(network, ARITHMETIC[options.dtype], None)
     known = [step.name for step in planner(options.batch).steps[1:]]
     if not options.diff:
         return list(itertools.product(options.layers or known, options.config or [DEFAULT]))
