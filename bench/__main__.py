@@ -173,12 +173,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE,...",
         help="change the default configuration; several give several reports",
     )
-    add(
-        "--diff",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two layers, or two configurations of one LAYER, side by side",
-    )
     for form, what in FORMS.items():
         add(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
     add("--check", action="store_true", help="fail if a kernel is refused")

@@ -8,9 +8,7 @@ from alexnet_triton.bench.inspect.limits import (
     LIMITS,
     OF_A_WARP,
     RESERVED,
-    compilable,
     find_arch,
-    find_gpu,
     waves,
 )
 from alexnet_triton.engine import EngineError
@@ -93,16 +91,11 @@ def test_waves_and_their_tail() -> None:
     assert waves(100, 0, 132) is None
 
 
-def test_names_of_architectures_and_cards() -> None:
-    assert find_arch("sm_90") == 90
-    assert find_arch("90") == 90
-    assert set(compilable()) <= set(LIMITS)
-    assert {80, 90, 100} <= set(compilable())
-    with pytest.raises(EngineError, match=r"compiles for .*sm_90.*; got 'sm_70'"):
-        find_arch("sm_70")
-    assert find_gpu("H200") == "h200"
-    with pytest.raises(EngineError, match=r"wanted one of .*h200.*, got 'h999'"):
-        find_gpu("h999")
+def test_names_of_architectures() -> None:
+    assert find_arch("sm_90") == find_arch("90") == 90
+    for name in ("sm_70", "sm_big"):
+        with pytest.raises(EngineError, match=rf"wanted one of .*sm_90.*, got '{name}'"):
+            find_arch(name)
 
 
 def test_cards_agree_with_the_engines() -> None:

@@ -9,9 +9,6 @@ Occupancy Calculator; columns of tensor memory: PTX ISA, "Tensor Memory".
 
 from __future__ import annotations
 
-import functools
-import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,39 +121,13 @@ def arch_name(arch: Arch) -> str:
 def find_arch(name: str) -> Arch:
     """The architecture called `sm_90` or `90`.
 
-    Raises EngineError, listing those there are, for one that this Triton does not compile for or
-    whose limits are not known.
+    Raises EngineError, listing those there are, for one whose limits are not known.
     """
     number = name.strip().lower().removeprefix("sm_")
-    for arch in compilable():
-        if str(arch) == number:
-            return arch
-    legal = ", ".join(map(arch_name, compilable()))
-    raise EngineError(f"--arch: Triton {triton.__version__} compiles for {legal}; got {name!r}")
-
-
-def find_gpu(name: str) -> str:
-    """The key in GPUS. Raises EngineError, listing those there are, for an unknown one."""
-    key = name.strip().lower()
-    if key not in GPUS:
-        raise EngineError(f"--card: wanted one of {', '.join(GPUS)}, got {name!r}")
-    return key
-
-
-@functools.cache
-def compilable() -> tuple[Arch, ...]:
-    """The architectures of LIMITS that this Triton's assemblers and disassembler know."""
-    assembled = _named("ptxas") | _named("ptxas-blackwell")
-    known = assembled & _named("nvdisasm")
-    return tuple(arch for arch in LIMITS if arch in known)
-
-
-def _named(program: str) -> set[int]:
-    """The architectures that a program's help names, none if Triton does not ship it."""
-    if not tool(program).exists():
-        return set()
-    usage = subprocess.run([tool(program), "--help"], capture_output=True, text=True).stdout
-    return {int(word) for word in re.findall(r"'sm_?(\d+)'", usage, re.IGNORECASE)}
+    if not number.isdecimal() or int(number) not in LIMITS:
+        legal = ", ".join(map(arch_name, LIMITS))
+        raise EngineError(f"--arch: wanted one of {legal}, got {name!r}")
+    return int(number)
 
 
 def tool(name: str) -> Path:
