@@ -124,7 +124,8 @@ def binaries(
                 planner = Planner(net, ARITHMETIC[dtype], arch)
                 for search in searches(planner, dtype, batches):
                     for config in short_list(search.step, planner.arithmetic, arch, chip):
-                        tried = replace(search.step.config, **config)  # type: ignore[type-var]
+                        assert search.step.config is not None  # or it had no list
+                        tried = replace(search.step.config, **config)
                         problem = configured(search.problem, tried, search.step.name)
                         yield phase, partial(launches_of, problem, search.step.name)
             case "first" | "model" | "layers" | "order" | "compile" | "dtypes" as kind:

@@ -57,7 +57,7 @@ TIMEOUT = {"cuda": 20, "cpu": 60}  # seconds of a configuration: a GPU's compile
 FEW, ALL = ("torch", "fused"), ("torch", "fused", "nchw", "frontend")  # kinds of peers
 
 RESULTS, REPORT, SEARCHES, FOUND = "results.json", "report.html", "searches.jsonl", "found.md"
-FILL = "fill.json"
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Round:
 
     def rows(self, phase: str) -> Path:
         """Where the command of a phase keeps what it measures."""
-        return self.out / (FILL if phase == "fill" else f"{phase}.json")
+        return self.out / f"{phase}.json"
 
 
 def begin(asked: Round, before: Path | None = None, commit: str | None = None) -> None:
@@ -93,17 +93,19 @@ def begin(asked: Round, before: Path | None = None, commit: str | None = None) -
                 f"--continue {before}: wanted a round on {here['gpu name']}, got one on "
                 f"{then.get('gpu name')}"
             )
-        since = f"what was not measured again is from {then.get('date')}, commit {then['commit']}"
+        since = (
+            f"what was not measured again is from {then.get('date')}, commit {then.get('commit')}"
+        )
         for phase in PHASES:  # one that was killed did not hand over its last rows
-            cut = phase not in agenda.over(results.notes) and before / f"{phase}.json"
-            if cut and phase != "fill" and cut.exists():
+            cut = before / f"{phase}.json"
+            if phase not in (*agenda.over(results.notes), "fill") and cut.exists():
                 results = merge(results, load(cut))
         results = replace(results, environment=here, notes=(*results.notes, since))
         lines = [json.dumps(dict(trial)) + "\n" for trial in results.searches]
         searches = before / SEARCHES
         put(asked.out / SEARCHES, searches.read_text() if searches.exists() else "".join(lines))
-        if (fill := before / FILL).exists():
-            put(asked.out / FILL, fill.read_text())
+        if (fill := before / "fill.json").exists():
+            put(asked.rows("fill"), fill.read_text())
         if (won := before / asked.table.name).exists() and won != asked.table:
             tuning.save(asked.table, device_name(asked.device), tuning.load(won).rows)
     Cache(asked.out / SEARCHES)  # refuses what is none
@@ -235,7 +237,7 @@ def watch(
             env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the last line said is not the last
             cwd=folder,
             process_group=0,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent,
         )
         saved = time.monotonic()
         try:
@@ -261,7 +263,8 @@ def watch(
 
 def _die_with_parent() -> None:
     """A call that is killed leaves nobody who goes on measuring beside the next one."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if PRCTL:
+        PRCTL(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 def _how(status: int, log: Path) -> str:
@@ -291,8 +294,9 @@ def keep(asked: Round, phase: str | None, *notes: str) -> None:
     if phase not in (None, "fill") and (rows := asked.rows(str(phase))).exists():
         with _or_told(rows):
             results = merge(results, load(rows))
-    if trials := Cache(asked.out / SEARCHES).trials:
-        results = replace(results, searches=tuple(trial.to_dict() for trial in trials))
+    with _or_told(asked.out / SEARCHES):
+        trials = tuple(trial.to_dict() for trial in Cache(asked.out / SEARCHES).trials)
+        results = replace(results, searches=trials or results.searches)
     if asked.table.exists() and asked.table.parent != asked.out:
         put(asked.out / asked.table.name, asked.table.read_text())
     results = replace(results, notes=(*results.notes, *notes))

@@ -452,8 +452,8 @@ def test_hypotheses_are_answered_from_rows_trials_and_notes() -> None:
     lines = dict(line[2:].split(": ", 1) for line in said.splitlines() if line.startswith("- "))
     assert lines["12"] == "conv1 x1,024, us an image: 0.430"
     assert lines["14"].startswith("conv2 x64, us: not measured; ")
-    assert lines["15"].startswith("conv2 x256 at 256x(128+64), us: 157; ")
-    assert lines["22"].startswith("operand fill, bytes a clock and multiprocessor: 51.3; ")
+    assert lines["15"].startswith("conv2 x256 at 256 rows by 128+64, us: 157; ")
+    assert lines["22"].startswith("operands, bytes a clock and multiprocessor: 51.3; ")
     table = (Path(round.__file__).parent / "results" / "NOTES.md").read_text()
     assert {f"| {number} |" for number in hypotheses.QUESTIONS} <= {
         *re.findall(r"\| \d+ \|", table)

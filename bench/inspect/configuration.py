@@ -32,7 +32,7 @@ def parse(text: str, step: Step) -> KernelConfig:
                 f"{step.name}: wanted {DEFAULT} or KEY=VALUE,... with the keys "
                 f"{', '.join(names)}; got {word.strip()!r}"
             )
-        words = {"true": True, "false": False} if kinds[name] is bool else {}
+        words: dict[str, Any] = {"true": True, "false": False} if kinds[name] is bool else {}
         words |= {str(choice): choice for choice in typing.get_args(kinds[name])}
         if not words and value.isdecimal():
             words[value] = int(value)

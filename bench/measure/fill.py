@@ -3,10 +3,8 @@
 Tiles of operands come from the L2 cache, at a rate that `kernels/cost.py` assumes until somebody
 has measured it. One product whose operands the cache holds is computed by the engine's linear
 kernel at four shapes of tile and at two depths. What the deeper one takes longer is steps of the
-loop alone, without launch, prologue and epilogue; the bytes that these bring, by that time, are a
-rate that a shape reaches. The best of the four is the fill: operands arrive at least as fast.
-
-Clocks are the model's, at its nominal rate, so that model and measurement speak of the same ones.
+loop alone, and the bytes that these bring are a rate that the shape reaches. The best of the four
+is the fill: operands arrive at least as fast. Clocks are the model's, at its nominal rate.
 """
 
 from __future__ import annotations
@@ -81,7 +79,8 @@ def fill_of(tile: Tile, us: tuple[float, float], launch: Launch, chip: cost.Chip
     itemsize = launch.arguments["y"].element_size()
     step = (tile[0] + tile[1]) * launch.arguments["BLOCK_K"] * itemsize
     moved = (STEPS[1] - STEPS[0]) * step * launch.grid[0]
-    return moved / ((long - short) * 1e-6 * chip.clock) / chip.multiprocessors
+    rate: float = moved / ((long - short) * 1e-6 * chip.clock) / chip.multiprocessors
+    return rate
 
 
 def fills(device: torch.device) -> dict[str, float]:
@@ -127,14 +126,13 @@ def _prove(product: Launch) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the fill; 1 if no shape of tile could be timed."""
-    device = resolve(options.device)
-    found = fills(device)
-    facts = {"fill": max(found.values(), default=None), "tiles": found}
+    found = fills(resolve(options.device))
+    facts = json.dumps({"fill": max(found.values(), default=None), "tiles": found})
     if options.json == "-":
-        print(json.dumps(facts))
-        return 0 if found else 1
-    for tile, rate in found.items():
-        print(f"{tile:<8} {rate:6.1f} bytes a clock and multiprocessor")
-    if options.json is not None:
-        Path(options.json).write_text(json.dumps(facts) + "\n")
+        print(facts)
+    else:
+        for tile, rate in found.items():
+            print(f"{tile:<8} {rate:6.1f} bytes a clock and multiprocessor")
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(facts + "\n")
     return 0 if found else 1
