@@ -49,6 +49,21 @@ BATCHES: dict[str, tuple[int, ...]] = {
 }
 """On a GPU, the most telling first."""
 OTHERS = ("bf16", "tf32", "fp32")
+COMMANDS = {
+    "fill": "fill ROWS",
+    "first": "model MODEL BATCH DTYPE GRAPH ROWS --seconds 1 --peers torch fused",
+    "roofs": "roofs DTYPE OTHERS ROWS",
+    "short": "tune --all --model MODEL BATCH DTYPE ON TABLE CACHE BUDGET FEW",
+    "model": "model MODEL BATCH DTYPE ROWS --seconds 1 --input float uint8 "
+    "--peers torch fused nchw frontend",
+    "order": "order MODEL BATCH DTYPE ROWS TABLE --seconds 1",
+    "layers": "layers --model MODEL BATCH DTYPE GRAPH ROWS --seconds 0.5 "
+    "--peers torch fused nchw frontend",
+    "climb": "tune --all --again --model MODEL BATCH DTYPE ON TABLE CACHE BUDGET",
+    "compile": "model MODEL BATCH DTYPE GRAPH ROWS --seconds 1 --peers torch fused compile",
+    "dtypes": "model MODEL BATCH GRAPH ROWS --seconds 1 --peers torch --dtype bf16 tf32 fp32",
+}
+"""What each kind of phase says, but for the tests; round.py has what stands for the capitals."""
 TESTS = ROOT / "tests" / "at_a_card.txt"  # one of pytest's names a line, the longest first
 
 

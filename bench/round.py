@@ -54,7 +54,6 @@ SAVED = 5.0  # seconds between two savings of the results within a phase
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
 TRIALS = 3  # of each search of a CPU
 TIMEOUT = {"cuda": 20, "cpu": 60}  # seconds of a configuration: a GPU's compiles in one
-FEW, ALL = ("torch", "fused"), ("torch", "fused", "nchw", "frontend")  # kinds of peers
 
 RESULTS, REPORT, SEARCHES, FOUND = "results.json", "report.html", "searches.jsonl", "found.md"
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
@@ -121,55 +120,41 @@ def put(path: Path, text: str) -> None:
 
 def command(phase: str, asked: Round, seconds: float) -> list[str]:
     """What a phase runs, none if it cannot; `seconds` are for what can be told its time."""
-    cuda = asked.device.type == "cuda"
-    kind, on = verb(phase), ["--device", str(asked.device)]
-    if kind == "tests":
+    cuda, fill = asked.device.type == "cuda", _fill(asked)
+    if phase == "tests":
         return _pytest(cuda)
-    rows = ["--json", str(asked.rows(phase))]
-    table = [] if cuda else ["--table", str(asked.table)]
-    at = ["--batch", *map(str, BATCHES.get(phase, ()) if cuda else (1,)), "--dtype", asked.dtype]
-    graph = ["--clock", "graph"] if cuda else []
-    whole = ["model", asked.model, *on, *rows, "--peers"]
-    match kind:
-        case "fill":
-            said = ["fill", *on, *rows]
-        case "first":
-            said = [*whole, *FEW, *at, *graph, "--seconds", "1"]
-        case "roofs":
-            said = ["roofs", *on, *rows, "--dtype", asked.dtype, *(OTHERS if cuda else ())]
-        case "short" | "climb":
-            said = ["tune", "--all", "--model", asked.model, *on, *at, *table]
-            said += ["--budget", f"{seconds:.0f}", "--timeout", str(TIMEOUT[asked.device.type])]
-            said += ["--cache", str(asked.out / SEARCHES)]
-            if not cuda:
-                said += ["--limit", str(TRIALS)]
-            elif kind == "climb":
-                said += ["--again"]
-            else:
-                said += ["--short", *(["--fill", f"{fill:.1f}"] if (fill := _fill(asked)) else [])]
-        case "order":
-            said = ["order", asked.model, *on, *at, *rows, "--seconds", "1", *table]
-        case "layers":
-            said = ["layers", "--model", asked.model, *on, *at, *rows, *graph]
-            said += ["--seconds", "0.5", "--peers", *ALL]
-        case "compile":
-            said = [*whole, *FEW, "compile", *at, *graph, "--seconds", "1"]
-        case "dtypes":
-            said = [*whole, "torch", *at[:-1], *OTHERS, *graph, "--seconds", "1"]
-        case _:
-            said = [*whole, *ALL, *at, "--input", "float", "uint8", "--seconds", "1"]
-    return [sys.executable, "-m", str(__package__), *said]
+    batches = BATCHES.get(phase, ()) if cuda else (1,)
+    narrow = ["--short", *(["--fill", f"{fill:.1f}"] if fill else [])]
+    said = {
+        "MODEL": [asked.model],
+        "BATCH": ["--batch", *map(str, batches)],
+        "DTYPE": ["--dtype", asked.dtype],
+        "OTHERS": [*OTHERS] if cuda else [],
+        "GRAPH": ["--clock", "graph"] if cuda else [],
+        "FEW": narrow if cuda else ["--limit", str(TRIALS)],
+        "BUDGET": ["--budget", f"{seconds:.0f}", "--timeout", str(TIMEOUT[asked.device.type])],
+        "CACHE": ["--cache", str(asked.out / SEARCHES)],
+        "TABLE": [] if cuda else ["--table", str(asked.table)],
+        "ROWS": ["--device", str(asked.device), "--json", str(asked.rows(phase))],
+        "ON": ["--device", str(asked.device)],
+    }
+    words = agenda.COMMANDS[verb(phase)].split()
+    return [
+        *(sys.executable, "-m", str(__package__)),
+        *(part for word in words for part in said.get(word, [word])),
+    ]
 
 
 def _pytest(cuda: bool) -> list[str]:
     """Chosen tests of kernels and engine on a GPU, a few on a CPU; none without a checkout."""
     if not agenda.TESTS.exists() or importlib.util.find_spec("pytest") is None:
         return []
-    command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest"]
-    command += ["-v", "--tb=short", "-p", "no:cacheprovider"]
-    if cuda and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", "8", "--dist", "worksteal"]
-    return [*command, *(agenda.tests() if cuda else ["tests/test_memory.py"])]
+    few = cuda and importlib.util.find_spec("xdist") is not None
+    return [
+        *("env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest", "-v", "--tb=short"),
+        *("-p", "no:cacheprovider", *(("-n", "8", "--dist", "worksteal") if few else ())),
+        *(agenda.tests() if cuda else ["tests/test_memory.py"]),
+    ]
 
 
 def _fill(asked: Round) -> float | None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from alexnet_triton.bench import agenda, hypotheses, round
 from alexnet_triton.bench.__main__ import main, parser
-from alexnet_triton.bench.agenda import BATCHES, LEAST, FakeClock, over, turns
+from alexnet_triton.bench.agenda import BATCHES, LEAST, OTHERS, FakeClock, over, turns
 from alexnet_triton.bench.choices import PHASES
 from alexnet_triton.bench.records import OURS, Results, Row, load, save
 from alexnet_triton.bench.round import Round, begin, command, keep, put, watch
@@ -232,7 +232,7 @@ def test_every_command_is_one_that_the_verbs_take(device: str, tmp_path: Path) -
             assert options.table == (None if cuda else made.table)
         if options.verb == "model":
             assert ("compile" in options.peers) == (phase == "compile")
-            assert options.dtype == (["bf16", "tf32", "fp32"] if phase == "dtypes" else ["fp32"])
+            assert options.dtype == ([*OTHERS] if phase == "dtypes" else ["fp32"])
 
 
 # --- calls -----------------------------------------------------------------------------------
