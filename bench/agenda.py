@@ -17,13 +17,13 @@ import torch
 
 from ..engine.devices.planner import Planner
 from ..engine.load import aim
-from ..engine.plan import ARITHMETIC, PLAIN, Options
+from ..engine.plan import ARITHMETIC, Options
 from ..engine.spec import Network
 from ..engine.zoo import network
 from ..kernels.jit import Launch
 from .choices import PHASES
 from .inspect.ahead import Make, distinct, named
-from .measure.fill import TILES, assumed, probe
+from .measure.fill import STEPS, TILES, Tile, assumed, probe
 from .measure.problem import Problem, configured, network_problem, ready, tensors, tuned_planner
 from .tune.budget import searches
 from .tune.short import short_list
@@ -65,8 +65,6 @@ COMMANDS = {
 }
 """What each kind of phase says, but for the tests; round.py has what stands for the capitals."""
 TESTS = ROOT / "tests" / "at_a_card.txt"  # one of pytest's names a line, the longest first
-
-
 LEAST = ("fill", "first", "roofs", "tests", "short", "model", "order", "layers")
 """What a CPU proves of it, one image at a time."""
 
@@ -126,9 +124,8 @@ def binaries(
 
     Those of a search beyond closed lists, of slices and of tests are not among them.
     """
-    aimed = aim(target, device)
-    arch = aimed.arch or 90
-    chip = assumed(arch, torch.cuda.get_device_name(device) if target is None else target)
+    arch = aim(target, device).arch or 90
+    chip = assumed(arch, target or torch.cuda.get_device_name(device))
     for phase in phases:
         batches = BATCHES.get(phase, ())
         match verb(phase):
@@ -144,13 +141,13 @@ def binaries(
                         problem = configured(search.problem, tried, search.step.name)
                         yield phase, partial(launches_of, problem, search.step.name)
             case "first" | "model" | "layers" | "order" | "compile" | "dtypes" as kind:
-                for name, batch in itertools.product(
-                    OTHERS if kind == "dtypes" else (dtype,), batches
-                ):
+                dtypes = OTHERS if kind == "dtypes" else (dtype,)
+                entries = (False, True) if kind == "model" else (False,)  # pixels, too
+                for name, batch, pixels in itertools.product(dtypes, batches, entries):
                     planner = tuned_planner(net, ARITHMETIC[name], device, target, options=None)
-                    pdl = kind == "order" or planner.options_for(batch).pdl
-                    once = Options(pdl=pdl and arch >= 90) if kind != "layers" else PLAIN
-                    problem = network_problem(replace(planner, options=once), name, batch)
+                    pdl = kind == "order" or (kind != "layers" and planner.options_for(batch).pdl)
+                    planner = replace(planner, options=Options(pdl=pdl and arch >= 90))
+                    problem = network_problem(planner, name, batch, pixels)
                     for step in problem.plan.steps:
                         yield phase, partial(launches_of, problem, step.name)
 
@@ -160,28 +157,29 @@ def launches_of(problem: Problem, step: str) -> tuple[Launch, ...]:
     return dict(ready(problem, tensors(problem, "meta")).launches)[step]
 
 
-def _probes(tile: tuple[int, int, int, int], arch: int) -> list[Launch]:
-    return [probe(tile, 8, "cuda", arch)]
+def _probes(tile: Tile, arch: int) -> tuple[Launch, ...]:
+    return (probe(tile, STEPS[0], "cuda", arch),)
 
 
 # --- a rehearsal -----------------------------------------------------------------------------
 
-START = 5.0  # seconds until a process measures; H100: 2 to 3, here beside others that compile
-SECONDS: dict[str, tuple[float, str]] = {
-    "compile": (4.0, "a binary in one of 15 processes; the first card's notes: 2 to 4"),
-    "fill": (4.0, "eight products; a guess"),
-    "first": (3.0, "a batch by one clock; H100: 17 for 8 in model.json, with start and roofs"),
-    "roofs": (3.0, "five products and a copy; H100: 1"),
-    "tests": (6.0, "a test that compiles a kernel or two, eight at a time; a guess"),
-    "short": (3.0, "a search, its final included; H100: 151 for 43"),
-    "trial": (0.25, "a configuration that is compiled; H100: 0.08 to 1.2"),
-    "model": (12.0, "a batch by three clocks, as floats and as pixels; six times `first`'s"),
-    "order": (8.0, "a batch; H100: 4"),
-    "layers": (2.0, "a layer by one clock; H100: 28 with half the peers in 29 (layers-peers.json)"),
-    "compiled": (65.0, "torch.compile for a batch; the first card's notes: 60"),
-    "dtypes": (5.0, "a batch and dtype by one clock; H100: 20 for 2 in model-bf16-tf32.json"),
+# Seconds, and where they are from: H100 is bench/results/h100, its notes the first section of
+# bench/results/NOTES.md.
+START = 5.0  # until a process measures; H100: 2 to 3, without others that compile
+COMPILE = 4.0  # a binary, beside 14 others; notes: 2 to 4
+TRIAL = 0.25  # a configuration that is compiled; H100: 0.08 to 1.2
+EACH = {
+    "fill": 4.0,  # a guess, for all eight products
+    "first": 3.0,  # a batch by one clock; H100: 8 in 17 s, start and roofs included (model.json)
+    "roofs": 3.0,  # H100: 1
+    "tests": 6.0,  # a test that compiles a kernel or two, eight at a time; a guess
+    "short": 3.0,  # a search, its final included; H100: 43 in 151
+    "model": 12.0,  # a batch by three clocks, as floats and as pixels; as `first`
+    "order": 8.0,  # a batch; H100: 4
+    "layers": 2.0,  # a layer; H100: 28 in 29, with half the peers (layers-peers.json)
+    "compile": 65.0,  # a batch; notes: a minute
+    "dtypes": 5.0,  # a batch and dtype; H100: 2 in 20, start included (model-bf16-tf32.json)
 }
-"""What things take, and how that is known: H100 is bench/results/h100."""
 PROCESSES = 15
 CALLS = 3
 LAYERS = 14  # of AlexNet, those with their pools included
@@ -199,8 +197,7 @@ def expected(phase: str, trials: int) -> float:
     }.get(kind, max(1, batches))
     if kind == "climb":  # as long as it is let
         return float(PHASES[phase])
-    each = SECONDS["compiled" if kind == "compile" else kind][0]
-    return START + count * each + trials * SECONDS["trial"][0]
+    return START + count * EACH[kind] + trials * TRIAL
 
 
 @dataclass(slots=True)
@@ -251,4 +248,4 @@ def rehearse(
 
 def _there(binaries: int) -> float:
     """When so many are there, if they are compiled from second 0."""
-    return START + -(-binaries // PROCESSES) * SECONDS["compile"][0] if binaries else 0.0
+    return START + -(-binaries // PROCESSES) * COMPILE if binaries else 0.0
