@@ -41,11 +41,11 @@ BATCHES: dict[str, tuple[int, ...]] = {
     "more-short": (8, 4096),
     "more-order": (1024, 64),
     "more-model": (1024, 64, 8, 4096),
-    "climb": (256, 1, 1024, 64),
     "compile": (1, 256, 1024),
     "dtypes": (256, 1),
-    "last-model": (256, 1, 1024, 64),
     "last-layers": (8, 4096),
+    "climb": (256, 1, 1024, 64),
+    "last-model": (256, 1, 1024, 64),
 }
 """On a GPU, the most telling first."""
 OTHERS = ("bf16", "tf32", "fp32")
@@ -195,8 +195,6 @@ def expected(phase: str, trials: int) -> float:
         "layers": LAYERS * batches,
         "dtypes": len(OTHERS) * batches,
     }.get(kind, max(1, batches))
-    if kind == "climb":  # as long as it is let
-        return float(PHASES[phase])
     return START + count * EACH[kind] + trials * TRIAL
 
 
@@ -230,10 +228,8 @@ def rehearse(
             before = len(names) - names[::-1].index(phase) if phase in names else 0
             trials = sum(of == phase for of, _, _ in work) if verb(phase) == "short" else 0
             wait = max(0.0, _there(before) - START - now())
-            takes, last = expected(phase, trials), min(share + GRACE, left)
-            takes = known.get(
-                phase, wait + (min(takes, share) if verb(phase) == "climb" else takes)
-            )
+            takes = share if phase == "climb" else wait + expected(phase, trials)
+            takes, last = known.get(phase, takes), min(share + GRACE, left)
             fits = fits and takes <= last
             lines.append(
                 f"  {phase:<12} at {now():3.0f} s: {takes:3.0f} of {last:3.0f} s, "

@@ -46,11 +46,11 @@ PHASES = {
     "more-short": 80,
     "more-order": 30,
     "more-model": 90,
-    "climb": 120,
     "compile": 230,
     "dtypes": 80,
-    "last-model": 60,
     "last-layers": 100,
+    "climb": 300,
+    "last-model": 80,
 }
 """What rounds do, in this order, and about how many seconds each may take. A call does as many as
 fit, and each gets its part of the time there is."""
