@@ -17,7 +17,18 @@ from .. import __version__
 from ..engine.devices.cards import CARDS, TARGETS
 from ..engine.dtypes import DTYPES
 from ..errors import Parser, exit_status
-from .choices import ARCHS, CACHE, FORMS, GPUS, INPUTS, KINDS, PHASES, STRATEGIES, Clock
+from .choices import (
+    ARCHS,
+    CACHE,
+    FORMS,
+    GPUS,
+    INPUTS,
+    KINDS,
+    PHASES,
+    SCENARIOS,
+    STRATEGIES,
+    Clock,
+)
 from .race.candidates import shipped
 
 HOMES = {
@@ -206,6 +217,13 @@ def parser() -> argparse.ArgumentParser:
         default=["float"],
         help="normalised images, or pixels that peers must normalise (default: float)",
     )
+    add(
+        "--scenario",
+        nargs="+",
+        choices=SCENARIOS,
+        help="latency of single calls, or images/s of a stream, instead",
+    )
+    add("--calls", type=int, help="calls, or images of the stream (default 2048; CPU: 16)")
     add("--predict", choices=CARDS, help="a card's bound and estimate instead; needs no GPU")
 
     add = verb(
@@ -221,16 +239,15 @@ def parser() -> argparse.ArgumentParser:
         "pipeline",
         "time two devices as pipeline, as towers and side by side, against one",
         "alexnet --devices cuda:0 cuda:1 --batch 512",
-        shared=["json"],
+        shared=["json [FILE]", "csv"],
     )
     add("model", nargs="?", default="alexnet", help="default alexnet")
-    add("--weights", default="random:0", help="default random:0")
     add("--devices", nargs=2, default=("cuda:0", "cuda:0"), metavar=("FIRST", "SECOND"))
     add("--batch", type=int, default=256, help="images a call (default 256)")
     add("--micro-batch", type=int, default=64, help="default 64")
     add("--at", default="auto", help="first step of the second stage")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
-    add("--repeats", type=int, default=9, help="rounds (default 9)")
+    add("--rounds", type=int, default=9, help="turns of each (default 9)")
 
     add = verb(
         "race",

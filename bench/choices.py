@@ -27,6 +27,9 @@ KINDS = {
 INPUTS = ("float", "uint8")
 """What a network is given: normalised images, or pixels."""
 
+SCENARIOS = ("single-stream", "offline")
+"""MLPerf's, of a whole network."""
+
 STRATEGIES = ("exhaustive", "random", "local")
 """In which order a search tries configurations."""
 

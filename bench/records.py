@@ -83,13 +83,13 @@ class Times:
 class Row:
     """One contestant on one problem by one clock.
 
-    `problem` is a layer ("conv4", "conv1+pool1") or, in section "model", a network; in section
-    "order" the contestants are ours, by the order of their launches. A contestant
+    `problem` is a layer ("conv4", "conv1+pool1") or, in the sections of a whole network, its name;
+    in section "order" the contestants are ours, by the order of their launches. A contestant
     that was not timed has no times and a note that says why. `flops` and `bytes` are what the
     problem at least needs, so rates are those of useful work.
     """
 
-    section: Literal["layers", "model", "order"]
+    section: Literal["layers", "model", "order", "single-stream", "offline"]
     problem: str
     network: str
     batch: int
@@ -229,9 +229,9 @@ class Results:
         """What the JSON file holds."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def to_json(self, **more: Any) -> str:
-        """The file's text, a row's samples on one line; `more` is only for whoever reads along."""
-        text = json.dumps(self.to_dict() | more, indent=1)
+    def to_json(self) -> str:
+        """The file's text, the samples of a row on one line."""
+        text = json.dumps(self.to_dict(), indent=1)
         return re.sub(r"\[\n[\d\s.,e+-]+\]", lambda found: " ".join(found[0].split()), text)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from alexnet_triton import weights
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.records import DeviceState, Row
 from alexnet_triton.engine.devices.pipeline import Pipeline
 from alexnet_triton.engine.spec import Network
 from alexnet_triton.engine.zoo import NETWORKS
@@ -23,50 +25,30 @@ def known(tiny2012: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, tiny2012.name, tiny2012)
 
 
-def test_pipeline_rows_match_and_are_timed(
-    device: torch.device, capsys: pytest.CaptureFixture[str]
+def test_ways_of_two_devices_match_and_are_timed(
+    device: torch.device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = [str(device)] * 2
-    common = ["--devices", *places, "--batch", "6", "--micro-batch", "4", "--repeats", "2"]
-    status = main(["pipeline", "tiny2012", "--weights", "random:0", *common, "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert status == 0
-    rows = {row["way"]: row for row in found["rows"]}
-    assert set(rows) == {"one device", "half the batch", "pipeline", "towers"}
-    for row in rows.values():
-        assert row["difference"] < 1e-2
-        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
-        assert row["images_per_second"] == pytest.approx(6e3 / row["median_ms"])
-    assert found["environment"]["torch"] == torch.__version__
-
-
-def test_a_way_that_does_not_match_is_not_timed(
-    device: torch.device,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    tiny2012: Network,
-) -> None:
-    """With weights of zero, so that the others match in zeros alone."""
+    """And the one that does not match is not timed."""
     run = Pipeline.run
 
     def wrong(self: Pipeline, *arguments: object) -> dict[str, torch.Tensor]:
         found = run(self, *arguments)  # type: ignore[arg-type]
-        return {name: output + torch.nan for name, output in found.items()}
+        return {name: output * 1.5 for name, output in found.items()}
 
     monkeypatch.setattr(Pipeline, "run", wrong)
-    shapes = tiny2012.parameter_shapes()
-    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    weights.save(zeros, tmp_path / "zeros.safetensors")
-    given = ["--weights", str(tmp_path / "zeros.safetensors"), "--devices", *[str(device)] * 2]
-    common = [*given, "--batch", "2", "--micro-batch", "2", "--repeats", "1", "--json"]
-    assert main(["pipeline", "tiny2012", *common]) == 1
-    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
-    rows = {row["way"]: row for row in found["rows"]}
-    assert rows["pipeline"]["note"] == "NO MATCH, so not timed"
-    assert rows["pipeline"]["difference"] is rows["pipeline"]["median_ms"] is None
-    assert rows["half the batch"]["difference"] == 0
-    assert rows["half the batch"]["median_ms"] > 0
+    common = ["--devices", *[str(device)] * 2, "--batch", "6", "--micro-batch", "4"]
+    assert main(["pipeline", "tiny2012", *common, "--rounds", "2", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert "pipeline: cut at " in printed.err
+    found = json.loads(printed.out)
+    rows = {row["contestant"]: Row(**row) for row in found["rows"]}
+    assert list(rows) == ["one device", "half the batch", "pipeline", "towers"]
+    for name, row in rows.items():
+        assert row.ours
+        assert row.right is (name != "pipeline"), row
+        assert len(row.samples) == (0 if name == "pipeline" else 2)
+    assert rows["pipeline"].note == "NO MATCH, so not timed"
+    assert found["environment"]["torch"] == torch.__version__
 
 
 # Where it was made
@@ -119,6 +101,41 @@ def test_a_bug_report_has_the_gpu_that_torch_would_use(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert main(["env", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu name"] == name
+
+
+def test_the_state_of_a_device_is_that_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {"GPU-1": iter([(1980, 612_000, 54, 0x4), (1755, 640_000, 57, 0x1 | 0x4 | 0x20)])}
+
+    class Nvml(ModuleType):
+        NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)
+
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            kinds = ["ClockInfo", "PowerUsage", "Temperature", "ThrottleReasons"]
+            for place, kind in enumerate(kinds):
+                if name.endswith(kind):
+                    return lambda handle, *_: now[handle][place]
+            raise AttributeError(name)
+
+    now = {"GPU-1": (345, 70_000, 30, 1)}
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
+    known = SimpleNamespace(uuid="1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    look = env.gauge.__wrapped__(torch.device("cuda:7"))
+    states = []
+    for now["GPU-1"] in read["GPU-1"]:
+        states.append(look())
+    assert states[0] == DeviceState(1980, 612, 54, "power cap")
+    assert env.together(states) == DeviceState(1867.5, 626, 55.5, "power cap; heat")
+
+
+def test_a_state_that_is_not_known_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = [env.gauge.__wrapped__(torch.device(kind))() for kind in ("cpu", "cuda")]
+    assert found[0] == DeviceState(throttled="not known: a cpu")
+    assert found[1].throttled.startswith("not known: import of pynvml")
+    assert env.together([found[0]] * 3) == found[0]
 
 
 @pytest.mark.parametrize(

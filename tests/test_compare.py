@@ -1,27 +1,31 @@
-"""`bench compare`: rows joined by their key, ratios, noise, and what fails."""
+"""`bench compare`: races joined, verdicts by intervals, the peers as control, and what fails."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.compare import compare, fraction
-from alexnet_triton.bench.records import OURS, Results, Row, save
+from alexnet_triton.bench.compare import _quantile, compare, fraction
+from alexnet_triton.bench.records import OURS, Results, Row, Times, load, save
 
 Capture = pytest.CaptureFixture[str]
 
 ENVIRONMENT: dict[str, str | None] = {"gpu name": "H200", "torch": "2.11", "triton": "3.6"}
+STORED = Path(__file__).parents[1] / "bench" / "results" / "cpu-digits" / "layers.json"
+NOISE = (0.99, 1.0, 1.01, 1.0, 0.995, 1.005, 1.0, 0.998, 1.002, 1.0)
 
 
 def row(us: float | None = 100.0, contestant: str = OURS, batch: int = 1, **more: object) -> Row:
     kept = Row("layers", "conv4", "alexnet", batch, "fp16", contestant, "graph", 10**9, 10**6)
     if us is not None:
         kept = replace(kept, max_error=1e-4, rms_error=1e-5, tolerance=1e-3)
-        kept = replace(kept, median_us=us, p20_us=0.99 * us, p80_us=1.01 * us, runs=25)
+        turn = sum(map(ord, contestant)) % len(NOISE)  # no two have the same luck
+        noise = (*NOISE[turn:], *NOISE[:turn])
+        kept = kept.timed(Times("graph", tuple(us * each for each in noise)))
     return replace(kept, **more)  # type: ignore[arg-type]
 
 
@@ -29,32 +33,130 @@ def results(*rows: Row, **environment: str | None) -> Results:
     return Results(ENVIRONMENT | environment, {"fp16": 7e14, "copy": 4e12}, rows)
 
 
-def test_ratio_and_noise() -> None:
-    found = compare(results(row(100), row(100, "cudnn")), results(row(80), row(101, "cudnn")))
-    ours, peer = found.pairs
-    assert ours.ratio == pytest.approx(1.25)
-    assert ours.apart
-    assert peer.ratio == pytest.approx(100 / 101)
-    assert not peer.apart, "99 to 101 meets 100 to 102"
-    lines = str(found).splitlines()
-    assert [line.endswith("1.250 *") for line in lines if OURS in line] == [True]
-    assert [line.endswith("0.990") for line in lines if "cudnn" in line] == [True]
+def race(us: float, *peers: float) -> Results:
+    """Ours and its peers, a to z, in one race."""
+    names = (OURS, *"abcdefgh")
+    return results(*(row(each, name) for each, name in zip((us, *peers), names, strict=False)))
+
+
+# --- what a comparison finds -----------------------------------------------------------------
+
+
+def drawn(stored: Results, generator: numpy.random.Generator, slower: float = 1.0) -> Results:
+    """The same run as it might have been: rounds of each race drawn again; ours so much slower."""
+    rounds: dict[str, numpy.ndarray[tuple[int], numpy.dtype[numpy.int64]]] = {}
+    rows = []
+    for each in stored.rows:
+        count = len(each.samples)
+        taken = rounds.setdefault(each.race, generator.integers(count, size=count))
+        us = numpy.array(each.samples)[taken] * (slower if each.ours else 1.0)
+        rows.append(each.timed(Times("host", tuple(us.tolist()))))
+    return replace(stored, rows=tuple(rows))
+
+
+def test_one_commit_is_not_slower_than_itself_and_a_tenth_is_found() -> None:
+    stored = load(STORED)
+    stored = replace(stored, rows=tuple(r for r in stored.rows if r.problem in ("conv3", "fc8")))
+    generator = numpy.random.default_rng(0)
+    wrong = found = 0
+    for _ in range(200):
+        before = drawn(stored, generator)
+        same, slow = (compare(before, drawn(stored, generator, by), 0.0) for by in (1.0, 1.1))
+        wrong += bool(same.failures)
+        found += len(slow.failures) == 2
+    assert wrong <= 2
+    assert found >= 190
 
 
 @pytest.mark.parametrize(
-    ("us", "threshold", "fails"),
+    ("freedom", "share", "wanted"), [(24, 0.995, 2.797), (9, 0.995, 3.250), (14, 0.9995, 4.140)]
+)
+def test_quantiles_are_student_s(freedom: int, share: float, wanted: float) -> None:
+    assert _quantile(share, freedom) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("us", "threshold", "verdict"),
     [
-        (104.9, 0.05, False),
-        (105.1, 0.05, True),
-        (300.0, None, False),
-        (100.1, 0.0, True),
-        (90.0, 0.0, False),
+        (80, None, "faster"),
+        (120, None, "slower"),
+        (100.1, None, "inconclusive"),
+        (120, 0.15, "slower"),
+        (120, 0.198, "inconclusive"),
+        (120, 0.25, "inconclusive"),
+        (80, 0.25, "inconclusive"),
     ],
 )
-def test_slower_by_more_than_the_threshold_fails(
-    us: float, threshold: float | None, fails: bool
+def test_an_interval_beyond_the_threshold_is_a_verdict(
+    us: float, threshold: float | None, verdict: str
 ) -> None:
-    assert bool(compare(results(row()), results(row(us)), threshold).failures) is fails
+    found = compare(race(100, 150, 200), race(us, 150, 200), threshold)
+    ours, *peers = found.pairs
+    assert ours.verdict == verdict
+    assert ours.speed is not None
+    assert ours.speed[0] < 100 / us < ours.speed[2]
+    assert {peer.verdict for peer in peers} == {""}
+    assert bool(found.failures) is (verdict == "slower" and threshold is not None)
+
+
+def test_what_peers_share_is_the_machine_s() -> None:
+    ours, *_ = compare(race(100, 150, 200), race(120, 180, 240), 0.05).pairs
+    assert ours.verdict == "inconclusive", "the machine became slower"
+    assert ours.speed is not None
+    assert ours.speed[1] == pytest.approx(1)
+    ours, *_ = compare(race(100, 150, 200), race(100, 180, 240), 0.05).pairs
+    assert ours.verdict == "faster", "and so we became faster"
+
+
+def test_what_peers_do_not_share_is_luck_that_ours_may_have_too() -> None:
+    found = compare(race(100, 150, 200, 90), race(110, 165, 180, 95))
+    assert found.pairs[0].verdict == "inconclusive"
+    assert found.drifts[0].scatter > 0.05
+    assert "3 peers" in str(found)
+
+
+def test_the_more_rows_the_surer_each_must_be() -> None:
+    """Holm: of one change among many rows the interval is wider than if it stood alone."""
+
+    def files(rows: int) -> tuple[Results, Results]:
+        old = [replace(each, batch=b) for b in range(rows) for each in race(100, 150, 200).rows]
+        new = [replace(r, batch=b) for b in range(rows) for r in race(102, 150, 200).rows]
+        return results(*old), results(*new)
+
+    widths = []
+    for rows in (1, 30):
+        first = compare(*files(rows)).pairs[0]
+        assert first.speed is not None
+        widths.append(first.speed[2] - first.speed[0])
+    assert widths[1] > 1.1 * widths[0]
+
+
+def test_what_cannot_be_judged_says_what_would_cure_it() -> None:
+    bare = race(100, 150, 200)
+    bare = replace(bare, rows=tuple(replace(each, samples=()) for each in bare.rows))
+    for old, new, why in (
+        (bare, race(300, 150, 200), "old results: 0 samples, measure with --rounds 6 or more"),
+        (race(100, 150, 200), bare, "new results: 0 samples"),
+        (race(100, 150), race(300, 150), "measure with more --peers"),
+    ):
+        found = compare(old, new, 0.05)
+        assert found.pairs[0].verdict == "inconclusive"
+        assert why in found.pairs[0].why
+        assert why in str(found)
+        assert not found.failures
+
+
+def test_races_are_joined_with_those_of_the_same_peers() -> None:
+    def of(race: str, us: float, *names: str) -> list[Row]:
+        return [row(us, name, race=race) for name in (OURS, *names)]
+
+    old = results(*of("a", 100, "torch", "cudnn"), *of("b", 200, "compile", "torch"))
+    new = results(*of("c", 200, "compile", "torch"), *of("d", 100, "torch", "cudnn"))
+    found = compare(old, new)
+    assert [(pair.old.race, pair.new.race) for pair in found.pairs] == [("b", "c")] * 3 + [
+        ("a", "d")
+    ] * 3
+    assert {pair.ratio for pair in found.pairs} == {1.0}
 
 
 def test_a_slower_peer_fails_nothing() -> None:
@@ -109,29 +211,34 @@ def test_other_words_are_no_percentage(text: str) -> None:
         fraction(text)
 
 
-def files(folder: Path, *both: Sequence[Row]) -> list[str]:
+def files(folder: Path, *both: Results) -> list[str]:
     paths = [folder / "old.json", folder / "new.json"]
-    for path, rows in zip(paths, both, strict=True):
-        save(results(*rows), path)
+    for path, each in zip(paths, both, strict=True):
+        save(each, path)
     return [str(path) for path in paths]
 
 
 def test_the_verb(capsys: Capture, tmp_path: Path) -> None:
-    paths = files(tmp_path, [row(100), row(batch=8)], [row(107)])
+    before = race(100, 150, 200)
+    before = replace(before, rows=(*before.rows, row(batch=8)))
+    paths = files(tmp_path, before, race(110, 150, 200))
     assert main(["compare", *paths]) == 0
-    assert main(["compare", *paths, "--fail-slower", "10%"]) == 0
+    assert main(["compare", *paths, "--fail-slower", "15%"]) == 0
     assert "FAILED" not in capsys.readouterr().out
     assert main(["compare", *paths, "--fail-slower", "5%"]) == 1
-    assert "was 100.00 us, more than 5.0% slower" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "slower, 0.909x [0." in out
+    assert "was 100.00 us, more than 5.0% slower" in out
     assert main(["compare", *paths, "--fail-slower", "5%", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["rows"][0]["ratio"] == pytest.approx(100 / 107)
+    assert found["rows"][0]["ratio"] == pytest.approx(100 / 110)
+    assert found["rows"][0]["verdict"] == "slower"
     assert [each["batch"] for each in found["only_old"]] == [8]
     assert len(found["failures"]) == 1
 
 
 def test_refusals(capsys: Capture, tmp_path: Path) -> None:
-    (path, _) = files(tmp_path, [row()], [row()])
+    (path, _) = files(tmp_path, results(), results())
     with pytest.raises(SystemExit):
         main(["compare", path, path, "--fail-slower", "five"])
     assert "wanted a percentage like 5%, got 'five'" in capsys.readouterr().err

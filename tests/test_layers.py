@@ -154,7 +154,7 @@ MODEL = ["model", "--device", "cpu"]
         ([*MODEL, "--dtype", "fp8"], "dtype: wanted one of fp32"),
         ([*MODEL, "--predict", "h200", "--dtype", "fp8"], "dtype: wanted one of fp32"),
         ([*MODEL, "--predict", "h200", "--batch", "0"], "batch: wanted 1 or more, got 0"),
-        (["pipeline", "lenet"], "unknown network 'lenet'"),
+        (["pipeline", "lenet", "--devices", "cpu", "cpu"], "unknown network 'lenet'"),
     ],
 )
 def test_refusals_are_one_line(

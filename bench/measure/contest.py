@@ -217,10 +217,11 @@ def timed(
     device: torch.device,
     rounds: int,
     seconds: float | None = None,
+    make: Callable[[Sequence[Run], Clock, torch.device], Callable[[], float]] | None = None,
 ) -> list[Row]:
     """Everyone's row with its times, in the same order; who fails now gets a note instead.
 
-    They are one race. Raises ContextLost.
+    They are one race. `make` gives what takes a time, by default `sampler`. Raises ContextLost.
     """
     race = race_id()
     rows = {one.row.contestant: replace(one.row, clock=clock, race=race) for one in admitted}
@@ -235,7 +236,7 @@ def timed(
         runs = one.runs[turn:] + one.runs[:turn]
         try:
             # Where the cache is overwritten it does not matter what it holds: one copy will do.
-            sample = sampler(runs[:1] if clock == "cold" else runs, clock, device)
+            sample = (make or sampler)(runs[:1] if clock == "cold" else runs, clock, device)
         except Exception as error:
             rows[name] = replace(rows[name], note=survived(name, error, device))
         else:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...engine import table
 from ...engine.devices.cards import CARDS
 from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
-from ..records import OURS, Results, Row
+from ..records import OURS, Row
+from . import scenario
+from .cautions import cautions
 from .contest import race
 from .predict import predict
 from .problem import network_problem, tuned_planner
-from .summary import summaries, warnings
 from .verb import BATCHES, Races, asked, begun, columns, measured, tell, title
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
@@ -33,6 +32,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the whole network, or predict its time; 1 if a row of ours was not timed."""
+    if options.scenario:
+        return scenario.run(options, MODEL[resolve(options.device).type])
     return _predicted(options) if options.predict else _measured(options)
 
 
@@ -81,22 +82,7 @@ def _measured(options: argparse.Namespace) -> int:
     if options.json != "-":
         print(title(network.name, device, results))
         print(table.heading(columns("network", images_per_second=True)))
-    results = measured(options, results, races(), lines, _judged)
+    results = measured(options, results, races(), lines)
     if options.json != "-":
-        _conclude(results)
+        print("\n".join(["", *(f"warning: {line}" for line in cautions(results.rows))]))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1
-
-
-def _conclude(results: Results) -> None:
-    rows, roofs = results.rows, results.roofs
-    said = [*map(str, summaries(rows, roofs)), *(f"warning: {line}" for line in warnings(rows))]
-    print("\n".join(["", *said]))
-
-
-def _judged(results: Results) -> dict[str, Any]:
-    """What `--json` prints beside the results: what follows from them."""
-    rows, roofs = results.rows, results.roofs
-    return {
-        "summaries": [asdict(each) for each in summaries(rows, roofs)],
-        "warnings": list(warnings(rows)),
-    }

@@ -9,7 +9,6 @@ ever would again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -87,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
     results = Results(environment(device), measure_roofs(device, dtypes), ())
     if options.json == "-":
-        print(json.dumps(results.to_dict(), indent=1))
+        print(results.to_json())
     else:
         for name, rate in results.roofs.items():
             print(f"{name:<6} {units.si(rate, 'B/s' if name == COPY else 'FLOP/s')}")

@@ -6,12 +6,10 @@ They hear what a user says, measure the roofs, and hold race after race, told an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +18,8 @@ from ...engine.load import at_least_one, one_of
 from ...errors import printable
 from .. import units
 from ..env import environment
-from ..records import OURS, Results, Row, save, save_csv, times_best_peer
+from ..ratio import to_best_peer
+from ..records import Results, Row, save, save_csv
 from .contest import ContextLost
 from .peers import KINDS, SWITCHES
 from .roofline import COPY, measure_roofs
@@ -84,7 +83,12 @@ def title(network: str, device: torch.device, results: Results) -> str:
 
 def note(row: Row) -> str:
     """What is behind a row's numbers, or why it has none."""
-    return ", ".join(filter(None, ["straw man" if row.straw_man else "", row.note]))
+    words = ["straw man" if row.straw_man else "", row.note]
+    if row.enqueue_us is not None:
+        words.append(f"enqueued in {row.enqueue_us:.1f} us")
+    if row.workspace is not None:
+        words.append(f"workspace {row.workspace / 1e6:.1f} MB")
+    return ", ".join(filter(None, words))
 
 
 TIMES: table.Columns[Row] = (
@@ -101,10 +105,6 @@ def columns(
 ) -> table.Columns[Row]:
     """Of a row of any problem; ours says how it stands to the best peer among `rows`."""
 
-    def ahead(row: Row) -> str:
-        times = times_best_peer(row, rows) if row.contestant == OURS else None
-        return units.three(times) if times else ""
-
     images = ("images/s", 10, lambda row: units.whole(row.images_per_second))
     return (
         (problem, -16, lambda row: row.problem),
@@ -116,7 +116,7 @@ def columns(
         ("TFLOP/s", 8, lambda row: units.whole(row.tflops)),
         ("GB/s", 7, lambda row: units.whole(row.gbps)),
         ("% roof", 6, lambda row: units.number(row.percent_of_roof, ".1f")),
-        ("x peer", 6, ahead),
+        (" x peer", -19, lambda row: f" {to_best_peer(row, rows) or ''}" if row.ours else ""),
         ("", 0, note),
     )
 
@@ -126,12 +126,11 @@ def measured(
     results: Results,
     races: Races,
     lines: Callable[[Sequence[Row]], Sequence[str]],
-    more: Callable[[Results], dict[str, Any]] = lambda results: {},
 ) -> Results:
     """Hold the races, printing a race's `lines` and keeping its rows as soon as it is over.
 
-    With `--json` alone the results are printed at the end, with what `more` says. A GPU that can do
-    no more ends it: the rows so far are kept and printed first. Raises ContextLost then.
+    With `--json` alone the results are printed at the end. A GPU that can do no more ends it: the
+    rows so far are kept and printed first. Raises ContextLost then.
     """
     printed, lost = options.json != "-", None
     for what, race in races:
@@ -148,7 +147,7 @@ def measured(
         if lost:
             break
     if not printed:
-        print(json.dumps(results.to_dict() | more(results), indent=1))
+        print(results.to_json())
     for path in (options.json, options.csv):
         if path not in (None, "-"):
             tell(f"written: {path}")

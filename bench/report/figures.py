@@ -1,4 +1,4 @@
-"""The report's figures, drawn by matplotlib: bars, roofline, curves over batches, rugs of ticks.
+"""The report's figures, drawn by matplotlib: bars under their roofs, and curves over batches.
 
 By its object interface alone, as in `engine/pictures`. A figure is for half a page or a phone. Its
 colours are those of COLOURS, also in a file of its own; in a page they follow light and dark.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import units
-from ..records import OURS, Row
+from ..records import OURS
 from .story import Duel, View
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def svg(figure: Figure, name: str, words: str) -> str:
 def bars(lines: Mapping[str, Duel]) -> Figure:
     """Times as bars, ours above the best peer's, and their roofs across them."""
     words = [
-        units.percent(duel.row.percent_of_roof) + f"  {units.times(duel.ratio)}" * bool(duel.ratio)
+        units.percent(duel.row.percent_of_roof) + (f"  {_short(duel)}" if duel.ratio else "")
         for duel in lines.values()
     ]
     figure, axes = _lined(list(lines), words, "of roof, x best peer", 90 + 1.2 * ROW * len(lines))
@@ -87,67 +87,6 @@ def bars(lines: Mapping[str, Duel]) -> Figure:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda us, _: units.trim(units.time(us)) if us else "0")
     axes.locator_params(axis="x", nbins=5)
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-def rugs(
-    lines: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]],
-    *,
-    head: str,
-    ends: tuple[float, float],
-    label: str,
-) -> Figure:
-    """Values as ticks on a logarithmic scale between `ends`, a line at 1; what is beyond is there.
-
-    lines: a name, words to stand beside it under `head`, and values by colour. Ticks too near to
-    be told apart are one.
-    """
-    (low, high), names, words = ends, [line[0] for line in lines], [line[1] for line in lines]
-    figure, axes = _lined(names, words, head, 80 + 0.75 * ROW * len(lines))
-    _logarithmic(axes, "x", low, high, lambda value: f"{value:g}")
-    axes.axvline(1, color=COLOURS["ink"], linewidth=1)
-    for colour, half, wide in (("soft", 0.25, 1.2), ("ours", 0.4, 2.5)):
-        ticks = dict.fromkeys(
-            (10 ** round(math.log10(min(max(value, low), high)), 2), y)
-            for y, (_, _, values) in enumerate(lines)
-            for value in values.get(colour, ())
-        )
-        _ticks(axes, list(ticks), half, color=COLOURS[colour], linewidth=wide)
-    axes.set_xlabel(label)
-    return figure
-
-
-def roofline(duels: Sequence[Duel], compute: float | None, memory: float | None) -> Figure:
-    """Rates over intensities under the roofs, in FLOP/s and byte/s; None where none was measured.
-
-    Names stand in a column at the right, each led to its point. After S. Williams, A. Waterman and
-    D. Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
-    """
-    points = {
-        kind: {r.problem: _point(r) for duel in duels if (r := getattr(duel, kind))}
-        for kind in ("row", "peer", "ours")
-    }
-    xs, ys = zip(*(at for each in points.values() for at in each.values()), strict=True)
-    low, high = min(ys) / 3, max(*ys, compute or 0) * 2
-    left, right = min(xs) / 3, max(*xs, compute / memory if compute and memory else 0) * 3
-    figure, axes = _figure(max(360, 0.9 * ROW * len(duels)))
-    _logarithmic(axes, "x", left, right, units.three)
-    _logarithmic(axes, "y", low, high, lambda rate: units.si(rate, "FLOP/s"))
-    if compute and memory:
-        roofs = ([left, compute / memory, right], [memory * left, compute, compute])
-        axes.plot(*roofs, color=COLOURS["ink"], label="roof")
-    for kind, marker in (("peer", "D"), ("ours", "o")):
-        if dots := list(points[kind].values()):
-            axes.plot(*zip(*dots, strict=True), marker, color=COLOURS[kind], label=kind)
-    places = sorted(points["row"].items(), key=lambda item: item[1][1])
-    shares = [math.log(rate / low) / math.log(high / low) for _, (_, rate) in places]
-    heights = spread(shares, min(0.055, 1 / len(duels)))
-    lead = {"arrowstyle": "-", "color": COLOURS["soft"], "lw": 0.5, "relpos": (0, 0.5)}
-    for (name, at), height in zip(places, heights, strict=True):
-        to = (1.05, height)
-        axes.annotate(name, at, to, textcoords="axes fraction", va="center", arrowprops=lead)
-    axes.set_xlabel("FLOP per byte")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -171,8 +110,8 @@ def curves(view: View) -> Figure:
         )
     for duel in view.duels():
         if duel.ours and duel.ratio:
-            at, words = (duel.row.batch, duel.ours.images_per_second or 0), units.times(duel.ratio)
-            axes.annotate(words, at, (0, 8), textcoords="offset points", ha="center")
+            at = (duel.row.batch, duel.ours.images_per_second or 0)
+            axes.annotate(_short(duel), at, (0, 8), textcoords="offset points", ha="center")
     speeds = [row.images_per_second or 0 for row in rows]
     _logarithmic(axes, "y", min(speeds) / 1.5, max(speeds) * 1.7, units.whole)
     batches = sorted({row.batch for row in rows})
@@ -183,18 +122,9 @@ def curves(view: View) -> Figure:
     return figure
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places in rising order, moved apart until `gap` is between them, none of them beyond 1."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    top = len(moved) - 1
-    return [min(place, 1 - gap * (top - i)) for i, place in enumerate(moved)]
-
-
-def _point(row: Row) -> tuple[float, float]:
-    """FLOP per byte and FLOP/s."""
-    return row.flops / row.bytes, (row.tflops or 0.0) * 1e12
+def _short(duel: Duel) -> str:
+    """How many times as fast as the best peer, without the interval."""
+    return units.times(duel.ratio.value if duel.ratio else None)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -18,7 +18,8 @@ from jinja2 import Environment
 
 from ...engine.pictures.canvas import PictureError
 from .. import units
-from ..records import OURS, Results, Row, best_peer, times_best_peer
+from ..ratio import to_best_peer
+from ..records import OURS, Results, Row, best_peer
 from . import figures, story
 from .story import Duel, Exhibit, View
 
@@ -84,17 +85,6 @@ def layers(results: Results) -> list[Exhibit]:
         for batch in dict.fromkeys((view.batches[-1], view.batches[0])):
             duels = {duel.row.problem: duel for duel in view.duels(batch)}
             parts.append(replace(story.layers_table(view, batch), figure=figures.bars(duels)))
-            rows = []
-            for name, duel in duels.items():
-                rates = [row.tflops if row else None for row in (duel.ours, duel.peer)]
-                words = [units.si(rate and rate * 1e12, "FLOP/s") for rate in rates]
-                rows.append((name, units.three(duel.row.flops / duel.row.bytes), *words))
-            caption = f"Rates at batch {batch} ({view.name})"
-            head = ("layer", "FLOP per byte", "ours", "best peer")
-            roofs = results.roofs.get(view.dtype), results.roofs.get("copy")
-            if worked := [duel for duel in duels.values() if duel.row.flops]:
-                drawn = figures.roofline(worked, *roofs)
-                parts.append(Exhibit(caption, head, rows, figure=drawn))
     shown = {part.caption for part in parts}
     for view in views:
         tables = [story.layers_table(view, batch) for batch in view.batches]
@@ -106,47 +96,53 @@ def layers(results: Results) -> list[Exhibit]:
 def contestants(view: View, **shown: Any) -> Exhibit:
     """Every row of a view with all that was measured of it; no speed without a match."""
     timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
-    head = ("problem", "contestant", "batch", *timing, "error (tolerance)", "match")
+    proof = ("error (tolerance)", "race", "device", "match")
+    head = ("problem", "contestant", "batch", *timing, *proof)
     cells = []
     for row in sorted(view.rows, key=lambda r: (r.problem, r.batch, r.median_us or math.inf)):
         timed: tuple[str, ...] = ("not shown" if row.median_us else "not timed", *"----")
-        if row.right:
-            flops, ratio = (row.tflops or 0.0) * 1e12, times_best_peer(row, view.rows)
+        if row.shown:
+            flops, ratio = (row.tflops or 0.0) * 1e12, to_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
             span, roof = units.span(row.p20_us, row.p80_us), units.percent(row.percent_of_roof)
-            timed = (units.time(row.median_us), span, rate, roof, units.times(ratio))
+            timed = (units.time(row.median_us), span, rate, roof, str(ratio or "-"))
         error = f"{units.power(row.error)} ({units.power(row.tolerance)})"
         match = "-" if row.error is None else "yes" if row.matched else "NO"
         match += f", {row.note}" if row.note else ""
         name = row.contestant + (" (straw man)" if row.straw_man else "")
-        cells.append((row.problem, name, f"{row.batch:,}", *timed, error, match))
+        proof = (error, row.race or "-", _state(row), match)
+        cells.append((row.problem, name, f"{row.batch:,}", *timed, *proof))
     return Exhibit(f"Every contestant ({view.name})", head, cells, words=2, **shown)
 
 
+def _state(row: Row) -> str:
+    """How its device was while it ran."""
+    read = (("MHz", row.sm_mhz), ("W", row.watts), ("°C", row.celsius))
+    words = [f"{value:.0f} {unit}" for unit, value in read if value is not None]
+    return ", ".join(filter(None, [*words, row.throttled])) or "-"
+
+
 def tuning(results: Results) -> list[Exhibit]:
-    """Every search: how its trials spread, the best of them, and why others failed."""
+    """Every search: its best trial, and why others failed."""
     searches: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for trial in sorted(results.searches, key=lambda trial: int(trial["batch"])):
         named = ("layer", "batch", "dtype", "network", "device", "clock", "triton", "source")
         searches.setdefault(tuple(str(trial.get(n)) for n in named), []).append(trial)
-    rugs, rows, reasons = [], [], Counter[tuple[str, str]]()
+    rows, reasons = [], Counter[tuple[str, str]]()
     for (layer, batch, dtype, *_), trials in list(searches.items())[:SEARCHES]:
         timed = [trial for trial in trials if trial["status"] == "ok" and trial.get("median_us")]
         best = min(timed, key=lambda t: (not t.get("won"), float(t["median_us"])), default={})
-        times = [trial["median_us"] / best["median_us"] for trial in timed]
         config = [f"{name}={units.pretty(at)}" for name, at in best.get("config", {}).items()]
         counts = (str(len(trials)), str(len(timed)), units.time(best.get("median_us")))
         rows.append((layer, batch, dtype, *counts, ", ".join(config) or "-"))
-        rugs.append((f"{layer} x{batch}", counts[2], {"ours": times}))
         lost = (trial for trial in trials if trial["status"] != "ok")
         reasons.update((trial["status"], str(trial.get("reason") or "-")) for trial in lost)
     parts = []
-    if rugs:
-        drawn = figures.rugs(rugs, head="best", ends=(1, 10), label="time of a trial over the best")
-        caption = f"The best of each search, {len(rugs)} of {len(searches)} searches"
+    if rows:
+        caption = f"The best of each search, {len(rows)} of {len(searches)} searches"
         head = ("layer", "batch", "dtype", "trials", "right", "best", "its configuration")
-        parts.append(Exhibit(caption, head, rows, figure=drawn))
+        parts.append(Exhibit(caption, head, rows))
     if reasons:
         lines = [(*kind, str(count)) for kind, count in reasons.most_common(10)]
         caption = f"Why {sum(reasons.values())} failed: the most frequent reasons"
@@ -155,17 +151,8 @@ def tuning(results: Results) -> list[Exhibit]:
 
 
 def order(results: Results) -> list[Exhibit]:
-    """Orders of launches by batch size, against the fastest."""
-    parts = []
-    for view in story.views(results, "order"):
-        rugs = []
-        for batch in view.batches:
-            times = [r.median_us or 0.0 for r in view.right if r.batch == batch]
-            shares = [us / min(times) for us in times]
-            rugs.append((f"batch {batch}", units.time(min(times)), {"ours": shares}))
-        drawn = figures.rugs(rugs, head="fastest", ends=(1, 2), label="time over the fastest")
-        parts.append(contestants(view, figure=drawn))
-    return parts
+    """Orders of launches by batch size."""
+    return [contestants(view) for view in story.views(results, "order")]
 
 
 def errors(results: Results) -> list[Exhibit]:
@@ -174,23 +161,17 @@ def errors(results: Results) -> list[Exhibit]:
     for row in results.rows:
         if row.error is not None and row.tolerance:
             groups.setdefault((row.problem, row.dtype), []).append(row)
-    rugs, lines = [], []
+    lines = []
     for named, rows in groups.items():
-        shares: dict[str, list[float]] = {"ours": [], "soft": []}
-        for row in rows:
-            own = row.contestant == OURS or row.section == "order"
-            share = (row.error or 0.0) / (row.tolerance or 1.0)
-            shares["ours" if own else "soft"].append(share if share < math.inf else math.inf)
+        worst = []
+        for ours in (True, False):
+            shares = [(r.error or 0.0) / (r.tolerance or 1.0) for r in rows if r.ours is ours]
+            worst.append(units.percent(100 * max(shares)) if shares else "-")
         tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
-        worst = [units.percent(100 * max(each)) if each else "-" for each in shares.values()]
         lines.append((*named, tolerance, *worst))
-        rugs.append((" ".join(named), tolerance, shares))
-    if not rugs:
-        return []
     head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
     caption = "Largest errors, as shares of the tolerance"
-    drawn = figures.rugs(rugs, head="tolerance", ends=(1e-4, 10), label="error over tolerance")
-    return [Exhibit(caption, head, lines, words=2, figure=drawn)]
+    return [Exhibit(caption, head, lines, words=2)] if lines else []
 
 
 def origin(results: Results) -> list[Exhibit]:

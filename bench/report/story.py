@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import units
-from ..measure.summary import warnings as warnings_of_times
-from ..records import OURS, Results, Row, best_peer, races, times_best_peer
+from ..measure.cautions import cautions
+from ..ratio import Ratio, ratio
+from ..records import OURS, Results, Row, best_peer, races
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,10 @@ MOST = 3  # warnings of a kind that are told in full
 NO_GPU = (
     "These results name no GPU: their times are those of Triton's interpreter on a CPU and say "
     "nothing of a GPU."
+)
+NO_TENSORRT = (
+    "TensorRT was not raced: it builds engines of its own from a network's file, in a package that "
+    "torch does not bring and no machine of ours has had."
 )
 
 
@@ -52,9 +57,15 @@ class Duel:
     peer: Row | None
 
     @property
-    def ratio(self) -> float | None:
+    def ratio(self) -> Ratio | None:
         """How many times as fast as the best peer ours is."""
-        return times_best_peer(self.row, [self.peer]) if self.ours and self.peer else None
+        return ratio(self.ours, self.peer) if self.ours and self.peer else None
+
+    def stronger(self, other: Duel) -> bool:
+        """Whether it says less for ours, or more where the other says nothing."""
+        if self.ratio and other.ratio:
+            return self.ratio.value < other.ratio.value
+        return bool(self.ratio)
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -63,7 +74,7 @@ class Duel:
         name = peer.contestant if peer else "-"
         times = [units.time(row.median_us if row else None) for row in (ours, peer)]
         roof = units.percent(ours.percent_of_roof if ours else None)
-        return (times[0], name, times[1], units.times(self.ratio), roof)
+        return (times[0], name, times[1], str(self.ratio or "-"), roof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +112,19 @@ class View:
         return sorted({row.batch for row in self.ours or self.right})
 
     def duels(self, batch: int | None = None) -> list[Duel]:
-        """Ours against the best peer of each race with a time, of one batch size or of all."""
-        duels = []
+        """Ours against the best peer of one batch size or of all, where there was a time.
+
+        Of several races of one measurement it is the one in which the peer is strongest.
+        """
+        duels: dict[tuple[object, ...], Duel] = {}
         for race in races(row for row in self.rows if batch in (None, row.batch)).values():
             ours = next((row for row in race if row.contestant == OURS and row.right), None)
             peer = best_peer(race[0], race)
-            duels += [Duel(row, ours, peer) for row in [ours or peer] if row]
-        return duels
+            for row in [ours or peer] if ours or peer else ():
+                duel, other = Duel(row, ours, peer), duels.get(row.measurement)
+                if other is None or duel.stronger(other):
+                    duels[row.measurement] = duel
+        return list(duels.values())
 
 
 def views(results: Results, section: str) -> list[View]:
@@ -185,24 +202,17 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
     made = [("images per second", speed, remark)]
     remark = f"p50; p80 {units.time(quick.p80_us)}"
     made.append((f"latency, batch {quick.batch}", units.time(quick.median_us), remark))
-    straws = [
-        row
-        for row in view.right
-        if row.race == fast.race and row.batch == fast.batch and row.straw_man
-    ]
-    straw = min(straws, key=lambda row: row.median_us or 0.0, default=None)
-    others = [(row, "best peer", best_peer(row, view.rows)) for row in (fast, quick)]
-    for row, what, other in dict.fromkeys([*others, (fast, "straw man", straw)]):
-        if other and other.median_us and row.median_us:
-            ratio = units.times(other.median_us / row.median_us)
-            remark = f"{other.contestant} takes {units.time(other.median_us)}"
-            made.append((f"x {what}, batch {row.batch}", ratio, remark))
+    for batch in dict.fromkeys((fast.batch, quick.batch)):
+        for duel in view.duels(batch):
+            if duel.peer and duel.ratio:
+                remark = f"{duel.peer.contestant} takes {units.time(duel.peer.median_us)}"
+                made.append((f"x best peer, batch {batch}", str(duel.ratio), remark))
     return made
 
 
 def match_verdict(results: Results) -> tuple[bool | None, str]:
     """Whether all of ours are right, and how many were checked, in words; None without any."""
-    ours = [row for row in results.rows if row.contestant == OURS or row.section == "order"]
+    ours = [row for row in results.rows if row.ours]
     wrong = [row for row in ours if not row.matched]
     if not ours:
         return None, "nothing of ours was checked"
@@ -224,7 +234,8 @@ def warnings(results: Results) -> list[str]:
         told.append("No roofs were measured, so there are no percentages of them.")
     told += _untimed(row for row in results.rows if not _absent(row))
     for view in views(results, "layers")[:1]:
-        lost = [(d.ratio, d.row) for d in view.duels() if d.ratio is not None and d.ratio < 1]
+        ratios = [(duel.ratio.value, duel.row) for duel in view.duels() if duel.ratio]
+        lost = [pair for pair in ratios if pair[0] < 1]
         places = [
             f"{row.problem} at batch {row.batch} ({units.times(ratio)})"
             for ratio, row in sorted(lost, key=lambda pair: pair[0])
@@ -232,12 +243,12 @@ def warnings(results: Results) -> list[str]:
         if places:
             slower = ", ".join(_most(places, 2 * MOST))
             told.append(f"Slower than the best peer, {view.name}: {slower}.")
-    return told + _most([f"{line}." for line in warnings_of_times(results.rows)], MOST)
+    return told + _most([f"{line}." for line in cautions(results.rows)], MOST)
 
 
 def absences(results: Results) -> list[str]:
     """Peers that were not there to be compared, one line for each reason."""
-    return _untimed(row for row in results.rows if _absent(row))
+    return [*_untimed(row for row in results.rows if _absent(row)), NO_TENSORRT]
 
 
 def _absent(row: Row) -> bool:
@@ -249,7 +260,7 @@ def _untimed(rows: Iterable[Row]) -> list[str]:
     """Contestants without a time to show, by reason; reasons that differ in numbers are one."""
     groups: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
-        if not row.right:
+        if not row.shown:
             reason = row.note or f"error {units.power(row.error)} in {row.problem}"
             groups.setdefault(re.sub(r"[\d.]+(e-?\d+)?", "#", reason), []).append((reason, row))
     return [
