@@ -230,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
         "order",
         "time slices of the first layers and overlapping kernels on a whole network",
         "alexnet --batch 1 64 1024 --table mine.json",
-        shared=["dtype", "device", "rounds", "seconds", "table", "json [FILE]"],
+        shared=["dtype", "device", "rounds", "seconds", "table", "csv", "json [FILE]"],
     )
     add("model", nargs="?", default="alexnet", help="default alexnet")
     add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images (default 1)")
@@ -353,13 +353,6 @@ steps come first. The winners go into the table that the engine reads.
     add("--seed", type=int, default=0, help="of random and local (default 0)")
     add("--budget", type=float, metavar="SECONDS", help="for all searches together (default: none)")
     add("--limit", type=_count, metavar="N", help="new trials of each search (default: no limit)")
-    add(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=V,V",
-        help="other values of parameters: BLOCK_M=64,128 num_warps=4",
-    )
     add("--cache", type=Path, metavar="FILE", help=f"JSON lines of all trials (default {CACHE})")
     add("--jobs", type=_count, help="processes that compile ahead (default: cores but one)")
     add("--timeout", type=float, default=60.0, help="seconds for one candidate (default 60)")

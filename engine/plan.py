@@ -389,6 +389,7 @@ class _Choice:
     batch_invariant: bool
     tuned: Table | None
     pointers: bool
+    affine: bool = False  # whether a scale and a shift end this step
 
     def conv2d(self, shape: conv.Conv2dShape) -> tuple[conv.Conv2dConfig, bool]:
         """As `measured`; through pointers where a descriptor steps from group to group."""
@@ -408,10 +409,10 @@ class _Choice:
         return (replace(config, form="pointers") if self.pointers else config), tuned
 
     @property
-    def how(self) -> tuple[torch.dtype, str, int | None, bool]:
+    def how(self) -> tuple[torch.dtype, str, int | None, bool, bool]:
         """What defaults depend on beside the shape."""
         dtype, precision = self.arithmetic.dtype, self.arithmetic.precision
-        return dtype, precision, self.arch, self.batch_invariant
+        return dtype, precision, self.arch, self.batch_invariant, self.affine
 
     def measured(self, op: str, shape: KernelShape, default: Config) -> tuple[Config, bool]:
         """The configuration in the device's table and True, or else the default and False."""
@@ -451,6 +452,7 @@ def _first(
 
     A pass writes channels-last images, or for a convolution that cannot read these an activation.
     """
+    choice = replace(choice, affine=block.affine is not None)
     dtype, shape = choice.arithmetic.dtype, _conv2d_shape(layer, block.came, batch)
     output, work = (shape.OH, shape.OW, shape.N, shape.OC), conv.work(shape, dtype)
     config: KernelConfig
@@ -479,6 +481,7 @@ def _first(
 
 def _step(block: Block, came: tuple[int, int, int, int], choice: _Choice) -> Step:
     """What a later block becomes on the activation [H, W, N, C] that the step before it made."""
+    choice = replace(choice, affine=block.affine is not None)
     height, width, n, channels = came
     dtype, arch = choice.arithmetic.dtype, choice.arch
     shape: KernelShape | GatherShape

@@ -564,12 +564,14 @@ def default_config(
     precision: str,
     arch: int | None,
     batch_invariant: bool = False,
+    affine: bool = False,
 ) -> Conv2dConfig:
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
-    None is the interpreter: every operation costs it about the same whatever its size, so tiles are
-    few and as large as Triton takes them, and one tile spans all pixels. With `batch_invariant` the
-    choice does not look at the number of images; else it is the cheapest of `candidates`.
+    `affine` says that a scale and a shift end it. None is the interpreter: every operation costs it
+    about the same whatever its size, so tiles are few and as large as Triton takes them, and one
+    tile spans all pixels. With `batch_invariant` the choice does not look at the number of images;
+    else it is the cheapest of `candidates`.
     """
     c, oc = shape.C // shape.groups, shape.OC // shape.groups
     if arch is None:
@@ -587,7 +589,7 @@ def default_config(
         )
     chip = cost.chip_of(arch)
     return cost.cheapest(
-        candidates(shape, dtype, arch),
+        candidates(shape, dtype, arch, affine),
         lambda config: cost.conv_cost(shape, config, dtype, precision, chip),
     )
 
@@ -605,10 +607,14 @@ _OTHERS = (
     *((128, 0, 128, 0, 8, 3), (128, 0, 64, 0, 4, 3), (64, 0, 128, 0, 4, 3), (64, 0, 64, 0, 4, 4)),
 )
 _OF_PIXELS = ((64, 0, 128, 0, 4, 4), (64, 0, 64, 0, 4, 4))
-_OF_A_THREAD = 64  # sums of a split tile: with more, adding the parts spills
+# Sums of a split tile, and of one that ends in a scale and a shift and is wide or in float32: with
+# more, these spill.
+_OF_A_THREAD, _OF_AN_AFFINE_THREAD = 64, 128
 
 
-def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Conv2dConfig]:
+def candidates(
+    shape: Conv2dShape, dtype: torch.dtype, arch: int, affine: bool = False
+) -> Iterator[Conv2dConfig]:
     """What a default is chosen from: a dozen tiles, their sums split where they are few.
 
     For tensor cores, on compute capability `arch`. Blocks are no larger than the filters want.
@@ -628,12 +634,16 @@ def candidates(shape: Conv2dShape, dtype: torch.dtype, arch: int) -> Iterator[Co
             continue
         if block_n > widest:  # what is cut off takes its warps along
             block_n, warps = widest, max(4, warps * widest // block_n)
+        sums = (block_m + block_m2) * (block_n + block_n2) // (32 * warps)
+        crowded = affine and (dtype.itemsize > 2 or block_n + block_n2 > 256)
+        if crowded and sums > _OF_AN_AFFINE_THREAD:
+            continue
         rows, times = shape.OW * shape.N, shape.OH
         if tiling == "pixels":
             rows, times = rows * shape.OH, 1
         programs = times * -(-rows // block_m) * -(-oc // block_n) * shape.groups
         split = 1
-        if not block_m2 + block_n2 and block_m * block_n <= of_a_thread * 32 * warps:
+        if not block_m2 + block_n2 and sums <= of_a_thread:
             split = cost.parts_to_fill(programs, steps, cost.chip_of(arch), waves=2)
         if blackwell and (split > 1 or block_m * block_n > 8192):
             warps = 8  # four spill there

@@ -285,12 +285,13 @@ def default_config(
     precision: str,
     arch: int | None,
     batch_invariant: bool = False,
+    affine: bool = False,
 ) -> FirstLayerConfig:
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
-    None is the interpreter: every operation costs it about the same whatever its size, so tiles are
-    few and large. With `batch_invariant` the choice does not look at the number of images; else it
-    is the cheapest of `candidates`.
+    `affine` says that a scale and a shift end it. None is the interpreter: every operation costs it
+    about the same whatever its size, so tiles are few and large. With `batch_invariant` the choice
+    does not look at the number of images; else it is the cheapest of `candidates`.
     """
     if arch is None:
         columns = max(c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST)
@@ -306,15 +307,21 @@ def default_config(
         return FirstLayerConfig(form, 1, 64, 32, 0, 16, num_warps=4, num_stages=2)
     chip, like = cost.chip_of(arch), replace(shape, N=64) if batch_invariant else shape
     return cost.cheapest(
-        candidates(shape, pixel, form, dtype, arch),
+        candidates(shape, pixel, form, dtype, arch, affine),
         lambda config: cost.first_layer_cost(like, pixel, config, dtype, precision, chip),
     )
 
 
 def candidates(
-    shape: Conv2dShape, pixel: int, form: Form, dtype: torch.dtype, arch: int
+    shape: Conv2dShape,
+    pixel: int,
+    form: Form,
+    dtype: torch.dtype,
+    arch: int,
+    affine: bool = False,
 ) -> Iterator[FirstLayerConfig]:
     """What a default is chosen from: a dozen tiles of one form; for tensor cores."""
+    of_a_thread = _OF_AN_AFFINE_THREAD if affine and dtype.itemsize > 2 else _OF_A_THREAD
     possible = [c for c in range(1, 9) if window(shape, pixel, c) <= LARGEST]
     largest = max(c for c in possible if c == 1 or c * shape.OC <= 256)
     hopper = 90 <= arch < 100
@@ -329,13 +336,14 @@ def candidates(
         few = block_m == 64 or (hopper and block_m == 128 and block_n + block_n2 <= 192)
         warps = 4 if few else 8
         taken = stages * (block_m + block_n + block_n2) * block_k * dtype.itemsize
-        if block_m * (block_n + block_n2) <= _OF_A_THREAD * 32 * warps and taken < room:
+        if block_m * (block_n + block_n2) <= of_a_thread * 32 * warps and taken < room:
             yield FirstLayerConfig(
                 *(form, columns, block_m, block_n, block_n2, block_k, warps, stages)
             )
 
 
-_OF_A_THREAD = 192  # sums: with more, a tile spills
+# Sums of a tile, and of one in float32 that ends in a scale and a shift: with more, these spill.
+_OF_A_THREAD, _OF_AN_AFFINE_THREAD = 192, 128
 
 
 def _idle(size: int) -> float:

@@ -163,11 +163,13 @@ def default_config(
     precision: str,
     arch: int | None,
     batch_invariant: bool = False,
+    affine: bool = False,
 ) -> LinearConfig:
     """A configuration that runs without a measurement, on compute capability `arch` (80, 90, ...).
 
-    None is the interpreter: few, large tiles. With `batch_invariant` the choice does not look at
-    the number of images and the sum is never split; else it is the cheapest of `candidates`.
+    `affine` says that a scale and a shift end it. None is the interpreter: few, large tiles. With
+    `batch_invariant` the choice does not look at the number of images and the sum is never split;
+    else it is the cheapest of `candidates`.
     """
     if arch is None:
         rows = 256 if batch_invariant else power_of_two(shape.N, 16, 1024)
@@ -180,7 +182,7 @@ def default_config(
         return LinearConfig(64, 64, block_k, num_warps=4, num_stages=4, descriptors=tma)
     chip = cost.chip_of(arch)
     return cost.cheapest(
-        candidates(shape, dtype, arch),
+        candidates(shape, dtype, arch, affine),
         lambda config: cost.linear_cost(shape, config, dtype, precision, chip),
     )
 
@@ -197,7 +199,9 @@ _FEW = 128  # images: as many fit on the short side of a tile of weights
 _OF_A_THREAD, _PARTS_OF_A_THREAD = 64, 256
 
 
-def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[LinearConfig]:
+def candidates(
+    shape: LinearShape, dtype: torch.dtype, arch: int, affine: bool = False
+) -> Iterator[LinearConfig]:
     """What a default is chosen from: a dozen tiles and splits of their sums.
 
     For tensor cores, on compute capability `arch`. Blocks are no larger than the layer wants.
@@ -208,8 +212,10 @@ def candidates(shape: LinearShape, dtype: torch.dtype, arch: int) -> Iterator[Li
         images = power_of_two(shape.N, 16, _FEW)
         tiles = [(images, 64, 1, 4, 4, True), (images, 64, 2, 4, 3, True)]
     for block_m, block_n, wide, warps, stages, transposed in tiles:
-        # Where C is shallow, so is the deeper tile; the ends of the tall one spill on sm_100.
-        if (wide > 1 and shape.C * dtype.itemsize <= 128) or (block_m > 128 and arch >= 100):
+        # Where C is shallow, so is the deeper tile; the tall one spills at its ends.
+        if (wide > 1 and shape.C * dtype.itemsize <= 128) or (
+            block_m > 128 and (affine or arch >= 100)
+        ):
             continue
         block_k = power_of_two(shape.C, 16, wide * 128 // dtype.itemsize)
         block_n = block_n if transposed else min(block_n, power_of_two(shape.OC, 16, 256))

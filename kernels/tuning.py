@@ -36,7 +36,7 @@ class TuningError(Error, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TunedRow:
-    """One measured winner."""
+    """One measured winner, the default where nothing tried was clear of it."""
 
     op: str  # "conv2d", "linear", "max_pool2d", ...: the launcher's name
     shape: Mapping[str, Any]  # the fields of the kernel's shape, N left out

@@ -103,16 +103,16 @@ def launches(
 
 
 def possible(
-    step: Step, pixel: int, dtype: torch.dtype, arch: int
+    step: Step, pixel: int, dtype: torch.dtype, arch: int, affine: bool
 ) -> Iterator[first_layer.FirstLayerConfig | conv.Conv2dConfig | gemm.LinearConfig]:
     """The configurations from which a product's is chosen; it reads pixels of so many numbers."""
     match step.shape, step.config:
         case conv.Conv2dShape() as shape, first_layer.FirstLayerConfig(form=form):
-            return first_layer.candidates(shape, pixel, form, dtype, arch)
+            return first_layer.candidates(shape, pixel, form, dtype, arch, affine)
         case conv.Conv2dShape() as shape, conv.Conv2dConfig():
-            return conv.candidates(shape, dtype, arch)
+            return conv.candidates(shape, dtype, arch, affine)
         case gemm.LinearShape() as shape, gemm.LinearConfig():
-            return gemm.candidates(shape, dtype, arch)
+            return gemm.candidates(shape, dtype, arch, affine)
     raise AssertionError(step)
 
 
@@ -139,15 +139,15 @@ def cases(name: str, arch: int, dtype: str) -> list[Case]:
         for i, step in enumerate(whole.steps):
             alone = part(whole, i, i + 1)
             product = isinstance(step.config, MULTIPLIES)
-            configs: Iterable[KernelConfig | None] = [step.config]
-            if product and not invariant and dtype != "fp32":
-                configs = possible(step, x.shape[3], arithmetic.dtype, arch)
-            for config in configs:
-                assert config is not None
-                case = reconfigured(alone, step.name, config), x
-                found.append((*case, False))
-                if product and (name, dtype) == ("alexnet", "fp16"):
-                    found.append((*case, True))
+            affine = step.block is not None and step.block.affine is not None
+            added = (False, True) if product and (name, dtype) == ("alexnet", "fp16") else (False,)
+            for ends in added:
+                configs: Iterable[KernelConfig | None] = [step.config]
+                if product and not invariant and dtype != "fp32":
+                    configs = possible(step, x.shape[3], arithmetic.dtype, arch, affine or ends)
+                for config in configs:
+                    assert config is not None
+                    found.append((reconfigured(alone, step.name, config), x, ends))
             x = view(step, memory)
 
     def likeness(case: Case) -> tuple[object, ...]:

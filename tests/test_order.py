@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from alexnet_triton.bench.measure.timing import Effort
-from alexnet_triton.bench.tune.schedule import Order, candidates, kept, orders, told, tuned_row
+from alexnet_triton.bench.records import Row
+from alexnet_triton.bench.tune.schedule import (
+    candidates,
+    orders,
+    to_follow,
+    told,
+    tuned_row,
+)
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
 from alexnet_triton.engine.spec import Flatten, Linear
@@ -37,26 +44,24 @@ def test_every_order_is_proved_and_the_engine_follows_the_winner() -> None:
     last = (("flatten", Flatten()), ("fc3", Linear(10)))
     net = replace(DIGITS, layers=(*DIGITS.layers[:to_pool2], *last))
     found = orders(net, "fp32", 2, CPU, Effort(1))
-    assert {told(order.options) for order in found} == {
+    assert {row.contestant for row in found} == {
         "all images at once",
         "1 images at a time to pool1",
         "1 images at a time to pool2",
     }
-    assert all(order.row.matched for order in found)
-    times = [order.row.median_us or 0.0 for order in found]
+    assert all(row.matched for row in found)
+    times = [row.median_us or 0.0 for row in found]
     assert times == sorted(times)
     assert min(times) > 0
 
-    by = {order.options: order for order in found}
-
-    def timed(options: Options, us: float) -> Order:
-        row = replace(by[options].row, median_us=us, p20_us=us - 1, p80_us=us + 1)
-        return replace(by[options], row=row)
+    def timed(options: Options, us: float) -> Row:
+        (row,) = (row for row in found if row.contestant == told(options))
+        return replace(row, median_us=us, p20_us=us - 1, p80_us=us + 1)
 
     plain, sliced = timed(PLAIN, 10.0), Options(1, "pool1")
-    assert kept([timed(sliced, 8.5), plain]) is plain, "within the spread of both"
+    assert to_follow([timed(sliced, 8.5), plain]) is plain, "within the spread of both"
     best = timed(sliced, 7.5)
-    assert kept([best, plain]) is best
+    assert to_follow([best, plain]) is best
     row = tuned_row(best, net, CPU)
     assert (row.op, row.dtype, row.batch) == ("run", "fp32", 2)
     planner = Planner(net, ARITHMETIC["fp32"], None, tuned=Table("cpu", (row,)), options=None)

@@ -12,21 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.measure.problem import Problem, Tensors, problems, ready, tensors
 from alexnet_triton.bench.measure.timing import Clock
 from alexnet_triton.bench.records import Results
 from alexnet_triton.bench.report import page
-from alexnet_triton.bench.tune.cache import Cache, Status, Subject, Trial
+from alexnet_triton.bench.tune.budget import Search, searches
+from alexnet_triton.bench.tune.cache import Cache, Subject, Trial
+from alexnet_triton.bench.tune.short import short_list
 from alexnet_triton.bench.tune.space import key
 from alexnet_triton.bench.tune.trial import TrialRunner, launches
 from alexnet_triton.bench.tune.tune import table
-from alexnet_triton.bench.tune.tuner import Tuner, reasons, tune, winner
+from alexnet_triton.bench.tune.tuner import Outcome, Tuner, reasons, tune, winner
 from alexnet_triton.bench.worker import Worker
 from alexnet_triton.engine.devices.planner import Planner
-from alexnet_triton.engine.plan import ARITHMETIC, Step
+from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
-from alexnet_triton.kernels import tuning
+from alexnet_triton.kernels import cost, tuning
 from alexnet_triton.kernels.conv import Conv2dConfig
 from alexnet_triton.kernels.jit import Launch
 from triton import knobs
@@ -43,9 +46,15 @@ def blank(problem: Problem, **config: Any) -> Trial:
     return Trial(SUBJECT, asdict(problem.step.config) | config, "ok")
 
 
-def find(name: str, batch: int = 1, arch: int | None = None) -> Problem:
+def search(name: str, batch: int = 1, arch: int | None = None) -> Search:
     dtype = "fp32" if arch is None else "fp16"
-    (found,) = problems(Planner(network("digits"), ARITHMETIC[dtype], arch), dtype, batch, [name])
+    planner = Planner(network("digits"), ARITHMETIC[dtype], arch)
+    (found,) = searches(planner, dtype, [batch], [name])
+    return found
+
+
+def find(name: str) -> Problem:
+    (found,) = problems(Planner(network("digits"), ARITHMETIC["fp32"], None), "fp32", 1, [name])
     return found
 
 
@@ -65,9 +74,10 @@ def test_a_judged_kernel_is_not_compiled_again(
     tuner: Tuner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a judging process compiles is what the launch looks for in Triton's cache."""
-    problem = find("fc8", 1, 90)
+    made = search("fc8", 1, 90)
+    problem = made.problem
     monkeypatch.setattr(tuner, "arch", 90)
-    (judged,) = tuner.judge(problem, problem.step, [blank(problem)])
+    (judged,) = tuner.judge(made, [blank(problem)])
     assert judged.status == "ok"
     assert judged.registers
     assert judged.shared
@@ -75,7 +85,7 @@ def test_a_judged_kernel_is_not_compiled_again(
     monkeypatch.setattr(
         knobs.compilation, "listener", lambda **told: hits.append(told["cache_hit"])
     )
-    made = launches(ready(problem, tensors(problem, "cpu")), problem.step)
+    bound = launches(ready(problem, tensors(problem, "cpu")), problem.step)
     # As much of a GPU's driver as Triton asks before it would load a binary.
     gpu = SimpleNamespace(
         get_current_device=lambda: 0,
@@ -83,21 +93,16 @@ def test_a_judged_kernel_is_not_compiled_again(
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
     )
     monkeypatch.setattr(driver, "_active", gpu)
-    for launch in made:
+    for launch in bound:
         launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
-    assert hits == [True] * len(made)
+    assert hits == [True] * len(bound)
 
 
 def test_what_cannot_run_is_never_run(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned and judged for sm_90, with the interpreter in the place of the GPU."""
-    problem = find("conv5", 64, 90)
-    assert problem.step.config is not None
-    fixed = {name: [str(value)] for name, value in asdict(problem.step.config).items()}
-    values = {**fixed, "num_stages": ["40"]}
-    # Rules leave out operands that are too large; without them only the compiler knows.
-    monkeypatch.setattr("alexnet_triton.bench.tune.space._matrix_rules", lambda *_: {})
+    found = search("conv5", 64, 90)
     monkeypatch.setattr(tuner, "arch", 90)
-    outcome = tune(problem, tuner, Cache(None), strategy="exhaustive", values=values)
+    outcome = tune(found, tuner, Cache(None), only=[{**found.row.config, "num_stages": 40}])
     default, large = outcome.trials
     assert default.status == "ok"
     assert default.registers
@@ -189,18 +194,19 @@ def test_a_search_is_kept_resumed_and_written(
     monkeypatch.setattr("alexnet_triton.bench.tune.tune.Tuner", lambda *_: nullcontext(tuner))
     cache, winners = tmp_path / "cache.jsonl", tmp_path / "won.json"
     common = ["tune", "fc8", "input", "--model", "digits", "--batch", "2", "--device", "cpu"]
-    common += ["--set", "num_warps=4,8", "--json"]
-    common += ["--cache", str(cache), "--table", str(winners)]
+    common += ["--json", "--cache", str(cache), "--table", str(winners)]
     assert main([*common, "--limit", "2"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert [search["new"] for search in first["searches"]] == [2, 2]
+    before = {search["layer"]: search["new"] for search in first["searches"]}
+    assert before == {"input": 1, "fc8": 2}
     assert main(common) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["environment"]["torch"] == torch.__version__
     for search in found["searches"]:
-        assert search["new"] == search["tried"] - 2 == search["space"] - 2
+        assert search["tried"] == search["space"]
+        assert search["new"] == search["space"] - before[search["layer"]]
         assert search["statuses"] == {"ok": search["space"]}
-        assert search["ratio"] >= 0.999, "the default takes part in the final"
+        assert search["ratio"] >= 1
         assert search["best"]["max_error"] < 1e-4
     trials = Cache(cache).trials
     assert len(trials) == sum(search["space"] for search in found["searches"])
@@ -218,80 +224,98 @@ def test_a_search_is_kept_resumed_and_written(
     assert all(name in told for name in ("exhaustive", "random", "local"))
 
 
-def took(config: int, *us: float, reason: str = "") -> Trial:
-    """20th percentile, median and 80th percentile, or no time and why."""
-    times = dict(zip(("p20_us", "median_us", "p80_us"), us, strict=bool(us)))
-    status: Status = "wrong" if reason else "ok"
-    return replace(Trial(SUBJECT, {"x": config}, status, reason), **times)
-
-
-DEFAULT = took(0, 9.0, 10.0, 11.0)
+def took(x: int, *us: float) -> Trial:
+    """A trial by three percentiles of its times, the median in the middle; none: it is wrong."""
+    times: dict[str, Any] = dict(zip(("p20_us", "median_us", "p80_us"), us, strict=False))
+    return Trial(SUBJECT, {"x": x}, "ok" if us else "wrong", **times)
 
 
 @pytest.mark.parametrize(
-    ("entrants", "wins"),
+    ("default", "entrants", "wins"),
     [
-        ([], 0),
-        ([took(1, 8.0, 9.0, 10.0)], 0),  # a tenth faster, and spread as wide
-        ([took(1, 8.0, 8.5, 8.9)], 1),
-        ([took(1, 7.0, 8.0, 9.5), took(2, 8.5, 8.6, 8.7), took(3, 8.7, 8.8, 8.9)], 2),
-        ([took(1, reason="wrong")], 0),
+        ((9.0, 10.0, 11.0), [], 0),
+        ((9.0, 10.0, 11.0), [took(1, 8.0, 9.0, 10.0)], 0),  # a tenth faster, and spread as wide
+        ((9.0, 10.0, 11.0), [took(1, 8.0, 8.5, 8.9)], 1),
+        ((9.0, 10.0, 11.0), [took(1, 7.0, 8.0, 9.5), took(2, 8.5, 8.6, 8.7)], 2),
+        ((9.0, 10.0, 11.0), [took(1)], 0),
+        ((), [took(1, 8.0, 9.0, 9.5), took(2, 7.0, 8.9, 12.0)], 2),
+        ((), [took(1)], None),
     ],
 )
-def test_a_winner_is_clear_of_the_default(entrants: list[Trial], wins: int) -> None:
-    found = winner([DEFAULT, *entrants], DEFAULT)
-    assert found is not None
-    assert found.config == {"x": wins}
-
-
-def test_where_the_default_is_wrong_the_fastest_wins() -> None:
-    wrong = took(0, reason="wrong")
-    assert winner([wrong, took(1, 8.0, 9.0, 9.5), took(2, 7.0, 8.9, 12.0)], wrong) == took(
-        2, 7.0, 8.9, 12.0
-    )
-    assert winner([wrong], wrong) is None
-
-
-@pytest.mark.parametrize("faster", [0.5, 0.999])
-def test_text_cache_row_and_page_tell_the_same_winner(
-    faster: float, tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_winner_is_clear_of_the_default(
+    default: tuple[float, ...], entrants: list[Trial], wins: int | None
 ) -> None:
-    """The luckiest of the first looks loses the final, and who won an earlier search has lost."""
-    problem = find("fc8")
-    assert problem.step.config is not None
-    default = asdict(problem.step.config)
+    """Where the default is wrong the fastest wins, if any is right."""
+    found = winner([took(0, *default), *entrants], took(0, *default))
+    assert (found and found.config["x"]) == wins
+
+
+def test_text_cache_row_and_page_tell_the_same_winner(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The luckiest of the first looks loses the final, and so does who won an earlier one."""
+    found = search("fc8")
+    default = dict(found.row.config)
     one, two = ({**default, "BLOCK_K": default["BLOCK_K"] // cut} for cut in (2, 4))
     looks = {key(default): 100.0, key(one): 30.0, key(two): 40.0}
-    finals = {key(default): 100.0, key(one): 200.0, key(two): 100.0 * faster}
+    finals = {key(default): 100.0, key(one): 200.0}
 
-    def run(
-        problem: Problem, step: Step, given: list[Trial], rounds: int = 0, seconds: float = 0.0
-    ) -> list[Trial]:
+    def run(of: Search, given: list[Trial], *limits: float) -> list[Trial]:
         us = finals if len(given) > 1 else looks
         times = [us[key(trial.config)] for trial in given]
         return [
-            replace(trial, median_us=t, p20_us=t * 0.99, p80_us=t * 1.01, max_error=0.0)
+            replace(trial, median_us=t, p20_us=t * 0.99, p80_us=t * 1.01)
             for trial, t in zip(given, times, strict=True)
         ]
 
     monkeypatch.setattr(tuner, "run", run)
     cache = Cache(tmp_path / "cache.jsonl")
-    for _ in range(2):
-        outcome = tune(problem, tuner, cache, only=[one, two])
-        wins = two if faster < 0.9 else default
+    older = Subject(tuner.name, triton.__version__, "older", "digits", "fc8", 1, "fp32")
+    cache.append(Trial(older, {"BLOCK_K": 1}, "ok", median_us=1.0))
+    for us, wins in ((50.0, two), (99.9, default)):
+        finals[key(two)] = us
+        outcome = tune(found, tuner, cache, only=[one, two])
         assert outcome.best is not None
         assert outcome.row is not None
-        kept = Cache(cache.path).trials
         assert outcome.best.config == outcome.row.config == wins
-        assert [trial for trial in kept if trial.won] == [outcome.best]
         assert outcome.row.median_us == finals[key(wins)]
         assert ("the default, " in table([outcome])) == (wins == default)
+        assert "1 trials of digits fc8 x1 fp32" in table([outcome])
+        kept = Cache(cache.path).trials
+        assert [trial for trial in kept if trial.won] == [outcome.best]
         results = Results({}, {}, (), tuple(trial.to_dict() for trial in kept))
-        (search, *_) = page.tuning(results)
-        (told,) = search.rows
-        assert f"BLOCK_K={wins['BLOCK_K']}, " in told[-1]
-        looks[key(one)] = 10.0
-        finals[key(default)], faster = 50.0, 1.0  # the second time nobody beats it
+        (shown, *_) = page.tuning(results)
+        assert [f"BLOCK_K={wins['BLOCK_K']}, " in told[-1] for told in shown.rows] == [False, True]
+
+
+def test_a_short_search_tries_what_kernels_list_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, whose model knows the measured operand fill; the others keep what they have."""
+    asked: dict[str, list[Any]] = {}
+
+    def tune(search: Search, *_: object, only: list[Any], **how: Any) -> Outcome:
+        asked[search.step.name] = only
+        assert how["hints"] == []
+        trial = replace(took(0, 1.0, 1.0, 1.0), config=dict(search.row.config))
+        return Outcome(search, (trial,), 1, len(only), trial, trial, "")
+
+    verb = "alexnet_triton.bench.tune.tune"
+    card = SimpleNamespace(arch=90, name="a card")
+    monkeypatch.setattr(f"{verb}.resolve", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(f"{verb}.Tuner", lambda *_: nullcontext(card))
+    monkeypatch.setattr(f"{verb}.tune", tune)
+    options = ["--all", "--short", "--fill", "8", "--batch", "256", "--dtype", "fp16"]
+    files = ["--table", str(tmp_path / "won.json"), "--cache", str(tmp_path / "cache.jsonl")]
+    assert main(["tune", *options, *files]) == 0
+    assert asked.keys() == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}
+    planner = Planner(network("alexnet"), ARITHMETIC["fp16"], 90)
+    (conv3,) = searches(planner, "fp16", [256], ["conv3"])
+    chip = replace(cost.H200, fill=8.0)
+    assert asked["conv3"] == short_list(conv3.step, planner.arithmetic, 90, chip)
+    assert "4 steps have no short list" in capsys.readouterr().err
+    assert main(["tune", *options, *files]) == 0
+    assert "8 have a row in the table already" in capsys.readouterr().out
 
 
 @pytest.mark.interpreter
@@ -317,15 +341,14 @@ def test_what_touches_memory_that_is_not_its_own_is_wrong(
 @pytest.mark.interpreter
 def test_a_search_starts_from_the_best_of_its_hints(tuner: Tuner) -> None:
     """Each is tried once, and what is outside the space is passed over."""
-    problem = find("fc7")
-    assert problem.step.config is not None
-    default = asdict(problem.step.config)
+    found = search("fc7")
+    default = dict(found.row.config)
     half, quarter = ({**default, "BLOCK_K": default["BLOCK_K"] // cut} for cut in (2, 4))
     strange = [{**default, "BLOCK_K": 24}, {"tiling": "rows"}]
     hints = [half, *strange, quarter]
     tried: list[dict[str, Any]] = []
     outcome = tune(
-        *(problem, tuner, Cache(None)),
+        *(found, tuner, Cache(None)),
         limit=4,
         told=lambda trial: tried.append(trial.config),
         hints=hints,
@@ -341,16 +364,16 @@ def test_failures_are_kept_with_their_reason(
     tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tile that is no power of two, and a process that does not answer in time."""
-    problem, path = find("fc8"), tmp_path / "cache.jsonl"
-    values = {"BLOCK_N": ["24"], "BLOCK_K": ["512"], "descriptors": ["false"]}
-    outcome = tune(problem, tuner, Cache(path), strategy="random", values=values)
+    found, path = search("fc8"), tmp_path / "cache.jsonl"
+    odd = [{**found.row.config, "BLOCK_N": 24, "BLOCK_K": 512, "descriptors": False}]
+    outcome = tune(found, tuner, Cache(path), only=odd)
     assert [trial.status for trial in outcome.trials] == ["ok", "failed"]
     other = Cache(None)
     other.append(replace(outcome.trials[0], clock="cold"))
-    again = tune(problem, tuner, other, strategy="random", values=values, limit=1)
+    again = tune(found, tuner, other, only=odd, limit=1)
     assert again.fresh == 1, "another clock's times are not these"
     monkeypatch.setattr(tuner, "timeout", 0.0)
-    late = tune(problem, tuner, Cache(None), strategy="random", values=values, limit=1)
+    late = tune(found, tuner, Cache(None), only=odd, limit=1)
     kept = Cache(path).trials[1]
     assert "power of 2" in kept.reason
     assert late.best is None
@@ -376,8 +399,7 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
     [
         ([], "wanted layers or --all"),
         (["conv9"], "has no step 'conv9' to tune"),
-        (["conv5", "--set", "BLOCK_M"], "--set: wanted NAME=VALUE,VALUE, got 'BLOCK_M'"),
-        (["conv5", "--set", "BLOCK_Q=1"], "no parameter 'BLOCK_Q'"),
+        (["conv5", "--short"], "--short: wanted a GPU"),
         (["--simulate", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
     ],
 )
@@ -400,9 +422,8 @@ def test_on_a_gpu(tmp_path: Path) -> None:
     """Compiled ahead, proved and timed by graph replay; the best is not behind the default."""
     device = torch.device("cuda")
     with Tuner(device, jobs=2) as tuner:
-        planner = Planner(network("digits"), ARITHMETIC["fp16"], tuner.arch)
-        (problem,) = problems(planner, "fp16", 64, ["conv3"])
-        outcome = tune(problem, tuner, Cache(tmp_path / "cache.jsonl"), limit=6)
+        found = search("conv3", 64, tuner.arch)
+        outcome = tune(found, tuner, Cache(tmp_path / "cache.jsonl"), limit=6)
     assert outcome.default.status == "ok"
     assert outcome.default.clock == "graph"
     assert outcome.default.registers

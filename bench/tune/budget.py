@@ -50,44 +50,35 @@ class Search:
         return f"{self.step.name} x{self.problem.batch}"
 
 
-def targets(
-    planner: Planner, dtype: str, batch: int, names: Sequence[str] | None = None
-) -> list[tuple[Problem, Step]]:
-    """Steps to tune, each with the problem it is proved in; None: every one that tables configure.
-
-    The pass over the images, "input", is proved in the problem of the first layer. Raises
-    NetworkError, listing the steps there are, for a name that is none.
-    """
-    steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps  # with the pass
-    known = [step.name for step in steps if _op(step) in ASKED_FOR]
-    chosen = known if names is None else names
-    if unknown := [name for name in chosen if name not in known]:
-        raise NetworkError(
-            f"{planner.network.name} has no step {unknown[0]!r} to tune; it has {', '.join(known)}"
-        )
-    reader, first = steps[0].name, steps[1].name
-    found = []
-    for name in chosen:
-        proved_in = first if name == reader else name
-        (problem,) = problems(planner, dtype, batch, [proved_in], in_place=name != reader)
-        found.append((problem, next(s for s in problem.plan.steps if s.name == name)))
-    return found
-
-
 def searches(
     planner: Planner, dtype: str, batches: Sequence[int], names: Sequence[str] | None = None
 ) -> list[Search]:
-    """What a network gains most from first; raises NetworkError as `targets` does."""
+    """A search of each step, or of these, for each batch: what costs a network most comes first.
+
+    The pass over the images, "input", is proved in the problem of the first layer. Raises
+    NetworkError, listing the steps there are, for a name of none that a table configures.
+    """
     agenda = []
     sources: dict[str, str] = {}  # one kernel has one, whatever its shape
     for place, batch in enumerate(batches):
-        work = targets(planner, dtype, batch, names)
-        times = [_time_us(step, dtype) for _, step in work]
-        for (problem, step), time_us in zip(work, times, strict=True):
+        steps = planner(batch, image_dtype=planner.arithmetic.dtype).steps  # with the pass
+        known = [step.name for step in steps if _op(step) in ASKED_FOR]
+        if unknown := [name for name in names or () if name not in known]:
+            there = f"{planner.network.name} has no step {unknown[0]!r} to tune"
+            raise NetworkError(f"{there}; it has {', '.join(known)}")
+        found: list[tuple[Problem, Step]] = []
+        reader, first = steps[0].name, steps[1].name
+        for name in known if names is None else names:
+            proved_in = first if name == reader else name
+            (problem,) = problems(planner, dtype, batch, [proved_in], in_place=name != reader)
+            found += ((problem, step) for step in problem.plan.steps if step.name == name)
+        times = [_time_us(step, dtype) for _, step in found]
+        for (problem, step), time_us in zip(found, times, strict=True):
             op, shape = _op(step), tuning.without_batch(step.shape)
             source = sources[op] = sources.get(op) or source_of(problem, step)
             assert step.config is not None  # or no table could configure it
-            row = tuning.TunedRow(op, shape, dtype, batch, asdict(step.config), 0.0, "", "", source)
+            config = asdict(step.config)
+            row = tuning.TunedRow(op, shape, dtype, batch, config, 0.0, "", "", source)
             agenda.append(Search(problem, step, row, time_us / sum(times) / (1 + place / 2)))
     return sorted(agenda, key=lambda search: -search.weight)
 
@@ -113,8 +104,8 @@ def rows(table: Path | None, every: Sequence[Search]) -> tuple[list[tuning.Tuned
         elif row.source != like.source:
             why = f"wanted the source {like.source}, got {row.source}; tune it again"
         elif row.config.keys() - like.config.keys():
-            fields = ", ".join(like.config), ", ".join(row.config)
-            why = f"wanted no fields but {fields[0]}, got {fields[1]}; tune it again"
+            odd = ", ".join(row.config.keys() - like.config.keys())
+            why = f"wanted no fields but {', '.join(like.config)}, got {odd}; tune it again"
         else:
             holding.append(row)
             continue

@@ -96,28 +96,23 @@ class Cache:
         """The trial of a configuration, None if it was not tried."""
         return self._trials.get((subject, key(config)))
 
-    def strangers(self, subject: Subject, clock: str, fields: Collection[str]) -> str:
+    def strangers(self, subject: Subject, fields: Collection[str]) -> str:
         """One line on trials of a search that do not count in it, if there are any.
 
-        They are of another source or clock, or their configuration has a field beside `fields`.
+        They are of another source, or their configuration has a field beside `fields`.
         """
-        odd = [
-            trial
+        found = [
+            (trial.subject.source, ", ".join(trial.config))
             for trial in self.trials
             if replace(trial.subject, source=subject.source) == subject
-            and not (
-                trial.subject.source == subject.source
-                and trial.clock == clock
-                and trial.config.keys() <= set(fields)
-            )
+            and not (trial.subject == subject and trial.config.keys() <= set(fields))
         ]
-        if not odd:
+        if not found:
             return ""
-        got, names = odd[0].subject.source, ", ".join(fields)
         return (
-            f"{self.path}: {len(odd)} trials of {subject} do not count: wanted the source "
-            f"{subject.source}, the clock {clock} and the fields {names}, got the source {got}, "
-            f"the clock {odd[0].clock} and {', '.join(odd[0].config)}; they are tried anew"
+            f"{self.path}: {len(found)} trials of {subject} do not count: wanted the source "
+            f"{subject.source} and the fields {', '.join(fields)}, got {found[0][0]} and "
+            f"{found[0][1]}; they are tried anew"
         )
 
     def append(self, trial: Trial) -> None:

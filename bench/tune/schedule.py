@@ -10,12 +10,9 @@ beats all images at once as `tuner.winner` has it, or else that.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 import triton
@@ -25,28 +22,19 @@ from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.plan import ARITHMETIC, PLAIN, Options
 from ...engine.spec import Network
-from ...errors import printable
 from ...kernels import tuning
 from ..env import environment
 from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
 from ..measure.problem import network_problem, ready, tensors, tuned_planner
 from ..measure.timing import ROUNDS, Clock, Effort
-from ..measure.verb import TIMES, note
-from ..records import Results, Row, save
+from ..measure.verb import TIMES, measured, note
+from ..records import Results, Row
 from .cache import source_hash
 from .tuner import device_name, winner
 
 SLICES = {"cuda": (32, 64, 128), "cpu": (1,)}
 OVERLAPS = 90  # the compute capability from which kernels may start early
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One order of launches for one batch, and what came of it."""
-
-    options: Options
-    row: Row
 
 
 COLUMNS: table.Columns[Row] = (("order", -40, lambda row: row.contestant), *TIMES, ("", 0, note))
@@ -72,7 +60,7 @@ def candidates(planner: Planner, batch: int, device: torch.device) -> list[Optio
 
 def orders(
     network: Network, dtype: str, batch: int, device: torch.device, effort: Effort | None = None
-) -> list[Order]:
+) -> list[Row]:
     """Measure every order for one batch, the fastest first, the unproved and untimed last.
 
     By the clock of graph replay on a GPU. `dtype` is a name in ARITHMETIC.
@@ -93,30 +81,28 @@ def orders(
             for each in problems
         ]
         rows = timed(entries, clock, device, effort.rounds, effort.seconds)
-    orders = [Order(each.plan.options, row) for each, row in zip(problems, rows, strict=True)]
-    return sorted(orders, key=lambda order: order.row.median_us or float("inf"))
+    return sorted(rows, key=lambda row: row.median_us or float("inf"))
 
 
-def kept(tried: Sequence[Order]) -> Order | None:
-    """The order to follow, None if none was timed."""
-    (plain,) = (order.row for order in tried if order.options == PLAIN)
-    won = winner([order.row for order in tried], plain)
-    return next((order for order in tried if order.row is won), None)
+def to_follow(rows: Sequence[Row]) -> Row | None:
+    """The order to follow of those of one batch, None if none was timed."""
+    return winner(rows, next(row for row in rows if row.contestant == told(PLAIN)))
 
 
-def tuned_row(best: Order, network: Network, device: torch.device) -> tuning.TunedRow:
+def tuned_row(best: Row, network: Network, device: torch.device) -> tuning.TunedRow:
     """An order that was timed, as a row of the device's table."""
-    assert best.row.median_us is not None
-    planner = tuned_planner(network, ARITHMETIC[best.row.dtype], device)
-    problem = network_problem(planner, best.row.dtype, best.row.batch)
+    planner = tuned_planner(network, ARITHMETIC[best.dtype], device)
+    options = {told(each): each for each in candidates(planner, best.batch, device)}
+    problem = network_problem(planner, best.dtype, best.batch)
     bound = ready(problem, tensors(problem, "meta"))
+    assert best.median_us is not None
     return tuning.TunedRow(
         op="run",
         shape=tuning.without_batch(Run(network.name, *network.input_shape)),
-        dtype=best.row.dtype,
-        batch=best.row.batch,
-        config=asdict(best.options),
-        median_us=round(best.row.median_us, 3),
+        dtype=best.dtype,
+        batch=best.batch,
+        config=asdict(options[best.contestant]),
+        median_us=round(best.median_us, 3),
         triton=triton.__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         source=source_hash(launch for _, several in bound.launches for launch in several),
@@ -124,6 +110,13 @@ def tuned_row(best: Order, network: Network, device: torch.device) -> tuning.Tun
 
 
 # --- the verb --------------------------------------------------------------------------------
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The orders of one batch, and which of them the engine should follow."""
+    best = to_follow(rows)
+    follow = best.contestant if best else "nothing, none was timed"
+    return [f"batch {rows[0].batch}", *table.columns(rows, COLUMNS), f"to follow: {follow}"]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,26 +127,21 @@ def run(options: argparse.Namespace) -> int:
     rounds = ROUNDS[device.type] if options.rounds is None else options.rounds
     effort = Effort(rounds, options.seconds)
     at_least_one("--rounds", effort.rounds)
+    for batch in options.batch:
+        at_least_one("--batch", batch)
     path = options.table
     if path is None and device.type == "cuda":
         path = tuning.path_of(device_name(device))
-    measured: dict[int, list[Order]] = {}
-    for batch in options.batch:
-        at_least_one("--batch", batch)
-        print(f"{network.name}, batch {batch}, {dtype}", file=sys.stderr)
-        measured[batch] = tried = orders(network, dtype, batch, device, effort)
-        best = kept(tried)
-        if options.json != "-":
-            lines = table.columns([order.row for order in tried], COLUMNS)
-            follow = told(best.options) if best else "nothing, none was timed"
-            print("\n".join([f"batch {batch}", *lines, f"to follow: {follow}"]))
+    untimed = 0
+
+    def race(batch: int) -> Iterator[Row]:
+        nonlocal untimed
+        yield from (rows := orders(network, dtype, batch, device, effort))
+        best = to_follow(rows)
+        untimed += best is None
         if path is not None and best is not None:
             tuning.save(path, device_name(device), [tuned_row(best, network, device)])
-            print(printable(f"written: {path}"), file=sys.stderr)
-        if options.json not in (None, "-"):
-            rows = tuple(order.row for tried in measured.values() for order in tried)
-            save(Results(environment(device), {}, rows), Path(options.json))
-    if options.json == "-":
-        told_all = {batch: [asdict(order) for order in tried] for batch, tried in measured.items()}
-        print(json.dumps(told_all, indent=1))
-    return 0 if all(kept(tried) for tried in measured.values()) else 1
+
+    races = ((f"{network.name}, batch {batch}, {dtype}", race(batch)) for batch in options.batch)
+    measured(options, Results(environment(device), {}, ()), races, lines)
+    return 1 if untimed else 0

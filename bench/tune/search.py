@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from .. import choices
 from .space import Config, Space, key
@@ -25,15 +26,12 @@ Evaluate = Callable[[Sequence[Config]], "list[float] | None"]
 def exhaustive(space: Space, start: Config, seed: int = 0) -> Strategy:
     """Everything, in the order of the space."""
     yield [start]
-    yield [config for config in space.configs() if key(config) != key(start)]
+    yield [config for config in space.configs() if config != start]
 
 
 def random_order(space: Space, start: Config, seed: int = 0) -> Strategy:
     """Everything, in a random order."""
-    yield [start]
-    rest = [config for config in space.configs() if key(config) != key(start)]
-    random.Random(seed).shuffle(rest)
-    yield rest
+    return exhaustive(replace(space, listed=_shuffled(space, seed)), start)
 
 
 def local(space: Space, start: Config, seed: int = 0) -> Strategy:
@@ -44,9 +42,7 @@ def local(space: Space, start: Config, seed: int = 0) -> Strategy:
     "Benchmarking optimization algorithms for auto-tuning GPU kernels", 2022.
     """
     times: dict[str, float] = {}
-    origins = space.configs()
-    random.Random(seed).shuffle(origins)
-    for origin in [start, *origins]:
+    for origin in [start, *_shuffled(space, seed)]:
         if key(origin) in times:
             continue
         here = origin
@@ -60,6 +56,11 @@ def local(space: Space, start: Config, seed: int = 0) -> Strategy:
             if times[key(best)] >= times[key(here)]:
                 break
             here = best
+
+
+def _shuffled(space: Space, seed: int) -> tuple[Config, ...]:
+    configs = space.configs()
+    return tuple(random.Random(seed).sample(configs, len(configs)))
 
 
 STRATEGIES: dict[str, Callable[[Space, Config, int], Strategy]] = dict(

@@ -26,14 +26,15 @@ def short_list(
     configs: Iterable[KernelConfig] = ()
     if arch is None or (arithmetic.precision == "ieee" and arithmetic.dtype.itemsize == 4):
         return []  # nothing is compiled, or no tensor core computes it
+    how = arithmetic.dtype, arch, step.block is not None and step.block.affine is not None
     match step.shape, step.config:
         case Conv2dShape() as shape, FirstLayerConfig(form=form):
             pixel = shape.C if step.in_place else power_of_two(shape.C, 1, LARGEST)
-            configs = first_layer.candidates(shape, pixel, form, arithmetic.dtype, arch)
+            configs = first_layer.candidates(shape, pixel, form, *how)
         case Conv2dShape() as shape, _:
-            configs = conv.candidates(shape, arithmetic.dtype, arch)
+            configs = conv.candidates(shape, *how)
         case LinearShape() as shape, _:
-            configs = gemm.candidates(shape, arithmetic.dtype, arch)
+            configs = gemm.candidates(shape, *how)
 
     def us(config: KernelConfig) -> float:
         return estimate(replace(step, config=config), arithmetic, chip).us

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ ACCUMULATORS = 224  # registers a thread may fill with sums; the other 31 are fo
 
 
 class SpaceError(Error, ValueError):
-    """A parameter that a kernel does not have or a value it cannot take, in one line."""
+    """A step that has no space of configurations, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +101,6 @@ def space(step: Step, arithmetic: Arithmetic, arch: int | None) -> Space:
     return replace(made, parameters=parameters)
 
 
-def within(space: Space, values: Mapping[str, Sequence[str]]) -> Space:
-    """The same space with other values of some parameters, each as a user writes it.
-
-    Raises SpaceError for a name that is no parameter and a value of another type.
-    """
-    chosen = dict(space.parameters)
-    for name, texts in values.items():
-        if name not in chosen:
-            raise SpaceError(f"no parameter {name!r}; this kernel has {', '.join(chosen)}")
-        chosen[name] = tuple(_value(name, text, chosen[name][0]) for text in texts)
-    return replace(space, parameters=chosen)
-
-
 def listed(configs: Iterable[Config]) -> Space:
     """The space of exactly these configurations, which all have the same fields."""
     known = {key(config): config for config in configs}
@@ -143,17 +129,6 @@ def _lines(values: tuple[Any, ...], here: Any) -> list[list[Any]]:
 def _with(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     """Values to search and the default's own: a search starts there and must find neighbours."""
     return values if value in values or len(values) == 1 else tuple(sorted([*values, value]))
-
-
-def _value(name: str, text: str, like: Any) -> Any:
-    if isinstance(like, bool) and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if isinstance(like, str):
-        return text
-    if isinstance(like, bool) or not text.isdecimal():
-        wanted = "true or false" if isinstance(like, bool) else "a number"
-        raise SpaceError(f"parameter {name}: wanted {wanted}, got {text!r}")
-    return int(text)
 
 
 # --- the interpreter -------------------------------------------------------------------------
@@ -213,21 +188,12 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
     def by_rows(config: Config) -> bool:
         return bool(config["tiling"] == "rows")
 
-    def steps(config: Config) -> int:
-        return shape.KH * shape.KW * _tiles(channels, config["BLOCK_K"])
-
-    def tiles(config: Config) -> int:
-        return _tiles(everywhere, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
-
     rules: Rules = {
         "a tile of rows is at least half full": lambda t: (
             not by_rows(t) or t["BLOCK_M"] <= 2 * in_row
         ),
         "a tile of pixels is no longer than the output": lambda t: (
             t["BLOCK_M"] <= power_of_two(everywhere, 32, 256)
-        ),
-        "a tile is no wider than the filters": lambda t: (
-            t["BLOCK_N"] <= power_of_two(filters, 32, 256)
         ),
         "a second accumulator is narrower, needed, and for whole sums of rows": lambda t: (
             (
@@ -237,13 +203,10 @@ def _conv2d(shape: Conv2dShape, arithmetic: Arithmetic, arch: int) -> Space:
             and (not t["BLOCK_N2"] or t["BLOCK_N2"] < t["BLOCK_N"] < filters)
             and (not t["BLOCK_M2"] or t["BLOCK_M2"] < t["BLOCK_M"] < in_row)
         ),
-        "a K step is no longer than the channels": lambda t: _k_step(t, channels),
-        "a sum is split where tiles are few, and a part has four steps": lambda t: (
-            t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW)
-        ),
         "descriptors step from group to group by 16 bytes": lambda t: (
             not (by_rows(t) and t["descriptors"]) or rows_tiling_fits(shape, arithmetic.dtype)
         ),
+        **_product_rules(everywhere, filters, channels, shape.KH * shape.KW, shape.groups),
         **_matrix_rules(arithmetic, arch),
     }
     return Space(parameters, rules)
@@ -267,7 +230,7 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int, in_place
     def filters(config: Config) -> int:
         return int(config["columns"]) * shape.OC
 
-    rules: dict[str, Callable[[Config], bool]] = {
+    rules: Rules = {
         "a window of the columns is one K step, no longer than needed": lambda t: (
             t["BLOCK_K"] == power_of_two(windows[t["columns"]], 16, 2 * LARGEST)
         ),
@@ -278,15 +241,9 @@ def _first_layer(shape: Conv2dShape, arithmetic: Arithmetic, arch: int, in_place
         "a second accumulator is narrower and needed": lambda t: (
             not t["BLOCK_N2"] or t["BLOCK_N2"] < t["BLOCK_N"] < filters(t)
         ),
+        **_matrix_rules(arithmetic, arch),
     }
-    for name, rule in _matrix_rules(arithmetic, arch).items():
-        rules[name] = partial(_with_descriptors, rule)
     return Space(parameters, rules)
-
-
-def _with_descriptors(rule: Callable[[Config], bool], config: Config) -> bool:
-    """A rule on a configuration whose form says whether it reads through descriptors."""
-    return rule({**config, "descriptors": config["form"] != "pointers"})
 
 
 def _passes(shape: ChannelsLastShape) -> Space:
@@ -313,33 +270,42 @@ def _linear(shape: LinearShape, arithmetic: Arithmetic, arch: int) -> Space:
         "descriptors": (False, True),
     }
 
-    def steps(config: Config) -> int:
-        return shape.P * _tiles(shape.C, config["BLOCK_K"])
-
-    def tiles(config: Config) -> int:
-        return _tiles(shape.N, config["BLOCK_M"]) * _tiles(shape.OC, config["BLOCK_N"])
-
     rules: Rules = {
         "a tile is no longer than the batch or the matrix instruction": lambda t: (
             t["BLOCK_M"] <= power_of_two(shape.N, 16 if t["transposed"] else 64, 256)
         ),
-        "a tile is no wider than the outputs": lambda t: (
-            t["BLOCK_N"] <= power_of_two(shape.OC, 32, 256)
-        ),
         "the matrix instruction's side of 64 rows is full": lambda t: (
             t["BLOCK_N" if t["transposed"] else "BLOCK_M"] >= 64
         ),
-        "a K step is no longer than the channels": lambda t: _k_step(t, shape.C),
-        "a sum is split where tiles are few, and a part has four steps": lambda t: (
-            t["SPLIT_K"] == 1 or (steps(t) >= 4 * t["SPLIT_K"] and tiles(t) < FEW)
-        ),
+        **_product_rules(shape.N, shape.OC, shape.C, shape.P),
         **_matrix_rules(arithmetic, arch),
     }
     return Space(parameters, rules)
 
 
+def _product_rules(rows: int, filters: int, channels: int, taps: int, groups: int = 1) -> Rules:
+    """How tiles fit a product of so many rows and, in each of the groups, filters."""
+
+    def few_tiles(config: Config) -> bool:
+        across = groups * _tiles(filters, config["BLOCK_N"])
+        return _tiles(rows, config["BLOCK_M"]) * across < FEW
+
+    return {
+        "a tile is no wider than the filters": lambda t: (
+            t["BLOCK_N"] <= power_of_two(filters, 32, 256)
+        ),
+        "a K step is no longer than the channels": lambda t: (
+            t["BLOCK_K"] <= power_of_two(channels, 16, 256)
+        ),
+        "a sum is split where tiles are few, and a part has four steps": lambda t: (
+            t["SPLIT_K"] == 1
+            or (few_tiles(t) and taps * _tiles(channels, t["BLOCK_K"]) >= 4 * t["SPLIT_K"])
+        ),
+    }
+
+
 def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
-    """What convolution and linear layers share: both are a product in tiles."""
+    """What registers and shared memory hold of a product's tile."""
 
     def height(config: Config) -> int:
         return int(config["BLOCK_M"]) + int(config.get("BLOCK_M2", 0))
@@ -352,7 +318,9 @@ def _matrix_rules(arithmetic: Arithmetic, arch: int) -> Rules:
         return int(numbers_a_stage * arithmetic.dtype.itemsize * config["num_stages"])
 
     rules: Rules = {
-        "descriptors are from sm_90": lambda t: not t["descriptors"] or arch >= 90,
+        "descriptors are from sm_90": lambda t: (
+            arch >= 90 or not t.get("descriptors", t.get("form") != "pointers")
+        ),
         f"sums take at most {ACCUMULATORS} registers a thread": lambda t: (
             height(t) * width(t) <= ACCUMULATORS * 32 * t["num_warps"]
         ),
@@ -390,10 +358,6 @@ def _pool(shape: PoolShape) -> Space:
         ),
     }
     return Space(parameters, rules)
-
-
-def _k_step(config: Config, channels: int) -> bool:
-    return bool(config["BLOCK_K"] <= power_of_two(channels, 16, 256))
 
 
 def _tiles(size: int, block: int) -> int:

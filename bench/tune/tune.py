@@ -47,6 +47,8 @@ def _tune(options: argparse.Namespace) -> int:
     if bool(options.layer) == options.all:
         raise NetworkError("tune: wanted layers or --all; conv4 is one")
     device = resolve(options.device)
+    if options.short and device.type == "cpu":
+        raise SpaceError("--short: wanted a GPU, for which kernels list configurations, got a CPU")
     dtype, meaning = arithmetic(options.dtype, device, "triton")
     network, _ = find(options.model)
     outcomes: list[Outcome] = []
@@ -72,7 +74,7 @@ def _tune(options: argparse.Namespace) -> int:
             listed = partial(short_list, arithmetic=meaning, arch=tuner.arch, chip=chip)
             lists = {search.known_by: listed(search.step) for search in work}
             work = [search for search in work if lists[search.known_by]]
-            tell(f"{len(lists) - len(work)} searches are not made: their kernels list nothing")
+            tell(f"{len(lists) - len(work)} steps have no short list and keep what they have")
         end = math.inf if options.budget is None else time.perf_counter() + options.budget
         for turn, search in enumerate(work):
             if (left := end - time.perf_counter()) <= 0:
@@ -80,15 +82,11 @@ def _tune(options: argparse.Namespace) -> int:
             least = budget.LEAST[device.type]
             outcomes.append(
                 tune(
-                    search.problem,
-                    tuner,
-                    cache,
-                    step=search.step,
+                    *(search, tuner, cache),
                     strategy=options.strategy or "local",
                     seed=options.seed,
                     seconds=budget.share(work[turn:], left, least) if options.budget else None,
                     limit=options.limit,
-                    values=_values(options.set),
                     told=_progress(search),
                     hints=[] if lists else budget.hints(search, budget.rows(path, every)[0]),
                     only=lists.get(search.known_by, ()),
@@ -118,23 +116,13 @@ def _tune(options: argparse.Namespace) -> int:
     return 0 if all(outcome.best for outcome in outcomes) else 1
 
 
-def _values(given: Sequence[str]) -> dict[str, list[str]]:
-    parameters = {}
-    for text in given:
-        name, equals, values = text.partition("=")
-        if not (name and equals and values):
-            raise SpaceError(f"--set: wanted NAME=VALUE,VALUE, got {text!r}")
-        parameters[name] = values.split(",")
-    return parameters
-
-
 def _progress(search: budget.Search) -> Callable[[Trial], None]:
     """One line that is written over on a terminal; elsewhere one for each new best."""
     where = f"{search.problem.network.name} {search} {search.problem.dtype}"
     counts: Counter[str] = Counter()
     fastest = float("inf")
 
-    def tell(trial: Trial) -> None:
+    def hear(trial: Trial) -> None:
         nonlocal fastest
         counts[trial.status] += 1
         better = trial.time < fastest
@@ -146,7 +134,7 @@ def _progress(search: budget.Search) -> Callable[[Trial], None]:
         elif better:
             print(f"{line}: {short(trial.config)}", file=sys.stderr)
 
-    return tell
+    return hear
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -154,8 +142,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = columns(outcomes, COLUMNS)
     for outcome in outcomes:
         for status, reason, count in reasons(outcome.trials):
-            where = f"{outcome.subject.layer} x{outcome.subject.batch}"
-            lines.append(f"{where}: {count} {status}: {reason}")
+            lines.append(f"{outcome.search}: {count} {status}: {reason}")
         lines += [outcome.strangers] * bool(outcome.strangers)
     return "\n".join(lines)
 
@@ -187,8 +174,8 @@ def _best(outcome: Outcome) -> str:
 
 
 COLUMNS: Columns[Outcome] = (
-    ("layer", -8, lambda outcome: outcome.subject.layer),
-    ("batch", 5, lambda outcome: str(outcome.subject.batch)),
+    ("layer", -8, lambda outcome: outcome.search.step.name),
+    ("batch", 5, lambda outcome: str(outcome.search.problem.batch)),
     ("space", 6, lambda outcome: str(outcome.size)),
     ("tried", 6, lambda outcome: str(len(outcome.trials))),
     *((status, 7, partial(_count, status)) for status in STATUSES),

@@ -17,7 +17,7 @@ import queue
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -35,10 +35,11 @@ from ..measure.problem import Problem
 from ..measure.timing import Clock
 from ..records import Row
 from ..worker import Lost, Worker
+from .budget import Search
 from .cache import Cache, Subject, Trial
 from .search import STRATEGIES, follow
-from .space import Config, Space, key, listed, space, within
-from .trial import TrialRunner, judge, source_of
+from .space import Config, key, listed, space
+from .trial import TrialRunner, judge
 
 ROUNDS = 9  # of a first look; at most LOOK seconds of them
 LOOK = 0.5
@@ -88,9 +89,7 @@ class Tuner(AbstractContextManager["Tuner"]):
             worker.close()
         self._threads.shutdown()
 
-    def judge(
-        self, problem: Problem, step: Step, trials: Iterable[Trial]
-    ) -> Generator[Trial, None, None]:
+    def judge(self, search: Search, trials: Iterable[Trial]) -> Generator[Trial, None, None]:
         """Each with what the compiler says, in their order, some of them compiled ahead."""
         ahead: deque[Future[Trial]] = deque()
         try:
@@ -98,7 +97,7 @@ class Tuner(AbstractContextManager["Tuner"]):
                 if self.arch is None:
                     yield trial
                     continue
-                ahead.append(self._threads.submit(self._judge, problem, step, trial, self.arch))
+                ahead.append(self._threads.submit(self._judge, search, trial, self.arch))
                 if len(ahead) > 2 * self._jobs:
                     yield ahead.popleft().result()
             while ahead:
@@ -107,35 +106,28 @@ class Tuner(AbstractContextManager["Tuner"]):
             for future in ahead:
                 future.cancel()
 
-    def _judge(self, problem: Problem, step: Step, trial: Trial, arch: int) -> Trial:
+    def _judge(self, search: Search, trial: Trial, arch: int) -> Trial:
         worker = self._idle.get()
         try:
-            return worker.ask(self.timeout, problem, step, trial, arch)
+            return worker.ask(self.timeout, search.problem, search.step, trial, arch)
         except Lost as lost:
             return replace(trial, status=lost.status, reason=f"compiling: {lost.reason}")
         finally:
             self._idle.put(worker)
 
     def run(
-        self,
-        problem: Problem,
-        step: Step,
-        trials: Sequence[Trial],
-        rounds: int = ROUNDS,
-        seconds: float = LOOK,
+        self, search: Search, trials: Sequence[Trial], rounds: int = ROUNDS, seconds: float = LOOK
     ) -> list[Trial]:
         """Prove and time configurations that take turns. Raises Lost."""
-        limit = self.timeout * len(trials)
-        return self._runner.ask(limit, problem, step, trials, self.clock, rounds, seconds)
+        what = search.problem, search.step, trials
+        return self._runner.ask(self.timeout * len(trials), *what, self.clock, rounds, seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A search, over or cut short. `default` and `best` are as the final left them."""
 
-    subject: Subject
-    op: str  # the launcher's name, as tables of tuned configurations have it
-    shape: Any  # the kernel's, a dataclass
+    search: Search
     trials: tuple[Trial, ...]  # in the order of the search, those from the cache included
     fresh: int  # how many were not in the cache
     size: int  # configurations in the space
@@ -155,22 +147,18 @@ class Outcome:
         """The winner, for the table that the engine reads."""
         if self.best is None or self.best.median_us is None:
             return None
-        return tuning.TunedRow(
-            op=self.op,
-            shape=tuning.without_batch(self.shape),
-            dtype=self.subject.dtype,
-            batch=self.subject.batch,
+        return replace(
+            self.search.row,
             config=self.best.config,
             median_us=round(self.best.median_us, 3),
-            triton=self.subject.triton,
+            triton=self.best.subject.triton,
             date=self.best.date,
-            source=self.subject.source,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints: how the trials ended, the default and the best."""
         return {
-            **asdict(self.subject),
+            **asdict(self.default.subject),
             "space": self.size,
             "tried": len(self.trials),
             "new": self.fresh,
@@ -220,55 +208,54 @@ def winner(entrants: Iterable[Timed], default: Timed | None) -> Timed | None:
 
 
 def tune(
-    problem: Problem,
+    search: Search,
     tuner: Tuner,
     cache: Cache,
     *,
-    step: Step | None = None,
     strategy: str = "local",
     seed: int = 0,
     seconds: float | None = None,
     limit: int | None = None,
-    values: Mapping[str, Sequence[str]] | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
     hints: Sequence[Config] = (),
     only: Sequence[Config] = (),
 ) -> Outcome:
-    """Search the space of one step of a problem, by default its last; or `only` these, in order.
+    """Try the configurations of a step: those of its space, or `only` these, in order.
 
     The search starts from the default or, if one is faster, from one of `hints`: winners of
     problems like this one, of which those outside this space are passed over.
 
     Ends when the strategy does, after about `seconds` (the final and a trial under way may
     take a little longer), or after `limit` trials that were not in the cache: what is there of the
-    same kernel by the same clock counts as this search's own. `values` are other values of
-    parameters (`space.within`). `told` sees each trial as it ends. Raises SpaceError.
+    same kernel by the same clock counts as this search's own. `told` sees each trial as it ends.
+    Raises SpaceError.
     """
-    step = step or problem.step
-    known_as = subject(problem, step, tuner.name)
+    problem, default = search.problem, dict(search.row.config)
     end = math.inf
     if seconds is not None:
         end = time.perf_counter() + seconds - min(FINAL, seconds / 2)
-    searched = within(space(step, problem.plan.arithmetic, tuner.arch), values or {})
-    assert step.config is not None  # space() has refused it
-    default = asdict(step.config)
     if only:
         searched, strategy = listed([default, *only]), "exhaustive"
-    search = _Search(problem, step, tuner, cache, known_as, limit, told, end)
+    else:
+        searched = space(search.step, problem.plan.arithmetic, tuner.arch)
+    known_as = Subject(
+        *(tuner.name, triton.__version__, search.row.source, problem.network.name),
+        *(search.step.name, problem.batch, problem.dtype),
+    )
+    trials = _Trials(search, tuner, cache, known_as, limit, told, end)
     starts = [default, *(hint for hint in hints if hint.keys() == default.keys())]
     starts = [start for start in starts if start == default or searched.has(start)]
-    if (times := search.evaluate(starts)) is not None:
+    if (times := trials.evaluate(starts)) is not None:
         _, best = min(zip(times, starts, strict=True), key=lambda pair: pair[0])
-        follow(STRATEGIES[strategy](searched, best, seed), search.evaluate)
-    return search.outcome(searched, default)
+        follow(STRATEGIES[strategy](searched, best, seed), trials.evaluate)
+    return trials.outcome(len(searched.configs()), default)
 
 
 @dataclass(slots=True)
-class _Search:
+class _Trials:
     """The trials of one search as they come in."""
 
-    problem: Problem
-    step: Step
+    search: Search
     tuner: Tuner
     cache: Cache
     subject: Subject
@@ -287,7 +274,7 @@ class _Search:
             for config, trial in zip(configs, known, strict=True)
             if trial is None
         )
-        judged = self.tuner.judge(self.problem, self.step, blanks)
+        judged = self.tuner.judge(self.search, blanks)
         times = []
         try:
             for config, trial in zip(configs, known, strict=True):
@@ -305,7 +292,7 @@ class _Search:
             judged.close()
         return times
 
-    def outcome(self, searched: Space, start: Config) -> Outcome:
+    def outcome(self, size: int, start: Config) -> Outcome:
         """The final: the best few and the default take turns, and the cache hears who won."""
         default = self.trials[key(start)]
         others = [trial for trial in self.trials.values() if trial.config != start]
@@ -313,26 +300,15 @@ class _Search:
         finalists = heapq.nsmallest(FINALISTS, right, key=lambda trial: trial.time)
         final = self._final([default, *finalists] if default.status == "ok" else finalists)
         default = next((trial for trial in final if trial.config == start), default)
-        best = winner(final, default)
-        best = best and replace(best, won=True)
-        beaten = [
-            replace(trial, won=False)
-            for trial in (*(each for each in self.cache.trials if each.won), *final)
-            if trial.subject == self.subject and (best is None or trial.config != best.config)
-        ]
-        for trial in beaten if best is None else [*beaten, best]:
-            self.cache.append(trial)
-        return Outcome(
-            self.subject,
-            self.step.kernel.split()[0],
-            self.step.shape,
-            tuple(self.trials.values()),
-            self.fresh,
-            len(searched.configs()),
-            default,
-            best,
-            self.cache.strangers(self.subject, self.tuner.clock, start.keys()),
-        )
+        before = [t for t in self.cache.trials if t.won and t.subject == self.subject]
+        for trial in (*before, *final):
+            self.cache.append(replace(trial, won=False))
+        if (best := winner(final, default)) is not None:
+            best = replace(best, won=True)
+            self.cache.append(best)
+        strangers = self.cache.strangers(self.subject, start.keys())
+        tried = tuple(self.trials.values())
+        return Outcome(self.search, tried, self.fresh, size, default, best, strangers)
 
     def _known(self, config: Config) -> Trial | None:
         trial = self.cache.find(self.subject, config)
@@ -348,7 +324,7 @@ class _Search:
         trial = next(judged)
         if trial.status == "ok":
             try:
-                (trial,) = self.tuner.run(self.problem, self.step, [trial])
+                (trial,) = self.tuner.run(self.search, [trial])
             except Lost as lost:
                 trial = replace(trial, status=lost.status, reason=lost.reason)
         date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -364,26 +340,13 @@ class _Search:
             return finalists
         untimed = [replace(one, median_us=None, p20_us=None, p80_us=None) for one in finalists]
         try:
-            final = self.tuner.run(self.problem, self.step, untimed, FINAL_ROUNDS, FINAL)
+            final = self.tuner.run(self.search, untimed, FINAL_ROUNDS, FINAL)
         except Lost:
             return finalists[:1]
         return [
             one if one.status == "ok" else replace(one, reason=f"right at first, then {one.reason}")
             for one in final
         ]
-
-
-def subject(problem: Problem, step: Step, device: str) -> Subject:
-    """What the cache knows the trials of a step by."""
-    return Subject(
-        device=device,
-        triton=triton.__version__,
-        source=source_of(problem, step),
-        network=problem.network.name,
-        layer=step.name,
-        batch=problem.batch,
-        dtype=problem.dtype,
-    )
 
 
 def device_name(device: torch.device) -> str:
