@@ -160,6 +160,12 @@ class Row:
             return None
         return 100 * self.roof_us / self.median_us
 
+    def percentile(self, percent: int) -> float | None:
+        """Microseconds that so many percent do not exceed; without samples only 20 and 80 are."""
+        if not self.samples:
+            return getattr(self, f"p{percent}_us", None)
+        return float(numpy.percentile(self.samples, percent))
+
     @property
     def images_per_second(self) -> float | None:
         """Images a second, one batch after the other."""

@@ -13,14 +13,14 @@ from itertools import pairwise
 
 import torch
 
-from ...engine import foretell, table
+from ...engine import foretell
 from ...engine.devices.planner import Planner
 from ...engine.load import aim, arithmetic, find, resolve
 from ..env import environment
 from ..records import OURS, Results, Row
 from .contest import blank_row, matched, race
 from .problem import Problem, expected, match, problems, ready, tensors, tuned_planner
-from .verb import Races, asked, begun, columns, measured, title
+from .verb import Races, asked, begun, measured
 
 
 def default_names(planner: Planner) -> list[str]:
@@ -47,11 +47,10 @@ def match_rows(problem: Problem, card: str, seed: int = 0) -> Iterator[Row]:
     yield matched(row, match(problem, bound.output(), expected(problem, given)))
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
-    """One line a row, the fastest first by each clock; ours says how it stands to the best peer."""
+def fastest_first(rows: Sequence[Row]) -> list[Row]:
+    """By each clock."""
     clocks = list(dict.fromkeys(row.clock for row in rows))
-    ordered = sorted(rows, key=lambda r: (clocks.index(r.clock), r.median_us or math.inf))
-    return [table.line(row, columns("layer", rows)) for row in ordered]
+    return sorted(rows, key=lambda r: (clocks.index(r.clock), r.median_us or math.inf))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,11 +87,8 @@ def run(options: argparse.Namespace) -> int:
                     if card is None
                     else match_rows(problem, card, options.seed)
                 )
-                yield f"{problem.name}, batch {batch}", rows
+                yield f"{network.name} {problem.name}, batch {batch}, {dtype}", rows
 
-    if options.json != "-":
-        print(title(f"{network.name}, {dtype},", device, results))
-        print(table.heading(columns("layer")))
-    results = measured(options, results, races(), lines)
+    results = measured(options, results, races(), "layer", fastest_first)
     ours = [row for row in results.rows if row.contestant == OURS]
     return 0 if all(row.matched if card else row.median_us for row in ours) else 1

@@ -7,33 +7,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from ...engine import table
 from ...engine.devices.cards import CARDS
 from ...engine.load import arithmetic, find, resolve
 from ...engine.plan import ARITHMETIC
-from ..records import OURS, Row
+from ..records import OURS
 from . import scenario
 from .cautions import cautions
 from .contest import race
 from .predict import predict
 from .problem import network_problem, tuned_planner
-from .verb import BATCHES, Races, asked, begun, columns, measured, tell, title
+from .verb import BATCHES, Races, asked, begun, measured, tell
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
-    """One line a row, in their order; ours says how it stands to the best peer."""
-    return [table.line(row, columns("network", rows, images_per_second=True)) for row in rows]
-
-
 def run(options: argparse.Namespace) -> int:
     """Measure the whole network, or predict its time; 1 if a row of ours was not timed."""
-    if options.scenario:
-        return scenario.run(options, MODEL[resolve(options.device).type])
     return _predicted(options) if options.predict else _measured(options)
 
 
@@ -61,6 +52,8 @@ def _measured(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     network, _ = find(options.model or MODEL[device.type])
     dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
+    if options.scenario:
+        return scenario.run(options, network, device, dtypes)
     batches, clocks, effort = asked(options, device)
     results = begun(options, device, dtypes)
 
@@ -79,10 +72,7 @@ def _measured(options: argparse.Namespace) -> int:
                     )
                     yield f"{network.name}, batch {batch}, {dtype}, {entry}", rows
 
-    if options.json != "-":
-        print(title(network.name, device, results))
-        print(table.heading(columns("network", images_per_second=True)))
-    results = measured(options, results, races(), lines)
+    results = measured(options, results, races(), "network")
     if options.json != "-":
         print("\n".join(["", *(f"warning: {line}" for line in cautions(results.rows))]))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1

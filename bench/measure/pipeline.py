@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ...engine import table
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.run import Engine
 from ..env import environment
@@ -21,14 +20,7 @@ from ..records import Results, Row
 from .contest import admit, blank_row, inputs, timed
 from .peers import Peer, Prepared, kept, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
-from .verb import INTERPRETED, TIMES, measured, note, tell, title
-
-COLUMNS: table.Columns[Row] = (
-    ("way", -16, lambda row: row.contestant),
-    *TIMES,
-    ("images/s", 10, lambda row: f"{row.images_per_second or 0:,.0f}"),
-    ("", 0, note),
-)
+from .verb import INTERPRETED, measured, tell
 
 
 def ways(problem: Problem, devices: Sequence[str], **split: Any) -> list[Peer]:
@@ -99,10 +91,7 @@ def run(options: argparse.Namespace) -> int:
     everyone = ways(problem, options.devices, at=options.at, micro_batch=options.micro_batch)
     notes = (INTERPRETED,) if device.type == "cpu" else ()
     results = Results(environment(device), {}, (), notes=notes)
-    if options.json != "-":
-        places = " and ".join(options.devices)
-        print(title(f"{network.name}, {options.batch} images, {dtype}, {places},", device, results))
     what = f"{network.name}, batch {options.batch}"
     races = ((what, race(problem, everyone, device, options.rounds)) for _ in range(1))
-    results = measured(options, results, races, lambda rows: table.columns(rows, COLUMNS))
+    results = measured(options, results, races, "network")
     return 0 if all(row.right or row.error is None for row in results.rows) else 1

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,15 +71,15 @@ def keep(results: Results, options: argparse.Namespace) -> None:
         save_csv(results.rows, options.csv)
 
 
-def title(network: str, device: torch.device, results: Results) -> str:
-    """What is measured where, and the roofs."""
-    where = results.environment["gpu name"] if device.type == "cuda" else results.environment["cpu"]
+def title(results: Results) -> str:
+    """Where it is measured, and the roofs."""
+    where = results.environment["gpu name"] or results.environment["cpu"]
     rates = ", ".join(
         f"{rate / 1e9:,.0f} GB/s copied" if name == COPY else f"{rate / 1e12:.3g} TFLOP/s {name}"
         for name, rate in results.roofs.items()
     )
     roofs = [f"measured roofs: {rates}"] if rates else []
-    return "\n".join([f"{network} on {where}", *roofs, *results.notes])
+    return "\n".join([f"on {where}", *roofs, *results.notes])
 
 
 def note(row: Row) -> str:
@@ -91,17 +92,24 @@ def note(row: Row) -> str:
     return ", ".join(filter(None, words))
 
 
-TIMES: table.Columns[Row] = (
-    ("error", 8, lambda row: units.number(row.error, ".1e")),
-    ("median us", 11, lambda row: units.number(row.median_us, ".2f")),
-    ("p20", 11, lambda row: units.number(row.p20_us, ".2f")),
-    ("p80", 11, lambda row: units.number(row.p80_us, ".2f")),
-)
-"""A row's match beside its times."""
+def times(*percents: int) -> table.Columns[Row]:
+    """A row's match beside its median and these percentiles."""
+
+    def percentile(percent: int) -> Callable[[Row], str]:
+        return lambda row: units.number(row.percentile(percent), ".2f")
+
+    return (
+        ("error", 8, lambda row: units.number(row.error, ".1e")),
+        ("median us", 11, lambda row: units.number(row.median_us, ".2f")),
+        *((f"p{percent}", 11, percentile(percent)) for percent in percents),
+    )
+
+
+TIMES = times(20, 80)
 
 
 def columns(
-    problem: str, rows: Sequence[Row] = (), images_per_second: bool = False
+    problem: str, rows: Sequence[Row] = (), percents: Sequence[int] = (20, 80)
 ) -> table.Columns[Row]:
     """Of a row of any problem; ours says how it stands to the best peer among `rows`."""
 
@@ -111,8 +119,8 @@ def columns(
         ("batch", 5, lambda row: str(row.batch)),
         ("contestant", -24, lambda row: row.contestant),
         ("clock", -5, lambda row: row.clock),
-        *TIMES,
-        *([images] if images_per_second else []),
+        *times(*percents),
+        *([images] if problem != "layer" else []),
         ("TFLOP/s", 8, lambda row: units.whole(row.tflops)),
         ("GB/s", 7, lambda row: units.whole(row.gbps)),
         ("% roof", 6, lambda row: units.number(row.percent_of_roof, ".1f")),
@@ -125,14 +133,21 @@ def measured(
     options: argparse.Namespace,
     results: Results,
     races: Races,
-    lines: Callable[[Sequence[Row]], Sequence[str]],
+    problem: str,
+    order: Callable[[Sequence[Row]], Sequence[Row]] = list,
+    **shown: Any,
 ) -> Results:
-    """Hold the races, printing a race's `lines` and keeping its rows as soon as it is over.
+    """Hold the races, printing a race's rows, in `order`, and keeping them as soon as it is over.
+
+    `problem` heads the first of `columns`, which take what is `shown`.
 
     With `--json` alone the results are printed at the end. A GPU that can do no more ends it: the
     rows so far are kept and printed first. Raises ContextLost then.
     """
     printed, lost = options.json != "-", None
+    if printed:
+        print(title(results))
+        print(table.heading(columns(problem, **shown)))
     for what, race in races:
         tell(what)
         rows: list[Row] = []
@@ -142,7 +157,8 @@ def measured(
             lost = error
         results = replace(results, rows=(*results.rows, *rows))
         if printed and rows:
-            print("\n".join(lines(rows)), flush=True)
+            told = columns(problem, rows, **shown)
+            print("\n".join(table.line(row, told) for row in order(rows)), flush=True)
         keep(results, options)
         if lost:
             break
