@@ -370,12 +370,15 @@ def test_killed_at_any_point_it_leaves_what_can_be_gone_on_with(
     here = round.environment(torch.device("cpu"))
     monkeypatch.setattr(round, "environment", lambda device: here)
     scripts(model="cp $FOUND $KEPT", layers="sed s/conv1/conv2/ $FOUND > $KEPT")
+    won = tuning.TunedRow("linear", {"P": 1}, "fp32", 1, {"BLOCK_M": 16}, 1.0, "", "", "")
+    tuning.save(tmp_path / "won.json", "a card", [won])
 
     def call(out: Path, *phases: str, before: Path | None = None) -> None:
-        begin(asked(out), before)
+        made = replace(asked(out), table=tmp_path / "won.json")
+        begin(replace(made, table=out / "none.json"), before)
         done = over(load(out / "results.json").notes)
         left = [phase for phase in phases if phase not in done]
-        round.perform(asked(out), left, time.monotonic() + 600)
+        round.perform(made, left, time.monotonic() + 600)
 
     point, lost = 0, True
     while lost:
@@ -385,6 +388,7 @@ def test_killed_at_any_point_it_leaves_what_can_be_gone_on_with(
         lost = killed(point, lambda out=out: call(out, "model"))  # type: ignore[misc]
         begun = (out / "results.json").exists()
         assert begun or not (out / "model.json").exists()
+        assert not (table := out / "won.json").exists() or tuning.load(table).rows == (won,)
         call(out, "model", "layers", before=out if begun else None)
         assert {each.problem for each in load(out / "results.json").rows} == {"conv1", "conv2"}
         assert over(load(out / "results.json").notes) == {"model", "layers"}
