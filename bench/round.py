@@ -106,7 +106,9 @@ def begin(asked: Round, before: Path | None = None, commit: str | None = None) -
         if (fill := before / "fill.json").exists():
             put(asked.rows("fill"), fill.read_text())
         if (won := before / asked.table.name).exists() and won != asked.table:
-            tuning.save(asked.table, device_name(asked.device), tuning.load(won).rows)
+            known = tuning.load(asked.table).rows if asked.table.exists() else ()
+            rows = sorted((*known, *tuning.load(won).rows), key=lambda row: row.date)
+            tuning.save(asked.table, device_name(asked.device), rows)  # the newest of each
     Cache(asked.out / SEARCHES)  # refuses what is none
     save(results, asked.out / RESULTS)
 

@@ -372,7 +372,7 @@ def test_what_is_compiled_ahead_is_compiled_once_and_may_fail(
     over = threading.Event()
 
     def wanted() -> Iterator[tuple[str, ahead.Make]]:
-        yield from work  # type: ignore[misc]
+        yield from work
         over.set()
 
     with ahead.compiling(wanted(), 90, told.append, jobs=1):

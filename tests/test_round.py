@@ -23,6 +23,7 @@ from alexnet_triton.bench import agenda, hypotheses, round
 from alexnet_triton.bench.__main__ import main, parser
 from alexnet_triton.bench.agenda import BATCHES, LEAST, OTHERS, FakeClock, over, turns
 from alexnet_triton.bench.choices import PHASES
+from alexnet_triton.bench.env import environment
 from alexnet_triton.bench.records import OURS, Results, Row, load, save
 from alexnet_triton.bench.round import Round, begin, command, keep, put, watch
 from alexnet_triton.bench.tune.budget import searches
@@ -367,7 +368,7 @@ def test_what_cannot_be_read_does_not_end_a_round(scripts: Script, tmp_path: Pat
 def test_killed_at_any_point_it_leaves_what_can_be_gone_on_with(
     scripts: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = round.environment(torch.device("cpu"))
+    here = environment(torch.device("cpu"))
     monkeypatch.setattr(round, "environment", lambda device: here)
     scripts(model="cp $FOUND $KEPT", layers="sed s/conv1/conv2/ $FOUND > $KEPT")
     won = tuning.TunedRow("linear", {"P": 1}, "fp32", 1, {"BLOCK_M": 16}, 1.0, "", "", "")

@@ -1,8 +1,7 @@
-"""Binaries before anybody wants them: compiled in many processes, to be found in Triton's cache.
+"""Binaries before anybody wants them, compiled in many processes.
 
-A launch made on tensors without memory has the binary of the launch that will run: who launches
-first finds it on the disk, or compiles it himself if it is not there yet. So nothing here has to
-succeed, or to end.
+A launch on tensors without memory has the binary of the one that will run. Who launches finds it in
+Triton's cache, or compiles it himself if it is not there: nothing here has to succeed, or to end.
 """
 
 from __future__ import annotations
@@ -16,14 +15,9 @@ from ...kernels.jit import Launch
 from ..worker import Lost, Worker
 from .compiled import binary_name, compile_for
 
-Make = Callable[[], Iterable[Launch]]
-"""Launches to be made in another process, so it can be pickled; their tensors are on "meta"."""
-
+Make = Callable[[], Iterable[Launch]]  # on "meta", and in another process: it can be pickled
+Named = tuple[str, Make, frozenset[str]]  # who wants them, and the names of their binaries
 PATIENCE = 120.0  # seconds for what one Make makes
-
-
-Named = tuple[str, Make, frozenset[str]]
-"""Who wants them, what makes them, and the names of their binaries."""
 
 
 def named(work: Iterable[tuple[str, Make]], arch: int) -> Iterator[Named]:
@@ -58,7 +52,8 @@ def compiling(
 
     What fails is told and changes nothing else. Nothing outlives it, done or not.
     """
-    workers = [Worker(compile_all, quiet=True) for _ in range(jobs or cores())]
+    jobs = jobs or max(1, (os.cpu_count() or 1) - 1)
+    workers = [Worker(compile_all, quiet=True) for _ in range(jobs)]
     shared, lock, over = distinct(named(work, arch)), threading.Lock(), threading.Event()
 
     def drain(worker: Worker[[Make, int], None]) -> None:
@@ -86,8 +81,3 @@ def compiling(
             worker.close()
         for thread in threads:
             thread.join()
-
-
-def cores() -> int:
-    """Processes that compile: one core is left to whoever measures."""
-    return max(1, (os.cpu_count() or 1) - 1)
