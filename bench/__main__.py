@@ -223,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
         choices=SCENARIOS,
         help="latency of single calls, or images/s of a stream, instead",
     )
-    add("--calls", type=int, help="calls, or images of the stream (default 2048; CPU: 16)")
+    add("--calls", type=int, help="calls, or images of the stream (default 2048, 512; CPU: 16)")
     add("--predict", choices=CARDS, help="a card's bound and estimate instead; needs no GPU")
 
     add = verb(

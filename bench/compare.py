@@ -24,7 +24,7 @@ import numpy
 from ..engine import table
 from . import units
 from .ratio import LEAST, Array, resampled
-from .records import KEY, Results, Row, load, races
+from .records import Results, Row, load, races
 
 SAME_MACHINE = (
     *("gpu name", "gpu driver_version", "gpu clocks.max.sm", "gpu power.limit"),
@@ -57,18 +57,6 @@ class Pair:
         if not self.old.median_us or not self.new.median_us:
             return None
         return self.old.median_us / self.new.median_us
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {
-            **{name: getattr(self.new, name) for name in KEY},
-            "old_us": self.old.median_us,
-            "new_us": self.new.median_us,
-            "ratio": self.ratio,
-            "verdict": self.verdict,
-            "speed": self.speed,
-            "why": self.why,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,30 +93,22 @@ class Comparison:
         found = []
         for pair in self.pairs:
             if pair.verdict == "lost":
-                found.append(f"{named(pair.new)}: {pair.why}")
+                found.append(f"{pair.new.name}: {pair.why}")
             elif self.threshold is not None and pair.verdict == "slower":
                 found.append(
-                    f"{named(pair.new)}: {pair.new.median_us:.2f} us, was "
+                    f"{pair.new.name}: {pair.new.median_us:.2f} us, was "
                     f"{pair.old.median_us:.2f} us, more than {self.threshold:.1%} slower"
                 )
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return {
-            "rows": [pair.to_dict() for pair in self.pairs],
-            "only_old": [asdict(row) for row in self.only_old],
-            "only_new": [asdict(row) for row in self.only_new],
-            "differences": list(self.differences),
-            "drifts": [asdict(drift) for drift in self.drifts],
-            "fail_slower": self.threshold,
-            "failures": list(self.failures),
-        }
+        return {**asdict(self), "failures": self.failures}
 
     def __str__(self) -> str:
         lines = [*self.differences, *map(str, self.drifts), *table.columns(self.pairs, COLUMNS)]
         for file, rows in (("old", self.only_old), ("new", self.only_new)):
-            lines += [f"only in the {file} results: {named(row)}" for row in rows]
+            lines += [f"only in the {file} results: {row.name}" for row in rows]
         lines += [f"FAILED {failure}" for failure in self.failures]
         return "\n".join(lines)
 
@@ -149,12 +129,6 @@ def compare(old: Results, new: Results, threshold: float | None = None) -> Compa
         tuple(drifts),
         threshold,
     )
-
-
-def named(row: Row) -> str:
-    """A row's key in words."""
-    problem = row.problem if row.section == "model" else f"{row.network} {row.problem}"
-    return f"{problem}, batch {row.batch}, {row.dtype}, {row.contestant}, {row.clock}"
 
 
 def fraction(text: str) -> float:
@@ -196,11 +170,6 @@ class _Change:
     resampled: Array
     rounds: int
 
-    @property
-    def ours(self) -> bool:
-        """Whether it is a row of ours."""
-        return self.pair.new.ours
-
 
 def _judged(joined: Sequence[Race], threshold: float) -> tuple[dict[int, Pair], list[Drift]]:
     """Pairs with their verdicts, by the id of the new row, and what the peers show."""
@@ -208,15 +177,13 @@ def _judged(joined: Sequence[Race], threshold: float) -> tuple[dict[int, Pair], 
     verdicts = {id(new): _unjudged(Pair(old, new)) for race in joined for old, new in race}
     drifts, found = [], []
     for clock in dict.fromkeys(change.pair.new.clock for change in changes):
-        ours, peers = (
-            [change for change in changes if change.pair.new.clock == clock if change.ours is ours]
-            for ours in (True, False)
-        )
+        by = [change for change in changes if change.pair.new.clock == clock]
+        peers = [change for change in by if not change.pair.new.ours]
         if len(peers) < CONTROLS:
             continue
         drift, common = _drift(clock, peers)
         drifts.append(drift)
-        for change in ours:
+        for change in (change for change in by if change.pair.new.ours):
             own = float(numpy.var(change.resampled - common, ddof=1))
             error = math.sqrt(own + drift.scatter**2 + drift.error**2 + TINY)
             found.append((change, change.value - math.log(drift.value), error))
@@ -239,8 +206,9 @@ def _unjudged(pair: Pair) -> Pair:
         return replace(pair, verdict="lost", why=pair.new.note or "no match any more")
     for file, row in (("old", pair.old), ("new", pair.new)):
         if len(row.samples) < LEAST:
-            cure = row.note or f"{len(row.samples)} samples, measure with --rounds {LEAST} or more"
-            return replace(pair, verdict="inconclusive", why=f"{file} results: {cure}")
+            cure = f"{len(row.samples)} samples, measure again with --rounds {LEAST} or more"
+            why = f"{file} results: {row.note if row.median_us is None else cure}"
+            return replace(pair, verdict="inconclusive", why=why)
     few = f"fewer than {CONTROLS} peers in both results, measure with more --peers"
     return replace(pair, verdict="inconclusive", why=few)
 

@@ -76,11 +76,11 @@ def _gpu(device: torch.device) -> dict[str, str | None]:
 
 
 @functools.cache
-def gauge(device: torch.device) -> Callable[[], DeviceState]:
+def gauge(device: torch.device | None) -> Callable[[], DeviceState]:
     """What reads the state of this very device, in about a millisecond, by NVML (nvidia-ml-py)."""
     try:
-        if device.type != "cuda":
-            raise RuntimeError(f"a {device.type}")
+        if device is None or device.type != "cuda":
+            raise RuntimeError(f"a {device.type}" if device else "nobody read it")
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
         uuid = torch.cuda.get_device_properties(device).uuid
@@ -113,9 +113,8 @@ def together(states: Sequence[DeviceState]) -> DeviceState:
         return statistics.median(known) if known else None
 
     limits = dict.fromkeys(each for state in states for each in state.throttled.split("; "))
-    return DeviceState(
-        *map(median, ("sm_mhz", "watts", "celsius")), "; ".join(filter(None, limits))
-    )
+    words = "; ".join(filter(None, limits))
+    return DeviceState(median("sm_mhz"), median("watts"), median("celsius"), words)
 
 
 def _commit() -> str | None:

@@ -177,6 +177,12 @@ class Row:
         return tuple(getattr(self, name) for name in KEY)
 
     @property
+    def name(self) -> str:
+        """What is measured of whom, in words."""
+        subject = f"{self.network} {self.problem}" if self.section == "layers" else self.problem
+        return f"{subject}, batch {self.batch}, {self.dtype}, {self.contestant}, {self.clock}"
+
+    @property
     def ours(self) -> bool:
         """Whether the engine ran: in "order" every contestant is the engine."""
         return self.contestant == OURS or self.section == "order"
@@ -290,7 +296,8 @@ def load(path: Path) -> Results:
     if schema not in (1, SCHEMA):
         raise RecordError(f"{path}: wanted results of schema {SCHEMA}, got {schema!r}")
     try:
-        old = {} if schema == SCHEMA else {"race": found["environment"].get("date") or "undated"}
+        date = found["environment"].get("date") or "undated"
+        old: dict[str, Any] = {} if schema == SCHEMA else {"race": date}
         rows = (Row(**old, **row) for row in found["rows"])
         return Results(
             found["environment"],

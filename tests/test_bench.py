@@ -132,6 +132,7 @@ def test_the_state_of_a_device_is_that_of_its_own(monkeypatch: pytest.MonkeyPatc
 
 def test_a_state_that_is_not_known_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert env.gauge(None)() == DeviceState(throttled="not known: nobody read it")
     found = [env.gauge.__wrapped__(torch.device(kind))() for kind in ("cpu", "cuda")]
     assert found[0] == DeviceState(throttled="not known: a cpu")
     assert found[1].throttled.startswith("not known: import of pynvml")

@@ -29,7 +29,7 @@ def test_the_host_s_share_of_a_call(us: float, late: bool) -> None:
 def test_restless_times_are_warned_of() -> None:
     calm, restless = row(100, p20_us=98, p80_us=102), row(100, batch=8, p20_us=97, p80_us=103)
     (warning,) = cautions([calm, restless, row(9, PEER, p80_us=99)])
-    assert warning.startswith("alexnet, batch 8, fp16, graph clock: p80 - p20 is 6%")
+    assert warning.startswith("alexnet, batch 8, fp16, alexnet-triton, graph: p80 - p20 is 6%")
 
 
 def test_what_held_the_clocks_down_is_told_once() -> None:

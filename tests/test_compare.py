@@ -135,7 +135,7 @@ def test_what_cannot_be_judged_says_what_would_cure_it() -> None:
     bare = race(100, 150, 200)
     bare = replace(bare, rows=tuple(replace(each, samples=()) for each in bare.rows))
     for old, new, why in (
-        (bare, race(300, 150, 200), "old results: 0 samples, measure with --rounds 6 or more"),
+        (bare, race(300, 150, 200), "old results: 0 samples, measure again with --rounds 6"),
         (race(100, 150, 200), bare, "new results: 0 samples"),
         (race(100, 150), race(300, 150), "measure with more --peers"),
     ):
@@ -231,8 +231,8 @@ def test_the_verb(capsys: Capture, tmp_path: Path) -> None:
     assert "was 100.00 us, more than 5.0% slower" in out
     assert main(["compare", *paths, "--fail-slower", "5%", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["rows"][0]["ratio"] == pytest.approx(100 / 110)
-    assert found["rows"][0]["verdict"] == "slower"
+    assert found["pairs"][0]["verdict"] == "slower"
+    assert found["pairs"][0]["speed"][1] == pytest.approx(100 / 110)
     assert [each["batch"] for each in found["only_old"]] == [8]
     assert len(found["failures"]) == 1
 

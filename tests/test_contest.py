@@ -173,6 +173,36 @@ def test_memory_that_held_the_right_answer_proves_nothing() -> None:
     assert found.row.note == contest.NO_MATCH
 
 
+def test_runs_are_proved_as_each_clock_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right as a graph is not right as a call."""
+    captured: list[Run] = []
+
+    class Graph:
+        def __init__(self, runs: list[Run], device: torch.device) -> None:
+            captured.append(runs[0])
+
+        def replay(self) -> None:
+            captured[-1]()
+
+    def only_captured(given: Tensors) -> Prepared:
+        answer = torch.zeros(len(given.x), len(given.state["fc7.bias"]))
+
+        def run() -> None:
+            answer.copy_(fades(given).output() * bool(captured))
+
+        return Prepared(run, lambda: answer)
+
+    monkeypatch.setattr(contest, "capture", Graph)
+    monkeypatch.setattr(contest, "sampler", lambda runs, clock, device: lambda: 1.0)
+    monkeypatch.setattr(contestants, "peers", lambda *_: [Peer("graph alone", only_captured)])
+    found = {}
+    for row in race(one("fc7"), CPU, ["graph", "host"], effort=QUICK):
+        captured.clear()
+        found[row.contestant, row.clock] = row.right
+    assert found["graph alone", "graph"]
+    assert not found["graph alone", "host"]
+
+
 def test_the_clock_cold_is_itself_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "capture", Replayed)
     monkeypatch.setattr(contest, "sampler", lambda runs, clock, device: lambda: len(runs) + 1.0)
@@ -255,7 +285,7 @@ def test_a_contestant_that_breaks_it_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(contestants, "peers", lambda *given: [*peers(*given), dangerous])
     monkeypatch.setattr(contest, "survived", lambda one, error, _: survived(one, error, cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    rows = []
+    rows: list[Row] = []
     with pytest.raises(ContextLost, match="dangerous: AcceleratorError"):
         rows.extend(race(one("fc7"), CPU, effort=QUICK))
     assert {row.contestant for row in rows} == {OURS, "torch linear", "dangerous"}

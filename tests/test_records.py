@@ -168,9 +168,12 @@ def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
 
 def test_csv_has_the_rates_and_the_comparison(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    save_csv([row(), row(150.0, "peer"), row(None, "broken", note="OOM, sadly")], path)
+    later = row(50.0, race="later")
+    save_csv([row(), row(150.0, "peer"), row(None, "broken", note="OOM, sadly"), later], path)
     with path.open(newline="") as file:
-        ours, peer, broken = csv.DictReader(file)
+        ours, peer, broken, alone = csv.DictReader(file)
+    assert alone["race"] == "later"
+    assert alone["times_best_peer"] == "", "its peers were another race"
     assert float(ours["tflops"]) == pytest.approx(10)
     assert float(ours["times_best_peer"]) == pytest.approx(1.5)
     assert float(peer["times_best_peer"]) == pytest.approx(1)

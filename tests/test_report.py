@@ -97,7 +97,7 @@ def interpreted() -> Results:
 
 
 def drawn(results: Results) -> list[tuple[str, Any]]:
-    makers = (pages.network, pages.layers, pages.tuning, pages.order, pages.errors)
+    makers = (pages.network, pages.layers, pages.tuning, pages.order)
     parts = [part for make in makers for part in make(results)]
     return [(part.caption, part.figure) for part in parts if part.figure]
 
@@ -174,7 +174,7 @@ def test_the_page_fetches_nothing_and_is_short(report: str) -> None:
     assert not re.search(r"<script|@import|url\((?!#)|\ssrc=|href=\"(?!#)", report)
     assert "default-src 'none'" in report
     assert re.findall(r'<section id="(\w+)"', report) == [
-        *("verdict", "network", "layers", "tuning", "order", "errors", "origin")
+        *("verdict", "network", "layers", "tuning", "order", "origin")
     ]
     shipped = ROOT / "bench" / "results" / "cpu-digits" / "report.html"
     assert max(len(report.encode()), shipped.stat().st_size) < 300_000
@@ -290,7 +290,7 @@ def test_an_empty_kernel_is_shown_and_is_no_peer(results: Results) -> None:
 
 def test_a_page_of_nothing_says_what_would_fill_it() -> None:
     made = page(Results({}, {}, ()))
-    assert made.count('class="soft none"') == 7
+    assert made.count('class="soft none"') == 6
     assert "<svg" not in made
     assert "nothing of ours was checked" in text(Results({}, {}, ()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -45,7 +46,7 @@ def test_offline_streams_pixels_and_files(capsys: Capture, monkeypatch: pytest.M
     sizes: list[tuple[str, int]] = []
     stream = Engine.stream
 
-    def watched(self: Engine, source: Iterator[object], **how: int) -> Iterator[object]:
+    def watched(self: Engine, source: Iterator[object], **how: Any) -> Iterator[object]:
         items = list(source)
         sizes.append((type(items[0]).__name__, len(items)))
         return stream(self, items, **how)

@@ -22,7 +22,7 @@ def _late_hosts(ours: Sequence[Row]) -> Iterator[str]:
         share = (row.enqueue_us or 0.0) / (row.median_us or 1.0)
         if row.batch == 1 and share > ENQUEUE_SHARE:
             yield (
-                f"{_where(row)}: the host takes {row.enqueue_us:.1f} us to enqueue a run, "
+                f"{row.name}: the host takes {row.enqueue_us:.1f} us to enqueue a run, "
                 f"{share:.0%} of the call: the GPU may wait for the host"
             )
 
@@ -34,7 +34,7 @@ def _restless(ours: Sequence[Row]) -> Iterator[str]:
         spread = (row.p80_us - row.p20_us) / row.median_us
         if spread > SPREAD:
             yield (
-                f"{_where(row)}, {row.clock} clock: p80 - p20 is {spread:.0%} of the median: "
+                f"{row.name}: p80 - p20 is {spread:.0%} of the median: "
                 "clocks move, or the machine is shared"
             )
 
@@ -45,8 +45,3 @@ def _throttled(rows: Sequence[Row]) -> Iterator[str]:
         held = sum(row.throttled == limits for row in rows)
         what = "the device's state is" if limits.startswith(UNKNOWN) else "its clocks held down by"
         yield f"{what} {limits}, in {held} row{'' if held == 1 else 's'}"
-
-
-def _where(row: Row) -> str:
-    names = (row.network,) if row.section == "model" else (row.network, row.problem)
-    return f"{' '.join(names)}, batch {row.batch}, {row.dtype}"

@@ -128,8 +128,8 @@ def _heat(
                     pairs = zip_longest(rows, admitted)
                     rows = [_as_a_call(row, one, problem, device) for row, one in pairs]
             yield from rows
-    except ContextLost as error:
-        yield from (replace(row, note=str(error)) for row in rows)
+    except (ContextLost, torch.AcceleratorError) as error:
+        yield from (replace(row, note=str(error).partition("\n")[0]) for row in rows)
         raise
 
 

@@ -20,7 +20,7 @@ from ..env import environment
 from ..records import OURS, Results, Row
 from .contest import blank_row, matched, race
 from .problem import Problem, expected, match, problems, ready, tensors, tuned_planner
-from .verb import Races, asked, begun, measured
+from .verb import Races, as_table, asked, begun, measured
 
 
 def default_names(planner: Planner) -> list[str]:
@@ -89,6 +89,6 @@ def run(options: argparse.Namespace) -> int:
                 )
                 yield f"{network.name} {problem.name}, batch {batch}, {dtype}", rows
 
-    results = measured(options, results, races(), "layer", fastest_first)
+    results = measured(options, results, races(), *as_table("layer", results, fastest_first))
     ours = [row for row in results.rows if row.contestant == OURS]
     return 0 if all(row.matched if card else row.median_us for row in ours) else 1

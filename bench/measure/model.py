@@ -18,7 +18,7 @@ from .cautions import cautions
 from .contest import race
 from .predict import predict
 from .problem import network_problem, tuned_planner
-from .verb import BATCHES, Races, asked, begun, measured, tell
+from .verb import BATCHES, Races, as_table, asked, begun, measured, tell
 
 MODEL = {"cuda": "alexnet", "cpu": "digits"}  # what is measured if nothing is said
 
@@ -52,9 +52,9 @@ def _measured(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     network, _ = find(options.model or MODEL[device.type])
     dtypes = [arithmetic(name, device, "triton")[0] for name in options.dtype or [None]]
+    batches, clocks, effort = asked(options, device)
     if options.scenario:
         return scenario.run(options, network, device, dtypes)
-    batches, clocks, effort = asked(options, device)
     results = begun(options, device, dtypes)
 
     def races() -> Races:
@@ -72,7 +72,7 @@ def _measured(options: argparse.Namespace) -> int:
                     )
                     yield f"{network.name}, batch {batch}, {dtype}, {entry}", rows
 
-    results = measured(options, results, races(), "network")
+    results = measured(options, results, races(), *as_table("network", results))
     if options.json != "-":
         print("\n".join(["", *(f"warning: {line}" for line in cautions(results.rows))]))
     return 0 if all(row.median_us for row in results.rows if row.contestant == OURS) else 1

@@ -20,15 +20,15 @@ from ..records import Results, Row
 from .contest import admit, blank_row, inputs, timed
 from .peers import Peer, Prepared, kept, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
-from .verb import INTERPRETED, measured, tell
+from .verb import INTERPRETED, as_table, measured, tell
 
 
 def ways(problem: Problem, devices: Sequence[str], **split: Any) -> list[Peer]:
     """Every way; `split` is what the pipeline is told, as `Engine.load` knows it."""
 
     def engine(given: Tensors, **how: Any) -> Engine:
-        common = {"dtype": problem.dtype, "max_batch": problem.batch}
-        return Engine.load(problem.network, given.state, **common, **how)
+        how |= {"dtype": problem.dtype, "max_batch": problem.batch}
+        return Engine.load(problem.network, given.state, **how)
 
     def single(given: Tensors) -> Callable[[], torch.Tensor]:
         one = engine(given, device=devices[0])
@@ -93,5 +93,5 @@ def run(options: argparse.Namespace) -> int:
     results = Results(environment(device), {}, (), notes=notes)
     what = f"{network.name}, batch {options.batch}"
     races = ((what, race(problem, everyone, device, options.rounds)) for _ in range(1))
-    results = measured(options, results, races, "network")
+    results = measured(options, results, races, *as_table("network", results))
     return 0 if all(row.right or row.error is None for row in results.rows) else 1

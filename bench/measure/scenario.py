@@ -30,9 +30,10 @@ from .contestants import called, contestants
 from .peers import Peer, Prepared, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
 from .timing import Run, caller
-from .verb import begun, measured
+from .verb import as_table, begun, measured
 
-CALLS = {"cuda": 2048, "cpu": 16}  # or images
+CALLS = {"cuda": 2048, "cpu": 16}
+IMAGES = {"cuda": 512, "cpu": 16}  # of the stream: a core decodes a few hundred in a second
 BATCH = {"cuda": 256, "cpu": 2}  # of the stream
 BLOCKS = 8  # turns, each of calls one after the other
 PASSES = 6  # over all images
@@ -69,7 +70,7 @@ def single_stream(
 
 
 def offline(
-    problem: Problem, device: torch.device, source: Sequence[Any], images: int, seed: int = 0
+    problem: Problem, device: torch.device, kind: str, source: Iterable[Any], images: int, seed: int
 ) -> list[Row]:
     """Rows of a stream of so many of a source, again and again; a run is a batch of it.
 
@@ -82,7 +83,6 @@ def offline(
 
     with libraries(problem.plan.arithmetic), torch.inference_mode():
         (given, *_), compare = inputs(problem, device, seed)
-        kind = "pixels" if isinstance(source, torch.Tensor) else "jpeg"
         name = f"{problem.network.name} {kind}"
         blank = replace(blank_row(problem), section="offline", problem=name, clock="host")
         everyone = [_streamed(name, problem, source, images) for name in STREAMED]
@@ -121,13 +121,15 @@ def run(
     options: argparse.Namespace, network: Network, device: torch.device, dtypes: Sequence[str]
 ) -> int:
     """Measure the scenarios asked for; 1 if a row of ours was not timed."""
-    calls = CALLS[device.type] if options.calls is None else options.calls
-    at_least_one("--calls", calls)
+    if options.calls is not None:
+        at_least_one("--calls", options.calls)
     pixels = torch.randint(0, 256, (FILES, *network.input_shape), dtype=torch.uint8)
 
     def races(folder: Path) -> Iterator[tuple[str, list[Row]]]:
         for dtype, scenario in itertools.product(dtypes, options.scenario):
             planner = tuned_planner(network, ARITHMETIC[dtype], device, options=None)
+            default = CALLS if scenario == "single-stream" else IMAGES
+            calls = options.calls or default[device.type]
             what = f"{network.name}, {calls} images, {dtype}, {scenario}"
             if scenario == "single-stream":
                 problem = network_problem(planner, dtype, 1)
@@ -135,11 +137,13 @@ def run(
                 continue
             for batch in options.batch or [BATCH[device.type]]:
                 problem = network_problem(planner, dtype, batch, pixels=True)
-                for source in (pixels, pictures(folder)):
-                    rows = offline(problem, device, source, calls, options.seed)
-                    yield f"{what}, batch {batch}", rows
+                sources: dict[str, Iterable[Any]] = {"pixels": pixels, "jpeg": pictures(folder)}
+                for kind, source in sources.items():
+                    rows = offline(problem, device, kind, source, calls, options.seed)
+                    yield f"{what}, batch {batch}, {kind}", rows
 
     with TemporaryDirectory() as folder:
         results = begun(options, device, dtypes)
-        results = measured(options, results, races(Path(folder)), "scenario", percents=(90, 99))
+        printed = as_table("scenario", results, percents=(90, 99))
+        results = measured(options, results, races(Path(folder)), *printed)
     return 0 if all(row.median_us for row in results.rows if row.ours) else 1

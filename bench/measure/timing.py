@@ -27,11 +27,11 @@ import torch
 from ..choices import CLOCKS as CLOCKS
 from ..choices import Clock as Clock
 from ..env import gauge, together
+from ..ratio import LEAST
 from ..records import DeviceState
 from ..records import Times as Times
 
 Run = Callable[[], object]
-CPU = torch.device("cpu")
 
 ROUNDS = {"cuda": 25, "cpu": 3}
 WARM_UPS = 3
@@ -51,7 +51,7 @@ is bound by its launch, wherever its inputs lie.
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long a clock takes: rounds of turns, and after so many seconds no new one but three."""
+    """How long a clock takes: rounds of turns, and after so many seconds no new one but LEAST."""
 
     rounds: int = 25
     seconds: float | None = None
@@ -65,7 +65,7 @@ def measure(
     seconds: float | None = None,
     seed: int = 0,
 ) -> dict[str, Times]:
-    """Time every contestant `rounds` times, or as often as fits into `seconds`, at least thrice.
+    """Time every contestant `rounds` times, or as often as fits into `seconds`, but LEAST times.
 
     Each contestant is a list of copies, all warm when this returns. Runs must do their work on the
     current stream of `device`; by the clocks of a GPU they are captured, so they must not wait for
@@ -81,11 +81,11 @@ def take_turns(
     rounds: int = 25,
     seconds: float | None = None,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> dict[str, Times]:
     """What `measure` does with samplers that are there already.
 
-    The state of the device is read after each turn, outside of what is timed.
+    The state of the device, if it is named, is read after each turn, outside of what is timed.
     """
     us: dict[str, list[float]] = {name: [] for name in take}
     states: dict[str, list[DeviceState]] = {name: [] for name in take}
@@ -94,7 +94,7 @@ def take_turns(
     shuffle = random.Random(seed).shuffle
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(rounds):
-        if end is not None and done >= 3 and time.perf_counter() > end:
+        if end is not None and done >= LEAST and time.perf_counter() > end:
             break
         shuffle(order)
         for name in order:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,6 +29,8 @@ BATCHES = {"cuda": (1, 8, 64, 256, 1024, 4096), "cpu": (1,)}
 INTERPRETED = "a CPU: Triton's interpreter, whose times say nothing of a GPU's"
 Races = Iterable[tuple[str, Iterable[Row]]]
 """Of each race what to say before it, and its rows as they come."""
+
+Lines = Callable[[Sequence[Row]], Sequence[str]]
 
 
 def asked(
@@ -56,7 +57,9 @@ def begun(options: argparse.Namespace, device: torch.device, dtypes: Sequence[st
     """
     tell(f"measuring the roofs of {device}")
     notes = (INTERPRETED,) if device.type == "cpu" else ()
-    pinned = {"libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())}
+    pinned: dict[str, str | None] = {
+        "libraries": ", ".join(f"{name}={value}" for name, value in SWITCHES.items())
+    }
     roofs = measure_roofs(device, dtypes)
     results = Results(environment(device) | pinned, roofs, (), notes=notes)
     keep(results, options)
@@ -129,25 +132,36 @@ def columns(
     )
 
 
+def as_table(
+    problem: str,
+    results: Results,
+    order: Callable[[Sequence[Row]], Sequence[Row]] = list,
+    percents: Sequence[int] = (20, 80),
+) -> tuple[Lines, Sequence[str]]:
+    """What prints the rows of a race, in this order, as `columns`; and what stands above all."""
+
+    def lines(rows: Sequence[Row]) -> Sequence[str]:
+        told = columns(problem, rows, percents)
+        return [table.line(row, told) for row in order(rows)]
+
+    return lines, [title(results), table.heading(columns(problem, (), percents))]
+
+
 def measured(
     options: argparse.Namespace,
     results: Results,
     races: Races,
-    problem: str,
-    order: Callable[[Sequence[Row]], Sequence[Row]] = list,
-    **shown: Any,
+    lines: Lines,
+    head: Sequence[str] = (),
 ) -> Results:
-    """Hold the races, printing a race's rows, in `order`, and keeping them as soon as it is over.
-
-    `problem` heads the first of `columns`, which take what is `shown`.
+    """Hold the races, printing a race's `lines` and keeping its rows as soon as it is over.
 
     With `--json` alone the results are printed at the end. A GPU that can do no more ends it: the
     rows so far are kept and printed first. Raises ContextLost then.
     """
     printed, lost = options.json != "-", None
-    if printed:
-        print(title(results))
-        print(table.heading(columns(problem, **shown)))
+    if printed and head:
+        print("\n".join(head))
     for what, race in races:
         tell(what)
         rows: list[Row] = []
@@ -157,8 +171,7 @@ def measured(
             lost = error
         results = replace(results, rows=(*results.rows, *rows))
         if printed and rows:
-            told = columns(problem, rows, **shown)
-            print("\n".join(table.line(row, told) for row in order(rows)), flush=True)
+            print("\n".join(lines(rows)), flush=True)
         keep(results, options)
         if lost:
             break

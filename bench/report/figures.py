@@ -7,9 +7,8 @@ colours are those of COLOURS, also in a file of its own; in a page they follow l
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import units
@@ -76,14 +75,22 @@ def bars(lines: Mapping[str, Duel]) -> Figure:
         units.percent(duel.row.percent_of_roof) + (f"  {_short(duel)}" if duel.ratio else "")
         for duel in lines.values()
     ]
-    figure, axes = _lined(list(lines), words, "of roof, x best peer", 90 + 1.2 * ROW * len(lines))
+    figure, axes = _figure(90 + 1.2 * ROW * len(lines))
+    beside = axes.twinx()
+    for side, labels in ((axes, list(lines)), (beside, words)):  # from the top down
+        side.set_ylim(len(lines) - 0.4, -0.6)
+        side.set_yticks(range(len(lines)), labels)
+        side.tick_params(axis="y", length=0)
+        side.grid(visible=False, axis="y")
+    beside.set_title("of roof, x best peer", loc="right")
     for kind, label, offset, height in (("ours", "ours", 0.0, 0.5), ("peer", "peer", 0.35, 0.2)):
         rows = {y: row for y, d in enumerate(lines.values()) if (row := getattr(d, kind))}
         times = [row.median_us for row in rows.values()]
         if rows:
             axes.barh([y + offset for y in rows], times, height, color=COLOURS[kind], label=label)
-    roofs = [(duel.row.roof_us or math.nan, y) for y, duel in enumerate(lines.values())]
-    _ticks(axes, roofs, 0.45, color=COLOURS["ink"], label="roof")
+    roofs = {y: us for y, duel in enumerate(lines.values()) if (us := duel.row.roof_us)}
+    low, high = ([y + half for y in roofs] for half in (-0.45, 0.45))
+    axes.vlines(list(roofs.values()), low, high, color=COLOURS["ink"], label="roof")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda us, _: units.trim(units.time(us)) if us else "0")
     axes.locator_params(axis="x", nbins=5)
@@ -93,11 +100,13 @@ def bars(lines: Mapping[str, Duel]) -> Figure:
 
 def curves(view: View) -> Figure:
     """Images per second over the batch size; on ours, how many times as fast as the best peer."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     rows = sorted(view.right, key=lambda row: row.batch)
     names = dict.fromkeys(row.contestant for row in (*view.ours, *rows))
     figure, axes = _figure(330 + ROW * len(names) / 2)
     for i, name in enumerate(names):
-        own = [row for row in rows if row.contestant == name]
+        own = list({row.batch: row for row in rows if row.contestant == name}.values())
         ours, straw = name == OURS, own[0].straw_man
         colour = "ours" if ours else "soft" if straw else ("peer", "c2", "c3", "c4", "c5")[i % 5]
         axes.plot(
@@ -113,7 +122,12 @@ def curves(view: View) -> Figure:
             at = (duel.row.batch, duel.ours.images_per_second or 0)
             axes.annotate(_short(duel), at, (0, 8), textcoords="offset points", ha="center")
     speeds = [row.images_per_second or 0 for row in rows]
-    _logarithmic(axes, "y", min(speeds) / 1.5, max(speeds) * 1.7, units.whole)
+    low, high = min(speeds) / 1.5, max(speeds) * 1.7
+    axes.set(yscale="log", ylim=(low, high))
+    subs = (1,) if high / low > 200 else (1, 1.5, 2, 3, 5, 7)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: units.trim(units.whole(value)))
     batches = sorted({row.batch for row in rows})
     axes.set(title="images per second", xlabel="batch", xscale="log")
     axes.set_xticks([], minor=True)
@@ -133,38 +147,3 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(480 / 72, height / 72), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def _lined(
-    names: Sequence[str], words: Sequence[str], head: str, height: float
-) -> tuple[Figure, Axes]:
-    """Axes with a line a name, from the top down, and words at the right under a heading."""
-    figure, axes = _figure(height)
-    beside = axes.twinx()
-    for side, labels in ((axes, names), (beside, words)):
-        side.set_ylim(len(names) - 0.4, -0.6)
-        side.set_yticks(range(len(names)), labels)
-        side.tick_params(axis="y", length=0)
-        side.grid(visible=False, axis="y")
-    beside.set_title(head, loc="right")
-    return figure, axes
-
-
-def _ticks(axes: Axes, places: Sequence[tuple[float, float]], half: float, **drawn: Any) -> None:
-    """Upright strokes through (x, y), all in one line, which makes a short file."""
-    xs = [x for at, _ in places for x in (at, at, math.nan)]
-    ys = [y for _, at in places for y in (at - half, at + half, math.nan)]
-    axes.plot(xs, ys, solid_capstyle="butt", **drawn)
-
-
-def _logarithmic(
-    axes: Axes, which: str, low: float, high: float, words: Callable[[float], str]
-) -> None:
-    """A logarithmic "x" or "y" with ticks at powers of ten, on a short one also between."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1,) if high / low > 200 else (1, 1.5, 2, 3, 5, 7)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: units.trim(words(value)))

@@ -18,6 +18,7 @@ from jinja2 import Environment
 
 from ...engine.pictures.canvas import PictureError
 from .. import units
+from ..choices import SCENARIOS
 from ..ratio import to_best_peer
 from ..records import OURS, Results, Row, best_peer
 from . import figures, story
@@ -31,7 +32,7 @@ def page(results: Results) -> str:
     """The whole report. Raises PictureError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise PictureError("the page needs matplotlib: pip install -e '.[plot]'")
-    makers = (network, layers, tuning, order, errors, origin)
+    makers = (network, layers, tuning, order, origin)
     matched, words = story.match_verdict(results)
     networks = dict.fromkeys(row.network.removesuffix(" uint8") for row in results.rows)
     source = files(__package__).joinpath("page.html").read_text("utf-8")
@@ -74,7 +75,8 @@ def network(results: Results) -> list[Exhibit]:
             ours = {row.contestant: Duel(row, row, best_peer(row, rows)) for row in view.ours}
             drawn = figures.bars({r.contestant: Duel(r, None, r) for r in rows} | ours)
         parts[0] = replace(parts[0], figure=drawn, folded=False)
-    return parts
+    scenarios = [view for section in SCENARIOS for view in story.views(results, section)]
+    return [*parts, *map(contestants, scenarios)]
 
 
 def layers(results: Results) -> list[Exhibit]:
@@ -95,7 +97,8 @@ def layers(results: Results) -> list[Exhibit]:
 
 def contestants(view: View, **shown: Any) -> Exhibit:
     """Every row of a view with all that was measured of it; no speed without a match."""
-    timing = ("time", "p20 to p80", "rate", "of roof", "x best peer")
+    low, high = (90, 99) if view.rows[0].section in SCENARIOS else (20, 80)
+    timing = ("time", f"p{low} to p{high}", "rate", "of roof", "x best peer")
     proof = ("error (tolerance)", "race", "device", "match")
     head = ("problem", "contestant", "batch", *timing, *proof)
     cells = []
@@ -105,7 +108,8 @@ def contestants(view: View, **shown: Any) -> Exhibit:
             flops, ratio = (row.tflops or 0.0) * 1e12, to_best_peer(row, view.rows)
             rate = f"{units.whole(row.images_per_second)} images/s"
             rate = units.si(flops, "FLOP/s") if row.section == "layers" else rate
-            span, roof = units.span(row.p20_us, row.p80_us), units.percent(row.percent_of_roof)
+            span = units.span(row.percentile(low), row.percentile(high))
+            roof = units.percent(row.percent_of_roof)
             timed = (units.time(row.median_us), span, rate, roof, str(ratio or "-"))
         error = f"{units.power(row.error)} ({units.power(row.tolerance)})"
         match = "-" if row.error is None else "yes" if row.matched else "NO"
@@ -153,25 +157,6 @@ def tuning(results: Results) -> list[Exhibit]:
 def order(results: Results) -> list[Exhibit]:
     """Orders of launches by batch size."""
     return [contestants(view) for view in story.views(results, "order")]
-
-
-def errors(results: Results) -> list[Exhibit]:
-    """The largest errors of ours and of peers by problem, as shares of what is allowed."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results.rows:
-        if row.error is not None and row.tolerance:
-            groups.setdefault((row.problem, row.dtype), []).append(row)
-    lines = []
-    for named, rows in groups.items():
-        worst = []
-        for ours in (True, False):
-            shares = [(r.error or 0.0) / (r.tolerance or 1.0) for r in rows if r.ours is ours]
-            worst.append(units.percent(100 * max(shares)) if shares else "-")
-        tolerance = units.power(min(row.tolerance or 0.0 for row in rows))
-        lines.append((*named, tolerance, *worst))
-    head = ("problem", "dtype", "tolerance", "ours, at most", "peers, at most")
-    caption = "Largest errors, as shares of the tolerance"
-    return [Exhibit(caption, head, lines, words=2)] if lines else []
 
 
 def origin(results: Results) -> list[Exhibit]:

@@ -7,8 +7,8 @@ import json
 import os
 import re
 import sys
-from collections import ChainMap
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import itemgetter
 from pathlib import Path
@@ -37,12 +37,11 @@ def combined(runs: Sequence[Results]) -> Results:
         name: dict.fromkeys(filter(None, (run.environment.get(name) for run in runs)))
         for name in runs[0].environment
     }
-    return Results(
-        {name: ", ".join(values) or None for name, values in facts.items()},
-        dict(ChainMap(*(run.roofs for run in runs))),
-        reduce(merge, runs).rows,
-        tuple(trial for run in runs for trial in run.searches),
-        tuple(note for run in runs for note in run.notes),
+    return replace(
+        reduce(merge, runs),
+        environment={name: ", ".join(values) or None for name, values in facts.items()},
+        searches=tuple(trial for run in runs for trial in run.searches),
+        notes=tuple(note for run in runs for note in run.notes),
     )
 
 

@@ -120,10 +120,11 @@ class View:
         for race in races(row for row in self.rows if batch in (None, row.batch)).values():
             ours = next((row for row in race if row.contestant == OURS and row.right), None)
             peer = best_peer(race[0], race)
-            for row in [ours or peer] if ours or peer else ():
-                duel, other = Duel(row, ours, peer), duels.get(row.measurement)
-                if other is None or duel.stronger(other):
-                    duels[row.measurement] = duel
+            if (row := ours or peer) is None:
+                continue
+            duel, other = Duel(row, ours, peer), duels.get(row.measurement)
+            if other is None or duel.stronger(other):
+                duels[row.measurement] = duel
         return list(duels.values())
 
 
