@@ -142,18 +142,17 @@ def test_what_is_no_trial_is_refused(tmp_path: Path, line: str, told: str) -> No
 def test_trials_of_another_kernel_do_not_count_and_are_told(tmp_path: Path) -> None:
     """In one line, where there are any; those of another search are nobody's business."""
     first, second, *_ = trials()
-    for name, odd in (
-        ("older", replace(second, subject=replace(SUBJECT, source="older"))),
-        ("columns", replace(second, config={**second.config, "columns": 2})),
+    for name, wanted, odd in (
+        ("older", SUBJECT.source, replace(second, subject=replace(SUBJECT, source="older"))),
+        ("columns", "x, y, warps", replace(second, config={**second.config, "columns": 2})),
     ):
         cache = Cache(tmp_path / name)
         cache.append(first)
         assert cache.strangers(SUBJECT, list(START)) == ""
         cache.append(odd)
         line = cache.strangers(SUBJECT, list(START))
-        assert all(
-            told in line for told in (f"{name}: 1 trials of {SUBJECT}", SUBJECT.source, name)
-        )
+        assert f"{name}: 1 trials of {SUBJECT}" in line
+        assert f"{wanted}, got {name};" in line
         assert cache.strangers(replace(SUBJECT, batch=9), list(START)) == ""
 
 

@@ -101,19 +101,19 @@ class Cache:
 
         They are of another source, or their configuration has a field beside `fields`.
         """
-        found = [
-            (trial.subject.source, ", ".join(trial.config))
+        odd = [
+            trial
             for trial in self.trials
             if replace(trial.subject, source=subject.source) == subject
             and not (trial.subject == subject and trial.config.keys() <= set(fields))
         ]
-        if not found:
+        if not odd:
             return ""
-        return (
-            f"{self.path}: {len(found)} trials of {subject} do not count: wanted the source "
-            f"{subject.source} and the fields {', '.join(fields)}, got {found[0][0]} and "
-            f"{found[0][1]}; they are tried anew"
-        )
+        why = f"wanted the source {subject.source}, got {odd[0].subject.source}"
+        if odd[0].subject == subject:
+            got = ", ".join(odd[0].config.keys() - set(fields))
+            why = f"wanted no fields but {', '.join(fields)}, got {got}"
+        return f"{self.path}: {len(odd)} trials of {subject} do not count: {why}; tried anew"
 
     def append(self, trial: Trial) -> None:
         """Keep a trial; it is on the disk when this returns."""
@@ -154,10 +154,8 @@ def _drop_torn_line(file: BinaryIO) -> None:
 def _trial(line: dict[str, object]) -> Trial:
     names = Subject.__dataclass_fields__
     known = [*names, *(name for name in Trial.__dataclass_fields__ if name != "subject")]
-    if not line.keys() <= set(known):
-        raise ValueError(
-            f"wanted no fields but {', '.join(known)}, got {', '.join(line)}; delete the line"
-        )
+    if odd := ", ".join(line.keys() - set(known)):
+        raise ValueError(f"wanted no fields but {', '.join(known)}, got {odd}; delete the line")
     subject = Subject(**{name: line[name] for name in names})  # type: ignore[arg-type]
     rest = {name: value for name, value in line.items() if name not in names}
     trial = Trial(subject, **rest)  # type: ignore[arg-type]
