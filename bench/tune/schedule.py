@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import torch
 import triton
 
+from ...engine import table
 from ...engine.devices.planner import Planner, Run
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.plan import ARITHMETIC, PLAIN, Options
@@ -27,13 +28,16 @@ from ..measure.contest import admit, blank_row, inputs, timed
 from ..measure.contestants import kernels
 from ..measure.problem import network_problem, ready, tensors, tuned_planner
 from ..measure.timing import ROUNDS, Clock, Effort
-from ..measure.verb import measured, tell
+from ..measure.verb import TIMES, measured, note
 from ..records import Results, Row
 from .cache import source_hash
 from .tuner import device_name, winner
 
 SLICES = {"cuda": (32, 64, 128), "cpu": (1,)}
 OVERLAPS = 90  # the compute capability from which kernels may start early
+
+
+COLUMNS: table.Columns[Row] = (("order", -40, lambda row: row.contestant), *TIMES, ("", 0, note))
 
 
 def told(options: Options) -> str:
@@ -108,6 +112,13 @@ def tuned_row(best: Row, network: Network, device: torch.device) -> tuning.Tuned
 # --- the verb --------------------------------------------------------------------------------
 
 
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The orders of one batch, and which of them the engine should follow."""
+    best = to_follow(rows)
+    follow = best.contestant if best else "nothing, none was timed"
+    return [f"batch {rows[0].batch}", *table.columns(rows, COLUMNS), f"to follow: {follow}"]
+
+
 def run(options: argparse.Namespace) -> int:
     """Measure orders of launches; the one to follow goes into the table. 1 if none was timed."""
     device = resolve(options.device)
@@ -128,10 +139,9 @@ def run(options: argparse.Namespace) -> int:
         yield from (rows := orders(network, dtype, batch, device, effort))
         best = to_follow(rows)
         untimed += best is None
-        tell(f"to follow: {best.contestant if best else 'nothing, none was timed'}")
         if path is not None and best is not None:
             tuning.save(path, device_name(device), [tuned_row(best, network, device)])
 
     races = ((f"{network.name}, batch {batch}, {dtype}", race(batch)) for batch in options.batch)
-    measured(options, Results(environment(device), {}, ()), races, "network")
+    measured(options, Results(environment(device), {}, ()), races, lines)
     return 1 if untimed else 0
