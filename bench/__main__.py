@@ -184,8 +184,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE,...",
         help="change the default configuration; several give several reports",
     )
-    for form, what in FORMS.items():
-        add(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
+    add("--code", choices=FORMS, help="print machine code, PTX or Triton's GPU IR instead")
     add("--check", action="store_true", help="fail if a kernel is refused")
 
     add = verb(

@@ -60,5 +60,5 @@ fit, and each gets its part of the time there is."""
 
 ARCHS = "sm_80,sm_90,sm_100"
 
-FORMS = {"sass": "the machine code", "ptx": "the PTX", "ttgir": "Triton's GPU IR"}
-"""Forms of a kernel's code that can be written out, as attributes of Binary."""
+FORMS = ("sass", "ptx", "ttgir")
+"""Forms of a kernel's code that can be printed, as attributes of Binary."""

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -271,17 +270,16 @@ def test_several_configurations_and_what_does_not_compile(
     assert "asynchronous copies + HMMA" in reports[2]["verdict"]
 
 
-def test_the_table_and_the_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = tmp_path / "conv5.ptx"
-    assert run("conv5", "--card", "h100", "--ptx", str(code)) == 0
+def test_the_table_and_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("conv5", "--card", "h100") == 0
     out = capsys.readouterr().out
     assert "sm_90, waves on H100 SXM" in out
     assert "main loop of" in out
     assert "FLOP/byte" in out
     assert "clean: TMA + HGMMA" in out
-    assert ".target sm_90" in code.read_text()
-    assert run("conv5", "--arch", "sm_90", "--sass", "-") == 0
-    assert "HGMMA" in capsys.readouterr().out
+    for form, word in (("ptx", ".target sm_90"), ("sass", "HGMMA"), ("ttgir", "ttng.")):
+        assert run("conv5", "--arch", "sm_90", "--code", form) == 0
+        assert word in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -293,7 +291,7 @@ def test_the_table_and_the_code(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (("conv4", "--config", "BLOCK_M=big"), "conv4: BLOCK_M: wanted a whole number, got 'big'"),
         (("conv9",), "no step 'conv9'; it has conv1"),
         (("--batch", "0"), "wanted at least 1 image"),
-        (("conv4", "--json", "--sass", "-"), "write the code to a file"),
+        (("conv4", "--json", "--code", "sass"), "JSON and nothing else"),
     ],
 )
 def test_what_the_verb_refuses(arguments: tuple[str, ...], words: str) -> None:

@@ -11,7 +11,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from triton import __version__ as TRITON
 
@@ -22,8 +21,7 @@ from ...engine.devices.planner import Planner
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
-from ...errors import printable
-from ..choices import ARCHS, FORMS
+from ..choices import ARCHS
 from ..measure.problem import configured, problems
 from .configuration import DEFAULT, parse
 from .inspection import KernelReport, Report, inspect
@@ -140,12 +138,12 @@ def code(reports: Iterable[Report], form: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print or write what kernels become; 1 if `--check` is given and one is not clean."""
+    """Print what kernels become; 1 if `--check` is given and one is not clean."""
     network, _ = find(options.model)
     if options.batch < 1:
         raise EngineError(f"--batch: wanted at least 1 image, got {options.batch}")
-    if options.json and "-" in (options.sass, options.ptx, options.ttgir):
-        raise EngineError("--json: prints JSON and nothing else; write the code to a file")
+    if options.json and options.code:
+        raise EngineError("--json: prints JSON and nothing else, and --code the code")
     card = find_card(options.card or "")
     if options.card and card is None:
         raise EngineError(f"--card: wanted one of {', '.join(GPUS)}, got {options.card!r}")
@@ -156,11 +154,12 @@ def run(options: argparse.Namespace) -> int:
     ):
         print(f"{arch_name(report.arch)} {report.layer} {report.config}", file=sys.stderr)
         reports.append(report)
-    printed = [_write(reports, form, getattr(options, form)) for form in FORMS]
     if options.json:
         facts = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
         print(json.dumps({**facts, "reports": [report.to_dict() for report in reports]}, indent=2))
-    elif not any(printed):
+    elif options.code:
+        print(code(reports, options.code))
+    else:
         print(f"{network.name}, batch {options.batch:,}, {options.dtype}, Triton {TRITON}")
         print(table(reports))
     return 1 if options.check and not all(report.clean for report in reports) else 0
@@ -183,18 +182,3 @@ def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
     planner = Planner(network, ARITHMETIC[options.dtype], None)
     known = [step.name for step in planner(options.batch).steps[1:]]
     return list(itertools.product(options.layers or known, options.config or [DEFAULT]))
-
-
-def _write(reports: Sequence[Report], form: str, where: str | None) -> bool:
-    """Write the code in one form; True if that went to standard output."""
-    if where is None:
-        return False
-    if where == "-":
-        print(code(reports, form))
-        return True
-    try:
-        Path(where).write_text(code(reports, form), encoding="utf-8")
-    except OSError as error:
-        raise EngineError(f"{where}: {error.strerror}") from None
-    print(printable(f"written: {where}"), file=sys.stderr)
-    return False
