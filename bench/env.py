@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
-import importlib
 import json
 import os
 import platform
@@ -77,31 +77,35 @@ def _gpu(device: torch.device) -> dict[str, str | None]:
 
 @functools.cache
 def gauge(device: torch.device | None) -> Callable[[], DeviceState]:
-    """What reads the state of this very device, in about a millisecond, by NVML (nvidia-ml-py)."""
+    """What reads the state of this very device, in about a millisecond, by the driver's NVML."""
     try:
         if device is None or device.type != "cuda":
             raise RuntimeError(f"a {device.type}" if device else "nobody read it")
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid
-        read = functools.partial(_read, nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
+            raise RuntimeError("NVML does not know the device")
+        read = functools.partial(_read, nvml, handle)
         read()
-    except (
-        Exception
-    ) as error:  # no package, no driver, or one of another day: measured all the same
+    except Exception as error:  # no driver, or one of another day: measured all the same
         unknown = DeviceState(throttled=f"not known: {error}")
         return lambda: unknown
     return read
 
 
-def _read(nvml: Any, handle: Any) -> DeviceState:
-    name = "nvmlDeviceGetCurrentClocks{}Reasons".format
-    bits = getattr(nvml, name("Event"), None) or getattr(nvml, name("Throttle"))
+def _read(nvml: Any, handle: ctypes.c_void_p) -> DeviceState:
+    def ask(what: str, *which: int) -> int:
+        found = ctypes.c_ulonglong()
+        if status := getattr(nvml, f"nvmlDeviceGet{what}")(handle, *which, ctypes.byref(found)):
+            raise RuntimeError(f"NVML gives no {what}, status {status}")
+        return found.value
+
+    limits = ask("CurrentClocksThrottleReasons")
     return DeviceState(
-        nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-        nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "; ".join(limit for bit, limit in LIMITS.items() if bits(handle) & bit),
+        ask("ClockInfo", 1),  # of the multiprocessors
+        ask("PowerUsage") / 1e3,
+        ask("Temperature", 0),  # of the chip
+        "; ".join(words for bit, words in LIMITS.items() if limits & bit),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -103,39 +104,53 @@ def test_a_bug_report_has_the_gpu_that_torch_would_use(
     assert json.loads(capsys.readouterr().out)["gpu name"] == name
 
 
+class Nvml:
+    """A driver's library that knows one GPU, and tells what is `now`."""
+
+    now = (345, 70_000, 30, 1)
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        handle._obj.value = 7
+        return int(uuid != b"GPU-1")
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        names = ("ClockInfo", "PowerUsage", "Temperature", "CurrentClocksThrottleReasons")
+
+        def tell(handle: ctypes.c_void_p, *given: Any) -> int:
+            assert handle.value == 7
+            given[-1]._obj.value = self.now[names.index(name.removeprefix("nvmlDeviceGet"))]
+            return 0
+
+        return tell
+
+
 def test_the_state_of_a_device_is_that_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = {"GPU-1": iter([(1980, 612_000, 54, 0x4), (1755, 640_000, 57, 0x1 | 0x4 | 0x20)])}
-
-    class Nvml(ModuleType):
-        NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
-        nvmlInit = staticmethod(lambda: None)
-        nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)
-
-        def __getattr__(self, name: str) -> Callable[..., int]:
-            kinds = ["ClockInfo", "PowerUsage", "Temperature", "ThrottleReasons"]
-            for place, kind in enumerate(kinds):
-                if name.endswith(kind):
-                    return lambda handle, *_: now[handle][place]
-            raise AttributeError(name)
-
-    now = {"GPU-1": (345, 70_000, 30, 1)}
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
-    known = SimpleNamespace(uuid="1")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    nvml = Nvml()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    places = {"cuda:0": SimpleNamespace(uuid="2"), "cuda:7": SimpleNamespace(uuid="1")}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: places[str(device)])
     look = env.gauge.__wrapped__(torch.device("cuda:7"))
     states = []
-    for now["GPU-1"] in read["GPU-1"]:
+    for nvml.now in ((1980, 612_000, 54, 0x4), (1755, 640_000, 57, 0x1 | 0x4 | 0x20)):
         states.append(look())
     assert states[0] == DeviceState(1980, 612, 54, "power cap")
     assert env.together(states) == DeviceState(1867.5, 626, 55.5, "power cap; heat")
+    unknown = env.gauge.__wrapped__(torch.device("cuda:0"))()
+    assert unknown == DeviceState(throttled="not known: NVML does not know the device")
 
 
 def test_a_state_that_is_not_known_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     assert env.gauge(None)() == DeviceState(throttled="not known: nobody read it")
     found = [env.gauge.__wrapped__(torch.device(kind))() for kind in ("cpu", "cuda")]
     assert found[0] == DeviceState(throttled="not known: a cpu")
-    assert found[1].throttled.startswith("not known: import of pynvml")
+    assert found[1].throttled.startswith("not known: libnvidia-ml.so.1: cannot open")
     assert env.together([found[0]] * 3) == found[0]
 
 

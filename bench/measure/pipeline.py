@@ -7,7 +7,7 @@ images and logits on the first device.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,11 @@ import torch
 
 from ...engine.load import arithmetic, at_least_one, find, resolve
 from ...engine.run import Engine
-from ..env import environment
-from ..records import Results, Row
+from ..records import Row
 from .contest import admit, blank_row, inputs, timed
 from .peers import Peer, Prepared, kept, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
-from .verb import INTERPRETED, as_table, measured, tell
+from .verb import as_table, begun, measured, tell
 
 
 def ways(problem: Problem, devices: Sequence[str], **split: Any) -> list[Peer]:
@@ -66,13 +65,14 @@ def ways(problem: Problem, devices: Sequence[str], **split: Any) -> list[Peer]:
 
 def race(
     problem: Problem, everyone: Sequence[Peer], device: torch.device, rounds: int
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of section "order", since all are the engine. Raises ContextLost."""
     blank = replace(blank_row(problem), section="order", clock="host")
     with libraries(problem.plan.arithmetic), torch.inference_mode():
         copies, compare = inputs(problem, device)
         admitted = [admit(one, copies[:1], blank, compare, device) for one in everyone]
-        return timed(admitted, "host", device, rounds)
+        rows = timed(admitted, "host", device, rounds)
+    yield from rows
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -89,9 +89,8 @@ def run(options: argparse.Namespace) -> int:
         tuned_planner(network, meaning, device, options=None), dtype, options.batch
     )
     everyone = ways(problem, options.devices, at=options.at, micro_batch=options.micro_batch)
-    notes = (INTERPRETED,) if device.type == "cpu" else ()
-    results = Results(environment(device), {}, (), notes=notes)
+    results = begun(options, device, [dtype])
     what = f"{network.name}, batch {options.batch}"
-    races = ((what, race(problem, everyone, device, options.rounds)) for _ in range(1))
+    races = [(what, race(problem, everyone, device, options.rounds))]
     results = measured(options, results, races, *as_table("network", results))
     return 0 if all(row.right or row.error is None for row in results.rows) else 1

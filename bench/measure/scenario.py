@@ -30,7 +30,7 @@ from .contestants import called, contestants
 from .peers import Peer, Prepared, libraries
 from .problem import Problem, Tensors, network_problem, tuned_planner
 from .timing import Run, caller
-from .verb import as_table, begun, measured
+from .verb import Races, as_table, begun, measured
 
 CALLS = {"cuda": 2048, "cpu": 16}
 IMAGES = {"cuda": 512, "cpu": 16}  # of the stream: a core decodes a few hundred in a second
@@ -44,7 +44,7 @@ STREAMED = {OURS: "triton", "torch, same stream": "torch"}  # backends
 
 def single_stream(
     problem: Problem, device: torch.device, kinds: Sequence[str] | None, calls: int, seed: int = 0
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows with a sample for every call. Raises ContextLost."""
     taken: dict[int, list[float]] = {}
 
@@ -63,15 +63,13 @@ def single_stream(
         everyone = [called(one, problem, device) for one in contestants(problem, device, kinds)]
         admitted = [admit(one, [given], blank, compare, device) for one in everyone]
         rows = timed(admitted, "host", device, BLOCKS, make=blocks)
-    return [
-        row.timed(Times("host", tuple(taken[id(one.runs[0])]))) if row.right else row
-        for row, one in zip(rows, admitted, strict=True)
-    ]
+    for row, one in zip(rows, admitted, strict=True):
+        yield row.timed(Times("host", tuple(taken[id(one.runs[0])]))) if row.right else row
 
 
 def offline(
     problem: Problem, device: torch.device, kind: str, source: Iterable[Any], images: int, seed: int
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of a stream of so many of a source, again and again; a run is a batch of it.
 
     Raises ContextLost.
@@ -87,7 +85,8 @@ def offline(
         blank = replace(blank_row(problem), section="offline", problem=name, clock="host")
         everyone = [_streamed(name, problem, source, images) for name in STREAMED]
         admitted = [admit(one, [given], blank, compare, device) for one in everyone]
-        return timed(admitted, "host", device, PASSES, make=batches)
+        rows = timed(admitted, "host", device, PASSES, make=batches)
+    yield from rows
 
 
 def _streamed(name: str, problem: Problem, source: Iterable[Any], images: int) -> Peer:
@@ -125,7 +124,7 @@ def run(
         at_least_one("--calls", options.calls)
     pixels = torch.randint(0, 256, (FILES, *network.input_shape), dtype=torch.uint8)
 
-    def races(folder: Path) -> Iterator[tuple[str, list[Row]]]:
+    def races(folder: Path) -> Races:
         for dtype, scenario in itertools.product(dtypes, options.scenario):
             planner = tuned_planner(network, ARITHMETIC[dtype], device, options=None)
             default = CALLS if scenario == "single-stream" else IMAGES
