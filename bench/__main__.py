@@ -34,6 +34,7 @@ from .race.candidates import shipped
 HOMES = {
     "compare": ".compare",
     "env": ".env",
+    "fill": ".measure.fill",
     "inspect": ".inspect.inspect",
     "layers": ".measure.layers",
     "model": ".measure.model",
@@ -159,6 +160,13 @@ def parser() -> argparse.ArgumentParser:
         shared=["json"],
     )
 
+    verb(
+        "fill",
+        "measure how fast operands arrive at the multiprocessors, for the cost model",
+        "--json fill.json",
+        shared=["device", "json [FILE]"],
+    )
+
     add = verb(
         "inspect",
         "compile kernels for GPUs that are not here: resources, occupancy, machine code",
@@ -176,14 +184,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE,...",
         help="change the default configuration; several give several reports",
     )
-    add(
-        "--diff",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two layers, or two configurations of one LAYER, side by side",
-    )
-    for form, what in FORMS.items():
-        add(f"--{form}", metavar="FILE", help=f"write {what}; - prints it")
+    add("--code", choices=FORMS, help="print machine code, PTX or Triton's GPU IR instead")
     add("--check", action="store_true", help="fail if a kernel is refused")
 
     add = verb(
@@ -309,20 +310,19 @@ def parser() -> argparse.ArgumentParser:
 
     add = verb(
         "round",
-        "test, tune, measure and report, all in one and inside a given time",
-        "--out bench/results/h200 --minutes 25",
-        "--out again --earlier bench/results/h200 --minutes 9 --phases tune layers",
-        shared=["dtype", "device"],
+        "test, tune, measure and report in a few minutes, call after call",
+        "--dry",
+        "--out bench/results/h200",
+        "--out again --continue bench/results/h200",
+        shared=["device"],
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="results go there as they come")
-    add("--minutes", type=float, default=25.0, help="after these it has ended (default 25)")
-    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="default: all, in order")
+    add("--out", type=Path, metavar="DIR", help="results go there as they come")
+    add("--minutes", type=float, default=8.5, help="after these it has ended (default 8.5)")
+    add("--phases", nargs="+", choices=PHASES, help="default: the next that fit, in order")
     add("--model", help="default alexnet, on a CPU digits")
-    add("--batch", type=int, nargs="+", metavar="N", help="default 256 1 1024 64 8 4096; CPU: 1")
-    add("--limit", type=int, metavar="N", help="new trials of each search (CPU: 3)")
-    add("--again", action="store_true", help="search also what has a row in the table")
-    add("--earlier", type=Path, metavar="DIR", help="go on from what an earlier round left there")
+    add("--continue", dest="continued", type=Path, metavar="DIR", help="go on from a call's --out")
     add("--commit", metavar="HASH", help="of this code, where it is not a git checkout")
+    add("--dry", action="store_true", help="print the schedule, and fail if it does not fit")
 
     add = verb(
         "tune",

@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..engine.devices import cards
-from ..engine.devices.cards import Gpu
+from ..engine.devices.cards import GPUS as GPUS
 
 Clock = Literal["cold", "graph", "host"]
 
@@ -38,25 +37,28 @@ CACHE = Path("searches.jsonl")
 """Where a search keeps its trials unless it is told."""
 
 PHASES = {
-    "tests": 2.0,
-    "roofs": 0.3,
-    "tune": 5.0,
-    "order": 1.5,
-    "model": 2.0,
-    "layers": 4.0,
-    "compile": 2.5,
+    "fill": 12,
+    "first": 38,
+    "roofs": 10,
+    "tests": 40,
+    "short": 160,
+    "model": 40,
+    "order": 30,
+    "layers": 80,
+    "more-layers": 150,
+    "more-short": 80,
+    "more-order": 30,
+    "more-model": 90,
+    "compile": 230,
+    "dtypes": 80,
+    "last-layers": 100,
+    "climb": 300,
+    "last-model": 80,
 }
-"""What a round does, in this order, and each one's part of the time beside the others' parts."""
+"""What rounds do, in this order, and about how many seconds each may take. A call does as many as
+fit, and each gets its part of the time there is."""
 
 ARCHS = "sm_80,sm_90,sm_100"
 
-FORMS = {"sass": "the machine code", "ptx": "the PTX", "ttgir": "Triton's GPU IR"}
-"""Forms of a kernel's code that can be written out, as attributes of Binary."""
-
-# The engine's cards, and two that kernels are only inspected for. Multiprocessors from the
-# whitepapers of NVIDIA Turing and AMD CDNA3. Of one architecture, the first is assumed.
-GPUS = {
-    "t4": Gpu("T4", 75, 40),
-    **cards.GPUS,
-    "mi300x": Gpu("Instinct MI300X", "gfx942", 304),
-}
+FORMS = ("sass", "ptx", "ttgir")
+"""Forms of a kernel's code that can be printed, as attributes of Binary."""

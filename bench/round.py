@@ -1,15 +1,14 @@
-"""`bench round`: everything that half an hour at a GPU should yield, inside a given time.
+"""`bench round`: what a few minutes at a GPU should yield, however they end.
 
-The kernels' tests, the roofs, the configurations of what has no row in the device's table yet, the
-order of launches, the whole network, its layers, and torch.compile, which takes longest and so
-comes last. Each phase is a command or two of this package in a process of its own, which keeps what
-it finds as it finds it; it gets its part of the time that is left and is ended a little after
-that. One that fails, crashes or is cut short is a note in the results, and the others go on.
-Winners are in the device's table before the phases that run with them begin, and a copy of it lies
-in the output folder.
+Phase after phase, as `agenda.py` has them, is a command of this package in a process of its own,
+which keeps what it finds as it finds it; it gets its part of the time that is left and is ended a
+little after that. One that fails, crashes or is cut short is a note in the results, and the others
+go on. Meanwhile what they will launch is compiled on the other cores. Winners are in the device's
+table before the phases that run with them begin, and a copy of it lies in the output folder.
 
-A round may go on from an earlier one, on a machine that has the package's table by now but not the
-output folder: its rows stay until they are measured again, and its searches are not repeated.
+A call may end, or be killed, at any second: what it had found lies there whole, and `--continue`
+takes it from there, on this machine or on another of its kind: phases that ran to their end are
+done, rows stay until they are measured again, searches are not repeated, winners are in the table.
 
 On a CPU the same phases run on the digits network in a reduced form, which proves the path and says
 nothing of a GPU.
@@ -19,15 +18,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib.util
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -35,44 +35,28 @@ from types import FrameType
 import torch
 
 from ..engine import EngineError
-from ..engine.load import arithmetic, at_least_one, find, resolve
-from ..errors import Error, printable
+from ..engine.load import arithmetic, find, resolve
+from ..errors import printable
 from ..kernels import tuning
+from ..kernels.jit import architecture
+from . import agenda, hypotheses
+from .agenda import BATCHES, GRACE, LEAST, OTHERS, RESERVE, ROOT, verb
 from .choices import PHASES
 from .env import environment
+from .inspect.ahead import compiling
 from .measure.verb import INTERPRETED, tell
 from .records import Results, load, merge, save, save_csv
 from .tune.cache import Cache
 from .tune.tuner import device_name
 
-ROOT = Path(__file__).resolve().parents[1]
-RESERVE = 20.0  # seconds kept for the report
-GRACE = 15.0  # seconds that a phase may take beyond its share
 PATIENCE = 5.0  # seconds that a verb may take to end workers in sessions of their own
 SAVED = 5.0  # seconds between two savings of the results within a phase
-BATCHES = {"cuda": (256, 1, 1024, 64, 8, 4096), "cpu": (1,)}  # the most telling first
 MODEL = {"cuda": "alexnet", "cpu": "digits"}
-TRIALS = {"cuda": None, "cpu": 3}  # new ones of each search
+TRIALS = 3  # of each search of a CPU
 TIMEOUT = {"cuda": 20, "cpu": 60}  # seconds of a configuration: a GPU's compiles in one
-PEERS = ("torch", "fused", "nchw", "frontend")
-OTHERS = (("bf16", 3), ("tf32", 2), ("fp32", 2))  # dtypes beside, and for how many batches
-TESTS = {
-    "cuda": (
-        "conv",
-        "gemm",
-        "pool",
-        "lrn",
-        "channels_last",
-        "first_layer",
-        "epilogue",
-        "run",
-        "pipeline",
-    ),
-    "cpu": ("memory", "epilogue"),
-}
 
-RESULTS, REPORT, SEARCHES = "results.json", "report.html", "searches.jsonl"
-FOUND = "phase.json"  # the results of the command under way
+RESULTS, REPORT, SEARCHES, FOUND = "results.json", "report.html", "searches.jsonl", "found.md"
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,133 +67,140 @@ class Round:
     device: torch.device
     model: str
     dtype: str
-    batches: Sequence[int]
     table: Path  # where winners go
-    limit: int | None = None  # new trials of each search
-    again: bool = False  # search what has a row too
+
+    def rows(self, phase: str) -> Path:
+        """Where the command of a phase keeps what it measures."""
+        return self.out / f"{phase}.json"
 
 
-def begin(asked: Round, earlier: Path | None = None, commit: str | None = None) -> None:
-    """Results without a phase, or with all that an earlier round found.
+def begin(asked: Round, before: Path | None = None, commit: str | None = None) -> None:
+    """Results without a phase, or with all that a call before this one left in a folder.
 
     `commit` is the code's, for a copy of it without git. Raises RecordError for results that
     cannot be read, EngineError for those of another GPU.
     """
     here = environment(asked.device)
     here["commit"] = here["commit"] or commit
-    notes = [INTERPRETED] if asked.device.type == "cpu" else []
-    results = Results(here, {}, (), notes=tuple(notes))
-    if earlier is not None:
-        before = load(earlier / RESULTS)
-        then = before.environment
+    notes = (INTERPRETED,) if asked.device.type == "cpu" else ()
+    results = Results(here, {}, (), notes=notes)
+    if before is not None:
+        results = load(before / RESULTS)
+        then = results.environment
         if then.get("gpu name") != here["gpu name"]:
             raise EngineError(
-                f"--earlier {earlier}: wanted a round on {here['gpu name']}, got one on "
+                f"--continue {before}: wanted a round on {here['gpu name']}, got one on "
                 f"{then.get('gpu name')}"
             )
-        notes.append(
+        since = (
             f"what was not measured again is from {then.get('date')}, commit {then.get('commit')}"
         )
-        results = replace(before, environment=here, notes=tuple(notes))
-        searches = earlier / SEARCHES
-        if not searches.exists():
-            lines = (json.dumps(dict(trial)) + "\n" for trial in before.searches)
-            (asked.out / SEARCHES).write_text("".join(lines))
-        elif asked.out.resolve() != earlier.resolve():
-            shutil.copy(searches, asked.out / SEARCHES)
-    (asked.out / FOUND).unlink(missing_ok=True)
+        for phase in PHASES:  # one that was killed did not hand over its last rows
+            cut = before / f"{phase}.json"
+            if phase not in (*agenda.over(results.notes), "fill") and cut.exists():
+                results = merge(results, load(cut))
+        results = replace(results, environment=here, notes=(*results.notes, since))
+        lines = [json.dumps(dict(trial)) + "\n" for trial in results.searches]
+        searches = before / SEARCHES
+        put(asked.out / SEARCHES, searches.read_text() if searches.exists() else "".join(lines))
+        if (fill := before / "fill.json").exists():
+            put(asked.rows("fill"), fill.read_text())
+        if (won := before / asked.table.name).exists() and won != asked.table:
+            known = tuning.load(asked.table).rows if asked.table.exists() else ()
+            rows = sorted((*known, *tuning.load(won).rows), key=lambda row: row.date)
+            tuning.save(asked.table, device_name(asked.device), rows)  # the newest of each
     Cache(asked.out / SEARCHES)  # refuses what is none
     save(results, asked.out / RESULTS)
 
 
-def commands(phase: str, asked: Round, seconds: float) -> list[list[str]]:
-    """What a phase runs, one after the other; `seconds` are for what can be told its time."""
-    cuda = asked.device.type == "cuda"
-    others = OTHERS if cuda else ()
-    verb = [sys.executable, "-m", str(__package__)]
-    on = ["--device", str(asked.device)]
-    at = ["--batch", *map(str, asked.batches), "--dtype", asked.dtype]
-    found = ["--json", str(asked.out / FOUND)]
-    table = [] if cuda else ["--table", str(asked.table)]
-    model = [*verb, "model", asked.model, *on, *found, "--seconds", "2"]
-    graph = ["--clock", "graph"] if cuda else []
-    match phase:
-        case "tests":
-            return _pytest(asked.device)
-        case "roofs":
-            dtypes = dict.fromkeys([asked.dtype, *(dtype for dtype, _ in others)])
-            return [[*verb, "roofs", *on, *found, "--dtype", *dtypes]]
-        case "tune":
-            how = ["--budget", f"{seconds:.0f}", "--timeout", str(TIMEOUT[asked.device.type])]
-            how += ["--cache", str(asked.out / SEARCHES), *table]
-            how += [] if asked.limit is None else ["--limit", str(asked.limit)]
-            how += ["--again"] if asked.again else []
-            return [[*verb, "tune", "--all", "--model", asked.model, *on, *at, *how]]
-        case "order":
-            return [[*verb, "order", asked.model, *on, *at, *found, "--seconds", "1", *table]]
-        case "model":
-            beside = [
-                [*model, "--batch", *map(str, asked.batches[:count]), "--dtype", dtype, *graph]
-                for dtype, count in others
-            ]
-            return [
-                [*model, *at, "--peers", *PEERS],
-                *([*command, "--peers", "torch"] for command in beside),
-            ]
-        case "layers":
-            how = ["--seconds", "1", *(["--clock", "graph", "cold"] if cuda else [])]
-            how += ["--peers", *PEERS]
-            return [[*verb, "layers", "--model", asked.model, *on, *at, *found, *how]]
-    return [[*model, *at, *graph, "--peers", "torch", "fused", "compile"]]
+def put(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
-def _pytest(device: torch.device) -> list[list[str]]:
-    """The tests of the kernels and of the engine, on this device; none without a checkout."""
-    folder = ROOT / "tests"
-    files = [folder / f"test_{name}.py" for name in TESTS[device.type]]
-    if not files[0].exists() or importlib.util.find_spec("pytest") is None:
+def command(phase: str, asked: Round, seconds: float) -> list[str]:
+    """What a phase runs, none if it cannot; `seconds` are for what can be told its time."""
+    cuda, fill = asked.device.type == "cuda", _fill(asked)
+    if phase == "tests":
+        return _pytest(cuda)
+    batches = BATCHES.get(phase, ()) if cuda else (1,)
+    narrow = ["--short", *(["--fill", f"{fill:.1f}"] if fill else [])]
+    said = {
+        "MODEL": [asked.model],
+        "BATCH": ["--batch", *map(str, batches)],
+        "DTYPE": ["--dtype", asked.dtype],
+        "OTHERS": [*OTHERS] if cuda else [],
+        "GRAPH": ["--clock", "graph"] if cuda else [],
+        "FEW": narrow if cuda else ["--limit", str(TRIALS)],
+        "BUDGET": ["--budget", f"{seconds:.0f}", "--timeout", str(TIMEOUT[asked.device.type])],
+        "CACHE": ["--cache", str(asked.out / SEARCHES)],
+        "TABLE": [] if cuda else ["--table", str(asked.table)],
+        "ROWS": ["--device", str(asked.device), "--json", str(asked.rows(phase))],
+        "ON": ["--device", str(asked.device)],
+    }
+    words = agenda.COMMANDS[verb(phase)].split()
+    return [
+        *(sys.executable, "-m", str(__package__)),
+        *(part for word in words for part in said.get(word, [word])),
+    ]
+
+
+def _pytest(cuda: bool) -> list[str]:
+    """Chosen tests of kernels and engine on a GPU, a few on a CPU; none without a checkout."""
+    if not agenda.TESTS.exists() or importlib.util.find_spec("pytest") is None:
         return []
-    command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest"]
-    command += ["-q", "--tb=short", "-p", "no:cacheprovider"]
-    if device.type == "cuda" and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
-    return [[*command, *map(str, files)]]
+    few = cuda and importlib.util.find_spec("xdist") is not None
+    return [
+        *("env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest", "-v", "--tb=short"),
+        *("-p", "no:cacheprovider", *(("-n", "8", "--dist", "worksteal") if few else ())),
+        *(agenda.tests() if cuda else ["tests/test_memory.py"]),
+    ]
+
+
+def _fill(asked: Round) -> float | None:
+    """Bytes a clock and multiprocessor, if they were measured."""
+    try:
+        found: float | None = json.loads(asked.rows("fill").read_text())["fill"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
 
 
 def perform(asked: Round, phases: Sequence[str], end: float) -> None:
     """The phases in turn until `end`, on time.monotonic's clock; a note says how each ended."""
-    for place, phase in enumerate(phases):
+    for phase, seconds, left in agenda.turns(phases, end, time.monotonic):
         started = time.monotonic()
-        left = end - started
-        if left <= 0:
-            keep(asked, f"{phase}: not reached")
-            continue
-        seconds = left * PHASES[phase] / sum(PHASES[each] for each in phases[place:])
         last = min(seconds + GRACE, left)
         tell(f"--- {phase}: {seconds:.0f} of {left:.0f} s")
         log = asked.out / f"{phase}.txt"
-        log.unlink(missing_ok=True)
-        work = commands(phase, asked, max(1.0, last - GRACE))
-        before = _measured(asked)
-        notes = [] if work else [f"{phase}: not run, there is no checkout with pytest here"]
-        for command in work:
-            (asked.out / FOUND).unlink(missing_ok=True)
+        for old in (log, asked.rows(phase)):
+            old.unlink(missing_ok=True)
+        work = command(phase, asked, max(1.0, last - GRACE))
+        before, notes = _measured(asked), list[str]()
+        if not work:
+            notes.append(f"{phase}: not run, there is no checkout with pytest here")
+        else:
             where = ROOT if phase == "tests" else None  # as pytest's own options want it
-            status = watch(command, log, started + last, lambda: keep(asked), where)
-            keep(asked)  # before the next command's results take the place of these
+            try:
+                status = watch(work, log, started + last, lambda: keep(asked, phase), where)  # noqa: B023
+            finally:  # interrupted, too
+                keep(asked, phase)
             if status is None:
                 idle = phase != "tests" and _measured(asked) == before
                 notes.append(
                     f"{phase}: {'failed, cut short with nothing' if idle else 'cut short'}"
                 )
-                break
-            if phase == "tests":
+            elif phase == "tests":
                 notes.append(f"tests: {'failed' if status else 'passed'}, {_last(log)}")
             elif status:
                 notes.append(f"{phase}: failed, {_how(status, log)}")
+            elif phase == "fill" and (fill := _fill(asked)):
+                notes.append(f"fill: {fill:.1f} bytes a clock and multiprocessor")
         if missed := log.exists() and log.read_text(errors="replace").count(": not reached, "):
             notes.append(f"{phase}: {missed} not reached")
-        keep(asked, *notes, f"{phase}: took {time.monotonic() - started:.0f} s")
+        keep(asked, phase, *notes, f"{phase}: took {time.monotonic() - started:.0f} s")
 
 
 def watch(
@@ -233,11 +224,13 @@ def watch(
             env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the last line said is not the last
             cwd=folder,
             process_group=0,
+            preexec_fn=_die_with_parent,
         )
         saved = time.monotonic()
         try:
             while process.poll() is None and time.monotonic() < end:
-                time.sleep(0.05)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
                 sys.stderr.write(said.read())
                 if time.monotonic() > saved + SAVED:
                     tick()
@@ -253,6 +246,12 @@ def watch(
             process.wait()
             sys.stderr.write(said.read())
             sys.stderr.flush()
+
+
+def _die_with_parent() -> None:
+    """A call that is killed leaves nobody who goes on measuring beside the next one."""
+    if PRCTL:
+        PRCTL(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 def _how(status: int, log: Path) -> str:
@@ -271,71 +270,119 @@ def _last(log: Path, word: str = "") -> str:
 def _measured(asked: Round) -> tuple[object, ...]:
     """What there is to lose."""
     results = load(asked.out / RESULTS)
-    return results.rows, results.roofs, results.searches
+    return results.rows, results.roofs, results.searches, _fill(asked)
 
 
-def keep(asked: Round, *notes: str) -> None:
-    """Add to the results on the disk what was found since, and notes; they are told, too."""
+def keep(asked: Round, phase: str | None, *notes: str) -> None:
+    """Add to the results on the disk what a phase has found, and notes; they are told, too."""
     for note in notes:
         tell(note)
     results = load(asked.out / RESULTS)
-    if (asked.out / FOUND).exists():
-        results = merge(results, load(asked.out / FOUND))
-    if trials := Cache(asked.out / SEARCHES).trials:
-        results = replace(results, searches=tuple(trial.to_dict() for trial in trials))
+    if phase not in (None, "fill") and (rows := asked.rows(str(phase))).exists():
+        with _or_told(rows):
+            results = merge(results, load(rows))
+    with _or_told(asked.out / SEARCHES):
+        trials = tuple(trial.to_dict() for trial in Cache(asked.out / SEARCHES).trials)
+        results = replace(results, searches=trials or results.searches)
     if asked.table.exists() and asked.table.parent != asked.out:
-        shutil.copy(asked.table, asked.out)
-    save(replace(results, notes=(*results.notes, *notes)), asked.out / RESULTS)
-    save_csv(results.rows, asked.out / "results.csv")
+        put(asked.out / asked.table.name, asked.table.read_text())
+    results = replace(results, notes=(*results.notes, *notes))
+    save(results, asked.out / RESULTS)
+    with _or_told(asked.out / FOUND):
+        put(asked.out / FOUND, hypotheses.found(results))
+    with _or_told(csv := asked.out / "results.csv"):
+        save_csv(results.rows, csv.with_suffix(".part"))
+        os.replace(csv.with_suffix(".part"), csv)
+
+
+@contextlib.contextmanager
+def _or_told(path: Path) -> Iterator[None]:
+    """What is worth less than the phases to come may fail."""
+    try:
+        yield
+    except Exception as error:
+        tell(f"{path}: left out, {error}")
+
+
+@contextlib.contextmanager
+def _compiling(asked: Round, phases: Sequence[str]) -> Iterator[None]:
+    """While it lasts, what the phases will launch is compiled; a CPU compiles nothing."""
+    arch = architecture(asked.device)
+    if arch is None:
+        yield
+        return
+    work = agenda.binaries(phases, find(asked.model)[0], asked.dtype, asked.device)
+    with compiling(work, arch, tell):
+        yield
 
 
 # --- the verb --------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do all phases in the time given, and report; 1 if one failed, 130 if interrupted."""
-    end = time.monotonic() + 60 * options.minutes - RESERVE
-    device = resolve(options.device)
-    kind = device.type
-    dtype, _ = arithmetic(options.dtype, device, "triton")
-    model, batches = options.model or MODEL[kind], options.batch or BATCHES[kind]
-    table = tuning.path_of(device_name(device))
-    if kind == "cpu":  # the package's tables are for GPUs alone
-        table = options.out / table.name
-    find(model)  # refuses what is none
-    for batch in batches:
-        at_least_one("--batch", batch)
-    if options.minutes * 60 <= RESERVE:
+    """As many phases as fit into the time, and a report; 1 if one failed, 130 if interrupted.
+
+    With `dry` what that would be, and 1 if it does not fit.
+    """
+    seconds = 60 * options.minutes
+    if seconds <= RESERVE:
         raise EngineError(f"--minutes: wanted more than {RESERVE / 60:.2f}, got {options.minutes}")
-    limit = options.limit or TRIALS[kind]
-    asked = Round(options.out, device, model, dtype, batches, table, limit, options.again)
+    before = options.continued
+    noted = load(before / RESULTS).notes if before else ()
+    if options.dry:
+        return _rehearse(options.phases or _left(PHASES, noted), seconds, noted)
+    if options.out is None:
+        raise EngineError("--out: wanted a folder for the results; --dry needs none")
+    end = time.monotonic() + seconds - RESERVE
+    device = resolve(options.device)
+    dtype, _ = arithmetic(None, device, "triton")
+    model = options.model or MODEL[device.type]
+    find(model)  # refuses what is none
+    table = tuning.path_of(device_name(device))
+    if device.type == "cpu":  # the package's tables are for GPUs alone
+        table = options.out / table.name
+    asked = Round(options.out, device, model, dtype, table)
     asked.out.mkdir(parents=True, exist_ok=True)
-    begin(asked, options.earlier, options.commit)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    begin(asked, before, options.commit)
+    started = len(load(asked.out / RESULTS).notes)
+    left = _left(PHASES if device.type == "cuda" else LEAST, noted)
+    phases = options.phases or left
+    handler = signal.signal(signal.SIGTERM, _interrupt)
     interrupted = False
     try:
-        perform(asked, options.phases, end)
+        with _compiling(asked, phases):
+            perform(asked, phases, end)
     except KeyboardInterrupt:
         interrupted = True
-        keep(asked, "interrupted: the report tells what there is")
+        keep(asked, None, "interrupted: the report tells what there is")
     finally:
-        signal.signal(signal.SIGTERM, before)
-    (asked.out / FOUND).unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, handler)
     _report(asked.out)
-    failed = [note for note in load(asked.out / RESULTS).notes if ": failed," in note]
+    failed = [note for note in load(asked.out / RESULTS).notes[started:] if ": failed," in note]
     print("".join(f"{note}\n" for note in failed), end="", file=sys.stderr)
     return 130 if interrupted else 1 if failed else 0
 
 
+def _left(phases: Iterable[str], notes: Sequence[str]) -> list[str]:
+    done = agenda.over(notes)
+    return [phase for phase in phases if phase not in done]
+
+
+def _rehearse(phases: Sequence[str], seconds: float, notes: Sequence[str]) -> int:
+    took = (re.match(r"(\S+): took (\d+) s$", note) for note in notes)
+    known = {match[1]: float(match[2]) for match in took if match}
+    lines, fits = agenda.rehearse(phases, seconds, known)
+    print("\n".join([*lines, "fits" if fits else "does not fit"]))
+    return 0 if fits else 1
+
+
 def _report(out: Path) -> None:
-    """Write the page; the results stand where that cannot be."""
+    """Write the page; the results stand where that cannot be, say for want of what draws."""
     print(printable(f"results: {out / RESULTS}   report: {out / REPORT}"))
-    try:
+    with _or_told(out / REPORT):
         from .report.report import page
 
-        (out / REPORT).write_text(page(load(out / RESULTS)), encoding="utf-8")
-    except (Error, ImportError) as error:  # drawings may want what is not installed here
-        tell(f"report: none, {error}")
+        put(out / REPORT, page(load(out / RESULTS)))
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -2,8 +2,8 @@
 
 `Launch` knows a kernel's argument types, alignments and options, which is all the compiler asks
 for, so any launch made with CPU or meta tensors can be compiled for any architecture that Triton
-knows. For NVIDIA, registers, stack and shared memory are read off the binary with the `cuobjdump`
-and `nvdisasm` that Triton ships; for AMD, off the notes at the end of the assembly.
+knows. Registers, stack and shared memory are read off the binary with the `cuobjdump` and
+`nvdisasm` that Triton ships.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -22,7 +23,16 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from ...kernels.jit import ALONE, Launch
-from .limits import LIMITS, Arch, Limits, Occupancy, arch_name, tool
+from .limits import (
+    LIMITS,
+    OF_A_WARP,
+    WARPS_OF_A_BLOCK,
+    Arch,
+    Limits,
+    Occupancy,
+    arch_name,
+    tool,
+)
 from .machine_code import is_matrix, opcodes
 
 
@@ -39,7 +49,7 @@ class Binary:
     tensor_memory: int  # columns per block
     ttir: str
     ttgir: str
-    ptx: str  # of an AMD kernel, the assembly
+    ptx: str
     image: bytes  # what the driver loads
 
     @property
@@ -50,8 +60,6 @@ class Binary:
     @cached_property
     def sass(self) -> str:
         """The machine code, as text."""
-        if isinstance(self.arch, str):
-            return self.ptx
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(self.image)
@@ -64,12 +72,8 @@ class Binary:
 
     @property
     def spills(self) -> int:
-        """Loads and stores of registers that did not fit: local memory, AMD's scratch."""
-        return sum(
-            count
-            for opcode, count in self.instructions.items()
-            if opcode in ("LDL", "STL") or opcode.startswith("scratch_")
-        )
+        """Loads and stores of registers that did not fit, in local memory."""
+        return self.instructions["LDL"] + self.instructions["STL"]
 
     @property
     def occupancy(self) -> Occupancy:
@@ -109,7 +113,7 @@ def refusal(binary: Binary) -> str | None:
             f"the limit of {where}",
             "tensor memory": f"{binary.tensor_memory} columns of tensor memory, {where} has "
             f"{limits.tensor_memory}",
-            "warps": f"{binary.warps} warps a block, {where} takes {limits.warps_per_block}",
+            "warps": f"{binary.warps} warps a block, {where} takes {WARPS_OF_A_BLOCK}",
             "registers": f"{binary.warps} warps of {binary.registers} registers a thread, more "
             f"than {where} has for a block",
         }
@@ -127,28 +131,16 @@ def refusal(binary: Binary) -> str | None:
 
 
 def compile_for(launch: Launch, arch: Arch) -> Binary:
-    """Compile `launch` for `arch` (80, 90, ..., "gfx942") exactly as a launch there would.
+    """Compile `launch` for `arch` (80, 90, ...) exactly as a launch there would.
 
-    Raises whatever Triton's compiler raises, and KeyError for an architecture without limits.
+    Raises whatever Triton's compiler raises.
     """
-    limits = LIMITS[arch]
-    vendor = "cuda" if isinstance(arch, int) else "hip"
-    target = GPUTarget(vendor, arch, limits.threads_per_warp)
-    backend = make_backend(target)
+    source, target, options = _source(launch, arch)
     kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = launch.options
-    bound, specialization, extra = bind(**launch.arguments, **options)
-    # _pack_args is what JITFunction.run calls between binding and compiling.
-    parsed, signature, constants, attributes = kernel._pack_args(
-        backend, options, bound, specialization, extra
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
     with ALONE:
-        compiled = triton.compile(source, target=target, options=parsed.__dict__)
+        compiled = triton.compile(source, target=target, options=options.__dict__)
     code, metadata = compiled.asm, compiled.metadata
-    text, image = ("ptx", "cubin") if vendor == "cuda" else ("amdgcn", "hsaco")
-    registers, stack = _nvidia(code[image]) if vendor == "cuda" else _amd(code[text])
+    registers, stack = _resources(code["cubin"])
     return Binary(
         kernel=kernel.__name__,
         arch=arch,
@@ -159,12 +151,31 @@ def compile_for(launch: Launch, arch: Arch) -> Binary:
         tensor_memory=getattr(metadata, "tmem_size", None) or 0,
         ttir=code["ttir"],
         ttgir=code["ttgir"],
-        ptx=code[text],
-        image=code[image],
+        ptx=code["ptx"],
+        image=code["cubin"],
     )
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int]:
+def binary_name(launch: Launch, arch: Arch) -> str:
+    """The same text for launches that one binary serves, without compiling it."""
+    source, _, options = _source(launch, arch)
+    return f"{source.hash()} {options.hash()}"
+
+
+def _source(launch: Launch, arch: Arch) -> tuple[ASTSource, GPUTarget, Any]:
+    """What Triton compiles, for what, and how."""
+    target = GPUTarget("cuda", arch, OF_A_WARP)
+    backend, kernel = make_backend(target), launch.kernel
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, extra = bind(**launch.arguments, **launch.options)
+    # _pack_args is what JITFunction.run calls between binding and compiling.
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, launch.options, bound, specialization, extra
+    )
+    return ASTSource(kernel, signature, constants, attributes), target, parsed
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack per thread, as cuobjdump tells them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -174,17 +185,6 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
     if counts is None:
         raise RuntimeError(f"cuobjdump told no resources: {usage!r}")
     return int(counts[1]), int(counts[2])
-
-
-def _amd(assembly: str) -> tuple[int, int]:
-    """Registers (accumulation registers included) and bytes of scratch per thread."""
-    counts = {}
-    for name in ("vgpr_count", "private_segment_fixed_size"):
-        count = re.search(rf"^\s+\.{name}:\s+(\d+)", assembly, re.M)
-        if count is None:
-            raise RuntimeError(f"the assembly tells no .{name}")
-        counts[name] = int(count[1])
-    return counts["vgpr_count"], counts["private_segment_fixed_size"]
 
 
 def _run(name: str, *arguments: str) -> str:

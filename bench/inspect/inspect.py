@@ -1,7 +1,7 @@
 """`bench inspect`: a layer's kernels on GPUs that are not here, and what to think of them.
 
-Compiling and judging are in `compiled` and `inspection`; this tells of it: as a table, as two
-layers side by side, or as the code itself.
+Compiling and judging are in `compiled` and `inspection`; this tells of it, as a table or as the
+code itself.
 """
 
 from __future__ import annotations
@@ -10,25 +10,22 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from triton import __version__ as TRITON
 
 from ...engine import EngineError
 from ...engine import table as columns
+from ...engine.devices.cards import find_card
 from ...engine.devices.planner import Planner
 from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ...engine.spec import Network
-from ...errors import printable
-from .. import units
-from ..choices import ARCHS, FORMS
+from ..choices import ARCHS
 from ..measure.problem import configured, problems
 from .configuration import DEFAULT, parse
-from .inspection import PLANNED_AS, KernelReport, Report, inspect
-from .limits import GPUS, Arch, arch_name, find_arch, find_gpu
+from .inspection import KernelReport, Report, inspect
+from .limits import GPUS, Arch, arch_name, find_arch
 
 Cut = tuple[str, str]  # a layer, "conv4" or "conv1+pool1", and a configuration as `parse` reads it
 
@@ -48,7 +45,7 @@ def inspected(
     configuration that `parse` refuses.
     """
     for arch in archs:
-        planner = Planner(network, ARITHMETIC[dtype], arch if isinstance(arch, int) else PLANNED_AS)
+        planner = Planner(network, ARITHMETIC[dtype], arch)
         for layer, config in cuts:
             (problem,) = problems(planner, dtype, batch, [layer])
             if config != DEFAULT:
@@ -127,41 +124,6 @@ def _work(report: Report) -> str:
     return work
 
 
-def difference(left: Report, right: Report) -> str:
-    """What `--json` tells of two layers and their main kernels, side by side.
-
-    What differs is marked with a star.
-    """
-    a, b = dict(_facts(left)), dict(_facts(right))
-    rows = [(name, a.get(name, "-"), b.get(name, "-")) for name in {**a, **b}]
-    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-    facts = [
-        f"{'*' if one != other else ' '} {name:<{first}}  {one:<{second}}  {other}"
-        for name, one, other in rows
-    ]
-    return "\n".join([*facts, f"left:  {left.verdict}", f"right: {right.verdict}"])
-
-
-def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    facts = report.to_dict() | (report.main.to_dict() if report.main else {})
-    for left_out in ("kernels", "instructions", "refusal", "verdict"):  # too long for a column
-        facts.pop(left_out, None)
-    return _flat(facts | facts.pop("settings"))
-
-
-def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and values, those inside of others under both names."""
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat({f"{name}.{inside}": each for inside, each in value.items()})
-        elif isinstance(value, tuple):
-            yield name, " and ".join(value)
-        elif isinstance(value, float):
-            yield name, units.three(value)
-        else:
-            yield name, f"{value:,}" if type(value) is int else units.pretty(value)
-
-
 def code(reports: Iterable[Report], form: str) -> str:
     """The code of every kernel, one after the other: `sass`, `ptx` or `ttgir`."""
     return "\n".join(
@@ -176,13 +138,15 @@ def code(reports: Iterable[Report], form: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print or write what kernels become; 1 if `--check` is given and one is not clean."""
+    """Print what kernels become; 1 if `--check` is given and one is not clean."""
     network, _ = find(options.model)
     if options.batch < 1:
         raise EngineError(f"--batch: wanted at least 1 image, got {options.batch}")
-    if options.json and "-" in (options.sass, options.ptx, options.ttgir):
-        raise EngineError("--json: prints JSON and nothing else; write the code to a file")
-    card = find_gpu(options.card) if options.card else None
+    if options.json and options.code:
+        raise EngineError("--json: prints JSON and nothing else, and --code the code")
+    card = find_card(options.card or "")
+    if options.card and card is None:
+        raise EngineError(f"--card: wanted one of {', '.join(GPUS)}, got {options.card!r}")
     archs = _archs(options.arch, card)
     reports = []
     for report in inspected(
@@ -190,14 +154,12 @@ def run(options: argparse.Namespace) -> int:
     ):
         print(f"{arch_name(report.arch)} {report.layer} {report.config}", file=sys.stderr)
         reports.append(report)
-    printed = [_write(reports, form, getattr(options, form)) for form in FORMS]
     if options.json:
         facts = {"model": network.name, "batch": options.batch, "dtype": options.dtype}
         print(json.dumps({**facts, "reports": [report.to_dict() for report in reports]}, indent=2))
-    elif options.diff:
-        pairs = zip(reports[::2], reports[1::2], strict=True)
-        print("\n\n".join(difference(left, right) for left, right in pairs))
-    elif not any(printed):
+    elif options.code:
+        print(code(reports, options.code))
+    else:
         print(f"{network.name}, batch {options.batch:,}, {options.dtype}, Triton {TRITON}")
         print(table(reports))
     return 1 if options.check and not all(report.clean for report in reports) else 0
@@ -216,34 +178,7 @@ def _archs(names: str | None, card: str | None) -> list[Arch]:
 
 
 def _cuts(network: Network, options: argparse.Namespace) -> list[Cut]:
-    """Which layers in which configurations; for `--diff`, the two of a pair after one another."""
-    planner = Planner(network, ARITHMETIC[options.dtype], PLANNED_AS)
+    """Which layers in which configurations."""
+    planner = Planner(network, ARITHMETIC[options.dtype], None)
     known = [step.name for step in planner(options.batch).steps[1:]]
-    if not options.diff:
-        return list(itertools.product(options.layers or known, options.config or [DEFAULT]))
-    if options.config:
-        raise EngineError("--diff: takes its configurations itself; leave --config out")
-    two_layers = all(set(name.split("+")) <= set(known) for name in options.diff)
-    if two_layers and not options.layers:
-        return [(name, DEFAULT) for name in options.diff]
-    if two_layers or len(options.layers) != 1:
-        raise EngineError(
-            f"--diff: wanted two layers of {', '.join(known)}, or one LAYER and two of "
-            f"{DEFAULT} or KEY=VALUE,...; got {' and '.join(options.diff)}"
-        )
-    return [(options.layers[0], config) for config in options.diff]
-
-
-def _write(reports: Sequence[Report], form: str, where: str | None) -> bool:
-    """Write the code in one form; True if that went to standard output."""
-    if where is None:
-        return False
-    if where == "-":
-        print(code(reports, form))
-        return True
-    try:
-        Path(where).write_text(code(reports, form), encoding="utf-8")
-    except OSError as error:
-        raise EngineError(f"{where}: {error.strerror}") from None
-    print(printable(f"written: {where}"), file=sys.stderr)
-    return False
+    return list(itertools.product(options.layers or known, options.config or [DEFAULT]))

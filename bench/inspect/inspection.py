@@ -27,9 +27,6 @@ from .compiled import Binary, compile_for, refusal
 from .limits import GPUS, Arch, Waves, arch_name, waves
 from .machine_code import Loop, is_matrix, main_loop
 
-PLANNED_AS = 80
-"""AMD's kernels are planned as those of this architecture: plain loads, no descriptors."""
-
 COUNTED = ("registers", "spills", "stack", "shared", "tensor_memory", "warps")
 """What a Binary tells of itself in numbers."""
 
@@ -83,12 +80,11 @@ class KernelReport:
         """One line."""
         if self.refusal:
             return self.refusal
-        where = "compute unit" if isinstance(self.binary.arch, str) else "SM"
         blocks = self.binary.occupancy.blocks
         parts = [
             " + ".join(filter(None, (self.operands, self.multiplies_by))),
             f"{self.binary.registers} registers",
-            f"{'one block' if blocks == 1 else f'{blocks} blocks'} per {where} limited by "
+            f"{'one block' if blocks == 1 else f'{blocks} blocks'} per SM limited by "
             f"{' and '.join(self.binary.occupancy.limited_by)}",
         ]
         line = f"clean: {', '.join(parts)}"

@@ -1,8 +1,8 @@
 """Reading machine code: opcodes, the main loop, and what kinds of instructions it is made of.
 
-Takes NVIDIA's SASS as `nvdisasm -c` prints it and the assembly of an AMD kernel. A loop is what
-lies between a backward branch and its target; the main loop is the innermost one around the matrix
-instructions, or, where there are none, the longest innermost one.
+Takes SASS as `nvdisasm -c` prints it. A loop is what lies between a backward branch and its target;
+the main loop is the innermost one around the matrix instructions, or, where there are none, the
+longest innermost one.
 """
 
 from __future__ import annotations
@@ -19,29 +19,26 @@ KINDS = (
 """What `kind` answers: "shared" includes tensor memory, "local" is what spills, "integer" is
 addresses and the moving about of registers."""
 
-# The first that fits; bare opcodes, NVIDIA's in capitals.
+# The first that fits; bare opcodes.
 _RULES = [
     (re.compile(pattern), kind)
     for pattern, kind in (
-        (r"\w*MMA$|v_s?mfmac?_|v_wmma_", "matrix"),
+        (r"\w*MMA$", "matrix"),
         (r"UTMA|UBLK", "TMA"),
-        (r"LDGSTS$|LDGDEPBAR$|global_load_lds_", "asynchronous copy"),
-        (r"(LDS|STS|LDSM|STSM|ATOMS|LDT|LDTM|STT|STTM|UTCCP|UTCSHIFT)$|ds_", "shared"),
-        (r"(LDL|STL)$|scratch_", "local"),
-        (r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG)$|(buffer|global|flat)_|s_(buffer_)?load", "global"),
+        (r"LDGSTS$|LDGDEPBAR$", "asynchronous copy"),
+        (r"(LDS|STS|LDSM|STSM|ATOMS|LDT|LDTM|STT|STTM|UTCCP|UTCSHIFT)$", "shared"),
+        (r"(LDL|STL)$", "local"),
+        (r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG)$", "global"),
         (
             r"(BRA|BRX|BRXU|JMP|CALL|RET|EXIT|BSSY|BSYNC|BREAK|BAR|BARRIER|SYNCS|WARPGROUP|DEPBAR"
             r"|WARPSYNC|MEMBAR|FENCE|ERRBAR|NANOSLEEP|YIELD|VOTE|VOTEU|ELECT|PREEXIT|ACQBULK|KILL"
-            r"|BPT|USETMAXREG|UTCBAR|UTCATOMSWS|UCGABAR\w*)$"
-            r"|s_(c?branch|barrier|wait|endpgm|setprio|sleep|nop)",
+            r"|BPT|USETMAXREG|UTCBAR|UTCATOMSWS|UCGABAR\w*)$",
             "control",
         ),
         (r"(FLO|UFLO|NOP|CCTL|LDC|ULDC|LDCU|UTCMXQMMA)$", "other"),
         (r"[FHD][A-Z]+\d?$|MUFU$|[UI]?[IF]2[IF]P?$|F2FP$|UF[A-Z0-9]+$", "float"),
-        (r"v_\w*_(f16|bf16|f32|f64)(_|$)", "float"),
         (r"U?(I|V)[A-Z]+\d?$|U?(LEA|LOP3|SHF|PRMT|SEL|MOV|PLOP3|BMSK|SGXT|POPC|BREV)$", "integer"),
         (r"(S2R|S2UR|CS2R|R2UR|R2P|P2R|UP2UR|UR2UP|CS2UR|MOVM|SHFL|REDUX|CREDUX)$", "integer"),
-        (r"[vs]_", "integer"),
     )
 ]
 
@@ -71,7 +68,7 @@ def kind(opcode: str) -> str:
 
 
 def is_matrix(opcode: str) -> bool:
-    """Whether it multiplies on tensor cores (AMD: matrix cores)."""
+    """Whether it multiplies on tensor cores."""
     return kind(opcode) == "matrix"
 
 
@@ -94,12 +91,10 @@ def _products(body: Sequence[str]) -> int:
     return sum(map(is_matrix, body))
 
 
-# "        /*0070*/              @!P0 IMAD.MOV.U32 R1, ..." and "\tv_add_u32_e32 v0, s1, v2"
-_INSTRUCTION = re.compile(
-    r"\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9]+|(?:v|s|ds|buffer|global|flat|scratch)_\w+)"
-)
+# "        /*0070*/              @!P0 IMAD.MOV.U32 R1, ..."
+_INSTRUCTION = re.compile(r"\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?\w+\s+)?([A-Z][A-Z0-9]+)")
 _LABEL = re.compile(r"(\.L\w+):")
-_BRANCH = re.compile(r"\s.*\bBRA\b.*`\((\.L\w+)\)|\s+s_c?branch\w*\s+(\.L\w+)")
+_BRANCH = re.compile(r"\s.*\bBRA\b.*`\((\.L\w+)\)")
 
 
 def _innermost(lines: Sequence[str]) -> list[list[str]]:
@@ -110,7 +105,7 @@ def _innermost(lines: Sequence[str]) -> list[list[str]]:
     """
     labels = {match[1]: i for i, line in enumerate(lines) if (match := _LABEL.match(line))}
     jumps = ((i, _BRANCH.match(line)) for i, line in enumerate(lines))
-    spans = [(labels.get(jump[1] or jump[2], end), end) for end, jump in jumps if jump]
+    spans = [(labels.get(jump[1], end), end) for end, jump in jumps if jump]
     kept: list[tuple[int, int]] = []
     bodies = []
     for start, end in sorted(spans, key=lambda span: span[1] - span[0]):

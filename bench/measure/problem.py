@@ -292,7 +292,9 @@ def tensors(
     state = {}
     for name, shape in owned.items():
         fan_in = max(1, torch.Size(shape[1:]).numel()) if name.endswith(".weight") else 1
-        state[name] = random(*shape) * fan_in**-0.5
+        state[name] = random(*shape)
+        if not meta:  # where torch takes milliseconds to do nothing
+            state[name] *= fan_in**-0.5
         if name.endswith(".running_var"):
             state[name] = state[name].abs() + 0.5
     return Tensors(x, state)

@@ -13,16 +13,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from ...engine import NetworkError
 from ...engine.devices.planner import Planner
 from ...engine.load import arithmetic, find, resolve
 from ...engine.table import Columns, columns
-from ...kernels import cost, tuning
+from ...kernels import tuning
 from ..choices import CACHE
 from ..env import environment
+from ..measure.fill import assumed
 from ..measure.verb import tell
 from . import budget, simulate
 from .cache import STATUSES, Cache, Trial
@@ -70,8 +70,7 @@ def _tune(options: argparse.Namespace) -> int:
         work = [search for search in every if search.known_by not in known]
         lists = {}
         if options.short:
-            chip = cost.chip_of(tuner.arch or 90)
-            chip = replace(chip, fill=options.fill or chip.fill)
+            chip = assumed(tuner.arch, tuner.name, options.fill)
             listed = partial(short_list, arithmetic=meaning, arch=tuner.arch, chip=chip)
             lists = {search.known_by: listed(search.step) for search in work}
             work = [search for search in work if lists[search.known_by]]

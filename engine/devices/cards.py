@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card: `arch` is its compute capability, 90 for 9.0; AMD's are named, "gfx942"."""
+    """One card: `arch` is its compute capability, 90 for 9.0."""
 
     name: str
-    arch: int | str
+    arch: int
     multiprocessors: int
     device: str = ""  # its driver's name for it, which its tuned table has
 
