@@ -10,7 +10,8 @@ a state dict. Of a linear layer, x is [N, features], weight [OC, features] and o
 the dtype `problem.dtype`. `run` computes activation(x * weight + bias) on the current stream, and
 either fills `out` and returns None, or returns a tensor of out's shape and dtype. It must not write
 anything else, nor read what lies around its tensors, and the same input must give the same bits.
-On a GPU it is captured in a CUDA graph, so it must not wait for the host.
+Each call must compute, whatever was computed before. On a GPU it is captured in a CUDA graph, so it
+must not wait for the host.
 
 All else in the file is optional:
 
@@ -38,7 +39,7 @@ import importlib.util
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,10 @@ from .candidates import SHIPPED, shipped
 
 Config = Mapping[str, Any]
 Layout = Literal["NHWC", "HWNC"]
+
+MOST_CONFIGS = 512
+MOST_TOLERANCE = 16.0
+"""Four bits: what Winograd's F(4x4, 3x3) loses. An answer that needs more is another answer."""
 
 ARGUMENTS = ("problem", "x", "weight", "bias", "out", "config")
 
@@ -186,8 +191,11 @@ def load(path: Path) -> Candidate:
     if layout not in ("NHWC", "HWNC"):
         raise CandidateError(f"{path.name}: LAYOUT: wanted 'NHWC' or 'HWNC', got {layout!r}")
     tolerance = getattr(module, "TOLERANCE", 1.0)
-    if not isinstance(tolerance, int | float) or tolerance <= 0:
-        raise CandidateError(f"{path.name}: TOLERANCE: wanted a positive number, got {tolerance!r}")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance <= MOST_TOLERANCE:
+        raise CandidateError(
+            f"{path.name}: TOLERANCE: wanted a number above 0 and up to {MOST_TOLERANCE:g}, got "
+            f"{tolerance!r}"
+        )
     return Candidate(
         path,
         run,
@@ -225,14 +233,19 @@ def _configs(
         raise CandidateError(
             f"{path.name}: SPACE: wanted a dictionary of lists of values, got {space!r}"
         )
-    every = itertools.product(*space.values())
-    combinations = [dict(zip(space, values, strict=True)) for values in every]
-    chosen = getattr(module, "configs", lambda problem: combinations)
+
+    def product(problem: Conv2dProblem | LinearProblem) -> Iterator[Config]:
+        for values in itertools.product(*space.values()):
+            yield dict(zip(space, values, strict=True))
+
+    chosen = getattr(module, "configs", product)
 
     def configs(problem: Conv2dProblem | LinearProblem) -> Sequence[Config]:
         if operation is not None and not isinstance(problem, kinds[operation]):
             raise Refused(f"solves a {operation} alone")
-        found = list(chosen(problem))
+        found = list(itertools.islice(chosen(problem), MOST_CONFIGS + 1))
+        if len(found) > MOST_CONFIGS:
+            raise CandidateError(f"{path.name}: wanted at most {MOST_CONFIGS} configurations")
         if not found or not all(isinstance(config, Mapping) for config in found):
             raise CandidateError(
                 f"{path.name}: wanted at least one configuration, each a dictionary, got {found!r}"

@@ -2,8 +2,12 @@
 
 Every candidate runs in a process of its own (`contestant.py`) and must first be proved right
 (`proof.py`). The right ones are then timed in turns, one process at a time, in a fresh random order
-each round, so that a drift of the machine meets all alike. A candidate that fails at any point is
-out, with its reason, and the race goes on; no question to it lasts longer than the time limit.
+each round, so that a drift of the machine meets all alike; each timed answer is compared, too. A
+candidate that fails at any point is out, with its reason, and the race goes on; no question to it
+lasts longer than the time limit.
+
+On a GPU a time below the roof, arithmetic or memory, by more than a twentieth is not believed. An
+interpreter comes nowhere near one.
 """
 
 from __future__ import annotations
@@ -15,42 +19,34 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from ...engine import table
-from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolve
+from ...engine.load import EngineError, arithmetic, at_least_one, resolve
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
 from .. import units
 from ..env import environment
 from ..measure import timing
-from ..measure.contest import admit, blank_row, survived
+from ..measure.contest import admit, blank_row, inputs, survived
 from ..measure.contestants import contestants
 from ..measure.peers import libraries
-from ..measure.timing import CLOCKS, Clock
+from ..measure.roofline import measure_roofs
 from ..records import OURS, Results, Row, best_peer
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
-from .contestant import (
-    Contestant,
-    Proof,
-    Setup,
-    after_a_change,
-    ask,
-    contestant,
-    copies,
-    find_problem,
-)
+from .contestant import TooSlow, Turn, ask, contestant
+from .examiner import Proof, Setup, find_problem
 from .proof import Disqualified
+from .tiles import IMAGES, TILES
 
 ROUNDS = {"cuda": 25, "cpu": 5}
 GPU_PEERS = ("torch", "fused", "frontend")  # torch.compile wants minutes; `--peers` can ask for it
 
 
-Outcome = Literal["raced", "refused", "disqualified"]
+Outcome = Literal["raced", "refused", "too slow", "disqualified"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,9 @@ class League:
             f"{setup.device}, clock {setup.clock}"
         ]
         if torch.device(setup.device).type == "cpu":
-            lines.append("Triton's interpreter: these times say nothing of a GPU's")
+            lines.append(
+                "Triton's interpreter: these times say nothing of a GPU's, and no roof is known"
+            )
         standings = {standing.candidate: standing for standing in self.standings}
         timed = [row for row in self.rows if row.median_us is not None]
         timed.sort(key=lambda row: row.median_us or 0.0)
@@ -154,24 +152,32 @@ def race(
     """
     problem, device = find_problem(setup), torch.device(setup.device)
     pose(problem)
-    blank = replace(blank_row(problem), clock=setup.clock)
+    roofs = measure_roofs(device, [setup.dtype]) if device.type == "cuda" else None
+    blank = replace(blank_row(problem, roofs), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
     takes: dict[str, Callable[[], float]] = {}  # one time each, in microseconds a run
+    turns: dict[str, Turn] = {}
 
     def drop(name: str, error: Exception) -> None:
         outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
+        if isinstance(error, TooSlow):
+            outcome = "too slow"
         rows[name] = replace(rows[name], note=str(error))
         standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
 
-    def turn(name: str, guest: Contestant) -> float:
+    def take(name: str, turn: Turn) -> Callable[[], float]:
         """A candidate's time; once it fell out, NaN."""
-        if standings[name].outcome == "raced":
-            try:
-                return float(ask(guest, "take", limit))
-            except (Disqualified, Refused) as error:
-                drop(name, error)
-        return math.nan
+
+        def once() -> float:
+            if standings[name].outcome == "raced":
+                try:
+                    return turn()
+                except (Disqualified, Refused) as error:
+                    drop(name, error)
+            return math.nan
+
+        return once
 
     with ExitStack() as stack:
         guests = {name: contestant(setup, file) for name, file in candidates.items()}
@@ -179,7 +185,8 @@ def race(
             stack.callback(guest.close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
-        given, compare = copies(problem, setup)
+        given, compare = inputs(problem, device, setup.seed)
+        given = given[:1]  # the cache is overwritten before each turn
         # The engine's kernel and the peers are trusted to run in this process.
         for one in contestants(problem, device, kinds):
             admitted = admit(one, given, blank, compare, device)
@@ -187,7 +194,7 @@ def race(
             try:
                 if admitted.runs:
                     sample = timing.sampler(admitted.runs, setup.clock, device)
-                    takes[name] = after_a_change(sample, device)
+                    takes[name] = _after_a_change(sample, device)
             except Exception as error:  # of a library's: the others go on
                 rows[name] = replace(admitted.row, note=survived(name, error, device))
         for name, guest in guests.items():
@@ -203,13 +210,42 @@ def race(
             else:
                 rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
-                takes[name] = partial(turn, name, guest)
+                turns[name] = Turn(guest, limit, device.type == "cpu")
+                takes[name] = take(name, turns[name])
         say(f"timing {len(takes)} contestants")
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
-    for name, taken in times.items():
-        if name not in standings or standings[name].outcome == "raced":
-            rows[name] = rows[name].timed(taken)
+        for name, taken in times.items():
+            if name not in standings:
+                rows[name] = rows[name].timed(taken)
+            elif standings[name].outcome == "raced":
+                try:
+                    turns[name].confirm(taken.median)
+                    rows[name] = believed(rows[name].timed(taken))
+                except (Disqualified, Refused) as error:
+                    drop(name, error)
     return League(setup, tuple(rows.values()), tuple(standings.values()))
+
+
+def _after_a_change(sample: Callable[[], float], device: torch.device) -> Callable[[], float]:
+    """A sampler whose turn comes after that of another process: on a GPU its first time is lost."""
+    if device.type == "cpu":
+        return sample
+
+    def second() -> float:
+        sample()
+        return sample()
+
+    return second
+
+
+def believed(row: Row) -> Row:
+    """A candidate's row. Raises Disqualified if it was faster than the roof allows."""
+    if row.roof_us is not None and row.median_us is not None and row.median_us < 0.95 * row.roof_us:
+        raise Disqualified(
+            f"{units.time(row.median_us)} is faster than this machine's roof, "
+            f"{units.time(row.roof_us)}"
+        )
+    return row
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -220,10 +256,9 @@ def run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     gpu = device.type == "cuda"
     dtype, _ = arithmetic(options.dtype, device, "triton")
-    usual: Clock = "cold" if gpu else "host"
-    clock: Clock = options.clock or usual
-    one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
-    batch = (256 if gpu else 1) if options.batch is None else options.batch
+    model = options.model or ("alexnet" if gpu else TILES.name)
+    usual = 256 if gpu else IMAGES if model == TILES.name else 1
+    batch = usual if options.batch is None else options.batch
     at_least_one("--batch", batch)
     for name in ("timeout", "seconds"):
         if (value := getattr(options, name)) <= 0:
@@ -231,7 +266,7 @@ def run(options: argparse.Namespace) -> int:
     if not gpu and (problem := interpreter_problem()):
         raise EngineError(problem)
     files = [*options.candidate, *(shipped() if options.all_shipped else ())]
-    setup = Setup(options.model, options.layer, batch, dtype, str(device), options.seed, clock)
+    setup = Setup(model, options.layer, batch, dtype, str(device), options.seed)
     kinds = GPU_PEERS if options.peers is None and gpu else options.peers
 
     def say(line: str) -> None:

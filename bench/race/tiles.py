@@ -1,0 +1,27 @@
+"""A network that no one trains: every size of its layers is two or three tiles of 64, and odd.
+
+Digits' layers are smaller than a tile, and AlexNet's keep an interpreter busy for minutes. On these
+a kernel that forgets a tile, or the rest behind the last whole one, is found in seconds. Layers
+bear AlexNet's names, so that a candidate is raced by the same words with a GPU and without.
+"""
+
+from __future__ import annotations
+
+from ...engine.spec import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Network, Preprocess, ReLU
+
+TILES = Network(
+    "tiles",
+    (130, 2, 3),
+    (
+        ("conv3", Conv2d(150, 3, padding=1)),
+        ("relu3", ReLU()),
+        ("avgpool", AdaptiveAvgPool2d(1)),
+        ("flatten", Flatten()),
+        ("fc6", Linear(139)),
+        ("relu6", ReLU()),
+    ),
+    Preprocess(3, 3, mean=(0.0,), std=(1.0,)),
+    classes="",
+)
+IMAGES = 131
+"""A batch of two tiles of images and a rest."""
