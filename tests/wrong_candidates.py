@@ -63,57 +63,56 @@ def run(problem, x, weight, bias, out, config):
         p.stride, KH=p.KH, KW=p.KW, B=B, SPLIT=SPLIT)
 """
 
-Change = tuple[tuple[str, str], ...]
 
-
-def changed(*changes: tuple[str, str], before: str = "") -> str:
-    """RIGHT with these changes, each of what it has once, and `before` ahead of each run's work."""
+def changed(*changes: tuple[str, str], more: str = "") -> str:
+    """RIGHT with these changes, each of what it has once, and more code behind it."""
     source = RIGHT
-    if before:
-        changes = (*changes, ("    p = problem\n", f"{before}    p = problem\n"))
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
-    return source
+    return source + more
 
 
 WHOLE = ("SPLIT = 2", "SPLIT = 1")  # no parts: a program computes a whole tile
 STORE = "tl.store(out + element, tl.maximum(acc, 0.0).to(out.dtype.element_ty), mask=wanted)"
 
+MEMO = """
+compute, known = run, ()
+
+
+def run(problem, x, weight, bias, out, config):
+    global known
+    if not known or not torch.equal(x, known[0]) or not torch.equal(out, known[1]):
+        compute(problem, x, weight, bias, out, config)
+        known = x.clone(), out.clone()
+"""
+FIRST_CALLS = """
+compute, calls = run, 0
+
+
+def run(*arguments):
+    global calls
+    calls += 1
+    if calls <= 9:
+        compute(*arguments)
+"""
+PATCHED_CLOCK = """
+clock = time.perf_counter
+time.perf_counter = lambda: clock() / 1000
+"""
+
 RIGHTS = {"last_arriver": RIGHT, "whole": changed(WHOLE)}
 
 WRONGS: dict[str, tuple[str, str]] = {
     "memo": (
-        changed(
-            WHOLE,
-            before="""
-    global known
-    if known and torch.equal(x, known[0]) and torch.equal(out, known[1]):
-        return
-    known = x.clone(), out
-""",
-        )
-        + "\n\nknown = ()\n",
+        changed(WHOLE, more=MEMO),
         "keeps answers: ",
     ),
     "first_calls": (
-        changed(
-            WHOLE,
-            before="""
-    global calls
-    calls += 1
-    if calls > 9:
-        return
-""",
-        )
-        + "\n\ncalls = 0\n",
+        changed(WHOLE, more=FIRST_CALLS),
         "when it is timed wrong: NaN or infinity in all filters, all pixels, all images",
     ),
-    "patched_clock": (
-        changed(WHOLE)
-        + "\n\nreal = time.perf_counter\ntime.perf_counter = lambda: real() / 1000\n",
-        "its clock says ",
-    ),
+    "patched_clock": (changed(WHOLE, more=PATCHED_CLOCK), "its clock says "),
     "sampled_images": (
         changed(
             WHOLE,
@@ -141,7 +140,8 @@ WRONGS: dict[str, tuple[str, str]] = {
     ),
     "row_beyond": (
         changed(
-            WHOLE, (STORE, STORE.replace("mask=wanted", "mask=(m <= rows)[:, None] & (n < OC)[None, :]"))
+            WHOLE,
+            (STORE, STORE.replace("mask=wanted", "mask=(m <= rows)[:, None] & (n < OC)[None, :]")),
         ),
         "store of out at ",
     ),
