@@ -37,7 +37,7 @@ from ..measure.roofline import measure_roofs
 from ..records import OURS, Results, Row, best_peer
 from .candidate import CandidateError, Refused, locate, pose
 from .candidates import shipped
-from .contestant import TooSlow, Turn, ask, contestant
+from .contestant import Contestant, TooSlow, Turn, ask, contestant
 from .examiner import Proof, Setup, find_problem
 from .proof import Disqualified
 from .tiles import IMAGES, TILES
@@ -180,9 +180,10 @@ def race(
         return once
 
     with ExitStack() as stack:
-        guests = {name: contestant(setup, file) for name, file in candidates.items()}
-        for guest in guests.values():
-            stack.callback(guest.close)
+        guests: dict[str, Contestant] = {}
+        for name, file in candidates.items():
+            guests[name] = contestant(setup, file)
+            stack.callback(guests[name].close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
         given, compare = inputs(problem, device, setup.seed)

@@ -11,8 +11,10 @@ from ...engine.spec import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Network, 
 
 TILES = Network(
     "tiles",
-    (130, 2, 3),
+    (3, 2, 3),
     (
+        ("conv1", Conv2d(130, 1)),
+        ("relu1", ReLU()),
         ("conv3", Conv2d(150, 3, padding=1)),
         ("relu3", ReLU()),
         ("avgpool", AdaptiveAvgPool2d(1)),
@@ -20,7 +22,7 @@ TILES = Network(
         ("fc6", Linear(139)),
         ("relu6", ReLU()),
     ),
-    Preprocess(3, 3, mean=(0.0,), std=(1.0,)),
+    Preprocess(3, 3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     classes="",
 )
 IMAGES = 131
