@@ -16,7 +16,7 @@ import linecache
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +39,7 @@ from alexnet_triton.kernels import (
     lrn,
     pool,
     softmax,
+    split_k,
 )
 from alexnet_triton.kernels.channels_last import ChannelsLastConfig, ChannelsLastShape
 from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
@@ -348,9 +349,25 @@ def launches() -> dict[str, list[Launch]]:
 # Our own sanitizer
 
 
-def watched(made: Iterable[Launch]) -> list[Violation]:
-    """What is found while they run."""
-    with sanitized() as violations:
+def unwritten(made: Iterable[Launch]) -> Iterator[torch.Tensor]:
+    """What launches fill, whole memory of it, and the padding channels of what they read.
+
+    Pooling takes padding along: what comes of it is padding.
+    """
+    for launch in made:
+        for name, value in launch.arguments.items():
+            tensor = getattr(value, "base", value)
+            memory = getattr(tensor, "_base", None)
+            if name in ("y", "parts") and tensor is not None:
+                yield tensor if memory is None else memory
+            elif name in ("x", "w") and memory is not None and memory.ndim == tensor.ndim:
+                pooling = "pool" in launch.kernel.__name__
+                yield memory[..., memory.shape[-1] if pooling else tensor.shape[-1] :]
+
+
+def watched(made: Iterable[Launch], before: Iterable[torch.Tensor] = ()) -> list[Violation]:
+    """What is found while they run; `before` is unwritten."""
+    with sanitized(before) as violations:
         for launch in made:
             launch()
     return violations
@@ -358,10 +375,8 @@ def watched(made: Iterable[Launch]) -> list[Violation]:
 
 def faults(made: dict[str, list[Launch]]) -> dict[str, list[str]]:
     """Those that are not clean, and why."""
-    found = {
-        name: [str(violation) for violation in watched(several)] for name, several in made.items()
-    }
-    return {name: violations for name, violations in found.items() if violations}
+    found = {name: watched(several, unwritten(several)) for name, several in made.items()}
+    return {name: list(map(str, violations)) for name, violations in found.items() if violations}
 
 
 @pytest.mark.parametrize("descriptors", [False, True])
@@ -392,19 +407,16 @@ def test_every_kernel_is_among_them() -> None:
 def test_a_plan_stays_inside_its_slots(
     arch: int | None, options: Options, generator: torch.Generator
 ) -> None:
-    """As the engine binds it for a GPU, outputs side by side in one memory."""
+    """As the engine binds it for a GPU, outputs side by side in one memory, all of it unwritten."""
     digits = network("digits")
     shapes = digits.parameter_shapes()
     state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     plan = Planner(digits, ARITHMETIC["fp16"], arch, options=options)(3)
     bound = bind(plan, pack(digits, state, ARITHMETIC["fp16"], torch.device("cpu")))
     images = torch.zeros(3, *digits.input_shape, dtype=torch.uint8)
-    made = {"": [head.first(images) for head in bound.heads]}
-    after = [*(each for head in bound.heads for each in head.launches), *bound.launches]
-    for name, several in after:
-        made.setdefault(name, []).extend(several)
-    assert len(made) == len(plan.steps)
-    assert faults(made) == {}
+    made = list(bound.every_launch(images))
+    assert len(made) >= len(plan.steps)
+    assert watched(made, unwritten(made)) == []
 
 
 def test_a_watched_kernel_computes_what_it_does_unwatched(generator: torch.Generator) -> None:
@@ -487,6 +499,115 @@ def test_nothing_is_left_behind() -> None:
 def test_a_broken_mask_is_found(name: str) -> None:
     _, _, _, argument, _ = MUTATIONS[name]
     assert argument in {violation.argument for violation in watched(mutant(name))}
+
+
+# Unwritten memory
+
+
+def test_what_nobody_wrote_is_not_read() -> None:
+    x, y, z = torch.ones(13), torch.empty(26), torch.empty(13)
+    (found,) = watched([copying(y[:13], z)], [y[3:5], y[20:]])
+    assert (found.fault, found.access, found.argument) == ("unwritten", "load", "x")
+    assert (found.lowest, found.highest, found.count) == (3, 4, 2)
+    assert watched([copying(x, y[:13]), copying(y[:13], z), copying(z, x)], [y, z]) == []
+    assert watched([copying(y[:13], z)], [y[13:]]) == []
+
+
+def test_what_torch_makes_is_unwritten_until_it_is_filled() -> None:
+    with sanitized() as found:
+        made = torch.empty(13)
+        copying(made[:7].zero_(), torch.zeros(7))()
+        assert found == []
+        copying(made, made.new_empty(13))()
+        assert [(each.argument, each.lowest, each.highest) for each in found] == [("x", 7, 12)]
+        torch.add(torch.ones(13), 1, out=made)
+        copying(made, torch.empty_like(made))()
+        assert len(found) == 1
+
+
+# Races
+
+
+def split(module: Any) -> list[Launch]:
+    return linear(SIZES, SPLIT, module=module)
+
+
+def ended(module: Any) -> list[Launch]:
+    """The same sum, added up by a copy of split_k."""
+    return split(mutated(gemm, "from .split_k import", f"from {module.__name__} import"))
+
+
+# A module, a part of it, what to put there, what is found of which tensors then, and the launch.
+RACES: dict[str, tuple[ModuleType, str, str, set[tuple[str, str]], Any]] = {
+    "no barrier": (split_k, "tl.debug_barrier()", "pass", {("unordered", "parts")}, ended),
+    **{
+        order: (
+            *(split_k, '"acq_rel"', f'"{order}"'),
+            *({("unordered", "parts"), ("unordered", "counters")}, ended),
+        )
+        for order in ("relaxed", "acquire", "release")
+    },
+    "within a block": (
+        *(split_k, '"acq_rel"', '"acq_rel", scope="cta"'),
+        *({("unordered", "parts"), ("unordered", "counters")}, ended),
+    ),
+    "neighbours": (
+        *(gemm, "n_blocks) * BLOCK_N", "n_blocks) * (BLOCK_N // 2)"),
+        *({("unordered", "y")}, lambda m: linear(SIZES, WHOLE, module=m)),
+    ),
+    "one part for all": (
+        *(gemm, "parts + offset + part * size, acc", "parts + offset, acc"),
+        *({("unordered", "parts"), ("unwritten", "parts")}, split),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_race_is_found(name: str) -> None:
+    """Neighbours write the same values: nothing else would show them."""
+    module, old, new, wanted, bind = RACES[name]
+    launches = bind(mutated(module, old, new))
+    found = watched(launches, unwritten(launches))
+    assert {(each.fault, each.argument) for each in found} == wanted
+    for each in found:
+        assert (each.other is None) == (each.fault == "unwritten")
+        assert each.by != each.program
+
+
+@jit
+def _handing_on_kernel(x, y, counters, BEFORE: tl.constexpr, AFTER: tl.constexpr, TO: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Program 0 hands y to 1, which hands it to 2."""
+    program = tl.program_id(0)
+    before = tl.load(x + program)
+    if program > 0:
+        tl.atomic_cas(counters + program, 1, 2, sem=AFTER)
+        before += tl.load(y + program - 1) + tl.load(y)
+    tl.store(y + program, before)
+    tl.debug_barrier()
+    tl.atomic_add(counters + program + TO, 1, sem=BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "to", "races"),
+    [
+        ("release", "acquire", 1, 0),
+        ("acq_rel", "acq_rel", 1, 0),
+        ("release", "acquire", 2, 3),
+        ("relaxed", "acquire", 1, 4),
+        ("release", "relaxed", 1, 4),
+        ("acquire", "release", 1, 4),
+    ],
+)
+def test_a_release_comes_before_an_acquire_of_its_address(
+    before: str, after: str, to: int, races: int
+) -> None:
+    y, counters = torch.zeros(3), torch.zeros(5, dtype=torch.int32)
+    arguments = {"x": torch.ones(3), "y": y, "counters": counters}
+    arguments |= {"BEFORE": before, "AFTER": after, "TO": to}
+    launch = Launch(_handing_on_kernel, (3,), arguments, num_warps=1, num_stages=1)
+    found = watched([launch, launch])  # one launch comes before the next
+    assert sum(each.count for each in found) == 2 * races
+    assert y.tolist() == [1, 3, 5]
 
 
 # triton-viz

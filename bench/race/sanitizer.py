@@ -9,23 +9,36 @@ so the results are what they would be without the sanitizer.
 
 Descriptors, block pointers and atomics are covered: in the interpreter all of them end in the same
 four operations. What a descriptor cuts off is no access; a descriptor beyond its tensor shows.
+
+Memory that nobody has written has a flag a byte, which a store clears and a load must not meet.
+
+Programs run one after the other here and at once on a GPU, so it is also asked what orders two that
+touch one element, one of them writing: FastTrack (Flanagan and Freund, PLDI 2009), with Triton's
+means. An epoch is what a program does between two barriers or atomics. An element remembers the
+epochs that touched it, a program the set of those that came before it. An atomic that releases
+hands its program's set, and its own epochs up to the last barrier, to those that acquire at the
+same address: one thread executes the atomic, but all of them the stores before. Of accesses that
+nothing orders an element remembers the first and the last. What orders the threads of one program
+is not asked, nor what a descriptor needs behind an atomic; any other load sees what came before it,
+from whatever cache.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle
 
@@ -36,46 +49,70 @@ _FIRST = 1 << 4  # above the 48 bits of real addresses, so that these belong to 
 _PAGE = 4096  # a made-up address keeps its place in the page, hence its alignment
 
 
+Program = tuple[int, int, int]
+Access = Literal["load", "store", "atomic"]
+_CONFLICTS: dict[Access, tuple[Access, ...]] = {
+    "load": ("store", "atomic"),
+    "store": ("store", "atomic", "load"),
+    "atomic": ("store", "load"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Accesses of one line of a kernel outside one of its tensors, over all programs.
+    """What one line of a kernel does wrong to one of its tensors, over all programs.
 
     Elements are counted from the tensor's first, which is 0; the last is `elements - 1`.
     """
 
+    fault: Literal["outside", "unwritten", "unordered"]
     kernel: str
     line: str  # file:number
-    access: str  # load, store or atomic
+    access: Access
     argument: str
     elements: int
-    lowest: int
-    highest: int
-    count: int
-    program: tuple[int, int, int]  # the first one that did it
+    lowest: int = field(compare=False)
+    highest: int = field(compare=False)
+    count: int = field(compare=False)
+    program: Program = field(compare=False)  # the first one that did it
+    other: Access | None = None  # with which it is unordered, and whose that was
+    by: Program | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
+        why = {
+            "outside": f"but it has {self.elements}",
+            "unwritten": "which nobody has written",
+            "unordered": f"with nothing to order it and the {self.other} by program {self.by}",
+        }
         return (
             f"{self.kernel}, {self.line}, program {self.program}: {self.access} of {self.argument} "
-            f"at {self.count} elements from {self.lowest} to {self.highest}, "
-            f"but it has {self.elements}"
+            f"at {self.count} elements from {self.lowest} to {self.highest}, {why[self.fault]}"
         )
 
 
 @contextmanager
-def sanitized() -> Iterator[list[Violation]]:
+def sanitized(unwritten: Iterable[torch.Tensor] = ()) -> Iterator[list[Violation]]:
     """While it lasts, interpreted kernels are watched; the list it gives fills as they run.
 
     Takes any number of launches, of this package's kernels or of Triton's own interpreted ones, on
     CPU tensors; what is compiled for a GPU is not watched. A tensor reaches from its first element
     to its last and, where it is a view with a pitch, to the end of its last row: the padding
     channels of an activation count as its own. Other threads wait with interpreting.
+
+    An element of `unwritten`, or of what `torch.empty` and its kin make meanwhile, must be stored
+    to by a kernel or by torch before a kernel loads it; NumPy's writes are not seen. Padding is
+    unwritten where the tensor is given with it.
     """
     watch = _Watch()
+    for tensor in unwritten:
+        watch.mark(tensor, True)
     builder = interpreter.interpreter_builder
-    with ALONE, ExitStack() as stack:
+    with ALONE, _Torch(watch), ExitStack() as stack:
         for owner, name, wrapper in (
             (interpreter.GridExecutor, "__call__", watch.launch),
             (interpreter, "_implicit_cvt", watch.argument),
+            (builder, "set_grid_idx", watch.program),
+            (builder, "create_barrier", watch.barrier),
             (builder, "create_masked_load", partial(watch.masked, "load", 0, 1)),
             (builder, "create_masked_store", partial(watch.masked, "store", 0, 2)),
             (builder, "create_atomic_rmw", partial(watch.masked, "atomic", 1, 3)),
@@ -83,6 +120,27 @@ def sanitized() -> Iterator[list[Violation]]:
         ):
             stack.enter_context(mock.patch.object(owner, name, wrapper(getattr(owner, name))))
         yield watch.violations
+
+
+@dataclass(slots=True)
+class _Shadow:
+    """Which epochs touched a launch's memory, 0 for none: the first and the last, a grain each."""
+
+    bytes: int
+    grain: int  # bytes; no access is narrower
+    epochs: dict[Access, Any] = field(default_factory=dict)
+
+    def of(self, access: Access) -> Any:
+        """The epochs of such accesses, uint32 [2, grains]; memory is taken once there are any."""
+        if access not in self.epochs:
+            self.epochs[access] = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
+        return self.epochs[access]
+
+    def refine(self, width: int) -> None:
+        """Take accesses of `width` bytes."""
+        if (finer := self.grain // width) > 1:
+            self.epochs = {of: epochs.repeat(finer, 1) for of, epochs in self.epochs.items()}
+            self.grain = width
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +151,13 @@ class _Range:
     shown: int
     real: int
     bytes: int
+    start: int  # bytes from the start of its storage
+    shadow: _Shadow  # of the storage
+    unwritten: Any  # flags a byte of the storage, or None
 
 
 # Where an address points that belongs to no argument, one that the kernel read from memory maybe.
-_NOWHERE = _Range("no tensor", 0, 0, 0)
+_NOWHERE = _Range("no tensor", 0, 0, 0, 0, _Shadow(0, 1), None)
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -118,12 +179,40 @@ def _reach(tensor: torch.Tensor) -> int:
 
 @dataclass(slots=True)
 class _Watch:
-    """Wrappers around what the interpreter does, and what they saw."""
+    """Wrappers around what the interpreter does, and what they saw.
+
+    A set of epochs is a number with their bits.
+    """
 
     violations: list[Violation] = field(default_factory=list)
+    unwritten: dict[int, tuple[Any, torch.Tensor]] = field(default_factory=dict)  # by storage
+    # Of the launch that runs, or ran last:
+    running: bool = False
     kernel: str = ""
     names: dict[Any, str] = field(default_factory=dict)
     ranges: list[_Range] = field(default_factory=list)
+    shadows: dict[int, _Shadow] = field(default_factory=dict)  # by storage
+    programs: list[Program] = field(default_factory=list)  # by epoch, of which the first is 1
+    published: dict[int, int] = field(default_factory=dict)  # by address, what an acquire gets
+    # Of the program that runs:
+    begun: int = 0  # its first epoch
+    fenced: int = 0  # those of its epochs that are before its last barrier
+    before: int = 0  # other programs' epochs that came before
+    is_before: Any = None  # the same as an array, if there are any
+
+    def mark(self, tensor: torch.Tensor, unwritten: bool) -> None:
+        """Its elements are unwritten from now on, or written."""
+        if tensor.numel() == 0 or tensor.device.type != "cpu":
+            return
+        storage, size = tensor.untyped_storage(), tensor.itemsize
+        if (key := storage.data_ptr()) not in self.unwritten:
+            if not unwritten:
+                return
+            # The tensor is kept, for its address must not become another's.
+            self.unwritten[key] = np.zeros(-(-storage.nbytes() // 8) * 8, dtype=np.uint8), tensor
+        flags = self.unwritten[key][0][tensor.data_ptr() - key :]
+        shape, steps = (*tensor.shape, size), (*(step * size for step in tensor.stride()), 1)
+        np.lib.stride_tricks.as_strided(flags, shape, steps)[...] = unwritten
 
     def launch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A kernel starts: with names for its tensors, and no tensor seen yet."""
@@ -137,8 +226,12 @@ class _Watch:
             self.names = {
                 _place(base): name for name, base in bases.items() if isinstance(base, torch.Tensor)
             }
-            self.ranges = []
-            return original(executor, *args, **kwargs)
+            self.ranges, self.shadows, self.programs, self.published = [], {}, [], {}
+            self.running = True
+            try:
+                return original(executor, *args, **kwargs)
+            finally:
+                self.running = False
 
         return call
 
@@ -149,23 +242,50 @@ class _Watch:
             pointer = original(value)
             tensor = getattr(value, "base", value)
             if hasattr(value, "data_ptr") and isinstance(tensor, torch.Tensor):
-                real = tensor.data_ptr()
+                real, storage = tensor.data_ptr(), tensor.untyped_storage()
                 shown = ((_FIRST + len(self.ranges)) << _SHIFT) + (1 << (_SHIFT - 1)) + real % _PAGE
                 argument = self.names.get(_place(tensor), f"tensor {len(self.ranges)}")
-                self.ranges.append(_Range(argument, shown, real, _reach(tensor)))
+                start = real - (key := storage.data_ptr())
+                shadow = _Shadow(storage.nbytes(), tensor.itemsize)
+                shadow = self.shadows.setdefault(key, shadow)
+                shadow.refine(tensor.itemsize)
+                flags, _ = self.unwritten.get(key, (None, None))
+                range_ = _Range(argument, shown, real, _reach(tensor), start, shadow, flags)
+                self.ranges.append(range_)
                 pointer.handle.data = np.array([shown], dtype=np.uint64)
             return pointer
 
         return convert
 
+    def program(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A program starts, after none of the others."""
+
+        def call(*place: int) -> None:
+            original(*place)
+            self._tick()
+            self.begun, self.fenced, self.before, self.is_before = len(self.programs), 0, 0, None
+
+        return call
+
+    def barrier(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What the program's threads did before is done, for each of them."""
+
+        def call() -> None:
+            original()
+            self.fenced = (2 << len(self.programs)) - (1 << self.begun)
+            self._tick()
+
+        return call
+
     def masked(
-        self, access: str, pointers: int, mask: int, original: Callable[..., Any]
+        self, access: Access, pointers: int, mask: int, original: Callable[..., Any]
     ) -> Callable[..., Any]:
-        """Whose pointers and mask stand at these places among its arguments."""
+        """Whose pointers and mask stand at these places; an atomic's order and scope stand last."""
 
         def call(*args: Any, **options: Any) -> Any:
             given = list(args)
-            given[pointers], given[mask] = self._checked(access, args[pointers], args[mask])
+            order = args[-2:] if access == "atomic" else ()
+            given[pointers], given[mask] = self._checked(access, args[pointers], args[mask], *order)
             return original(*given, **options)
 
         return call
@@ -175,60 +295,125 @@ class _Watch:
 
         def exchange(pointers: Any, *rest: Any) -> Any:
             everywhere = TensorHandle(np.ones(pointers.data.shape, dtype=bool), tl.int1)
-            pointers, inside = self._checked("atomic", pointers, everywhere)
+            pointers, inside = self._checked("atomic", pointers, everywhere, *rest[-2:])
             dummy = np.zeros(1, dtype=np.uint64)
             data = np.where(inside.data, pointers.data, np.uint64(dummy.ctypes.data))
             return original(TensorHandle(data, pointers.dtype), *rest)
 
         return exchange
 
-    def _checked(self, access: str, pointers: Any, mask: Any) -> tuple[Any, Any]:
+    def _tick(self) -> None:
+        """An epoch ends and another begins."""
+        self.programs.append(interpreter.interpreter_builder.grid_idx)
+
+    def _checked(
+        self, access: Access, pointers: Any, mask: Any, order: Any = None, scope: Any = None
+    ) -> tuple[Any, Any]:
         """The real addresses, and the mask without those that lie outside; these are noted."""
+        if order is not None:
+            self._tick()
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        ranges = [*self.ranges, _NOWHERE]
-        shown, real = (
-            np.array([getattr(r, of) for r in ranges], dtype=np.uint64) for of in ("shown", "real")
-        )
-        size = np.array([r.bytes for r in ranges], dtype=np.int64)
-        # The upper bits below _FIRST wrap around to large numbers: nowhere, as are those above.
-        number = (pointers.data >> np.uint64(_SHIFT)) - np.uint64(_FIRST)
-        owner = np.minimum(number, np.uint64(len(self.ranges))).astype(np.int64)
-        offset = (pointers.data - shown[owner]).view(np.int64)
-        inside = (offset >= 0) & (offset + width <= size[owner])
         # Triton's own masks are 32-bit numbers where a vector met a scalar.
-        allowed = np.asarray(mask.data).astype(bool)
-        wrong = allowed & ~inside
-        for i in np.unique(owner[wrong]):
-            self._note(access, ranges[i], offset[wrong & (owner == i)] // width, width)
-        data = np.where(inside, pointers.data - shown[owner] + real[owner], np.uint64(0))
-        return TensorHandle(data, pointers.dtype), TensorHandle(allowed & inside, tl.int1)
+        allowed = np.asarray(mask.data, dtype=bool)
+        shown = pointers.data
+        # Almost always one tensor's.
+        numbers = {int(end) >> _SHIFT for end in (shown.min(), shown.max())}
+        whose = shown >> np.uint64(_SHIFT) if len(numbers) > 1 else None
+        data, right = np.zeros_like(shown), np.zeros(shown.shape, dtype=bool)
+        for number in numbers if whose is None else np.unique(whose).tolist():
+            known = 0 <= number - _FIRST < len(self.ranges)
+            range_ = self.ranges[number - _FIRST] if known else _NOWHERE
+            meant = allowed if whose is None else allowed & (whose == number)
+            offset = shown - np.uint64(range_.shown)  # what lies before wraps around, far beyond
+            inside = meant & (offset < np.uint64(max(range_.bytes - width + 1, 0)))
+            if (wrong := meant & ~inside).any():
+                self._note("outside", access, range_, offset.view(np.int64)[wrong], width)
+            self._touch(access, range_, offset.view(np.int64)[inside], width)
+            data = np.where(inside, offset + np.uint64(range_.real), data)
+            right |= inside
+        if order is not None:
+            if scope.name != "CTA":
+                self._synchronise(order.name, data[right].tolist())
+            self._tick()
+        return TensorHandle(data, pointers.dtype), TensorHandle(right, tl.int1)
 
-    def _note(self, access: str, range_: _Range, elements: Any, width: int) -> None:
-        new = Violation(
-            self.kernel,
-            _line(),
-            access,
-            range_.argument,
-            range_.bytes // width,
-            int(elements.min()),
-            int(elements.max()),
-            len(elements),
-            interpreter.interpreter_builder.grid_idx,
-        )
-        for i, old in enumerate(self.violations):
-            if _what(old) == _what(new):
-                self.violations[i] = replace(
-                    old,
-                    lowest=min(old.lowest, new.lowest),
-                    highest=max(old.highest, new.highest),
-                    count=old.count + new.count,
-                )
-                return
-        self.violations.append(new)
+    def _touch(self, access: Access, range_: _Range, offsets: Any, width: int) -> None:
+        """Whether a program may access what lies there, bytes from the tensor's first element."""
+        if range_.unwritten is not None:
+            flags, places = range_.unwritten.view(f"u{width}"), (offsets + range_.start) // width
+            if access != "store" and (bare := flags[places] != 0).any():
+                self._note("unwritten", access, range_, offsets[bare], width)
+            if access != "load":
+                flags[places] = 0
+        shadow = range_.shadow
+        shadow.refine(width)
+        places, parts = (offsets + range_.start) // shadow.grain, width // shadow.grain
+        if parts > 1:
+            places, offsets = (places[:, None] + np.arange(parts)).ravel(), offsets.repeat(parts)
+        for other in _CONFLICTS[access]:
+            for epochs in shadow.epochs.get(other, ()):
+                met = epochs[places]
+                if (bad := self._unordered(met)).any():
+                    by = self.programs[met[bad][0] - 1]
+                    self._note("unordered", access, range_, offsets[bad], width, other, by)
+                    break
+        first, last = shadow.of(access)
+        met, last[places] = first[places], len(self.programs)
+        first[places] = np.where(self._unordered(met), met, last[places])
+
+    def _unordered(self, epochs: Any) -> Any:
+        """Which of them are other programs', and not before this one's."""
+        others = epochs - np.uint32(1) < np.uint32(self.begun - 1)  # 0 becomes the largest
+        if self.is_before is not None and others.any():
+            others[others] = ~self.is_before[epochs[others]]
+        return others
+
+    def _synchronise(self, order: str, addresses: list[int]) -> None:
+        """An atomic's order: what is published at its addresses came before, or it publishes."""
+        if "ACQUIRE" in order:
+            for address in addresses:
+                self.before |= self.published.get(address, 0)
+            bits = np.frombuffer(self.before.to_bytes(len(self.programs) // 8 + 1, "little"), "u1")
+            self.is_before = np.unpackbits(bits, bitorder="little").astype(bool)
+        if "RELEASE" in order:
+            told = self.before | self.fenced | 1 << len(self.programs)
+            for address in addresses:
+                self.published[address] = self.published.get(address, 0) | told
+
+    def _note(
+        self, fault: Any, access: Access, range_: _Range, offsets: Any, width: int, *other: Any
+    ) -> None:
+        at, program = np.unique(offsets // width), interpreter.interpreter_builder.grid_idx
+        where = fault, self.kernel, _line(), access, range_.argument, range_.bytes // width
+        new = Violation(*where, int(at[0]), int(at[-1]), len(at), program, *other)
+        if new not in self.violations:
+            self.violations.append(new)
+            return
+        i = self.violations.index(new)
+        old = self.violations[i]
+        low, high = min(old.lowest, new.lowest), max(old.highest, new.highest)
+        self.violations[i] = replace(old, lowest=low, highest=high, count=old.count + new.count)
 
 
-def _what(violation: Violation) -> tuple[str, str, str, str]:
-    return violation.kernel, violation.line, violation.access, violation.argument
+class _Torch(TorchDispatchMode):
+    """What torch makes and writes between launches."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._watch.running:  # the interpreter copies arguments to where they are
+            return result
+        if "empty" in func.name():
+            self._watch.mark(result, True)
+        for i, declared in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(declared.name)
+            if declared.is_write and isinstance(value, torch.Tensor):
+                self._watch.mark(value, False)
+        return result
 
 
 def _line() -> str:
