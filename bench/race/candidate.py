@@ -18,7 +18,6 @@ All else in the file is optional:
     SPACE = {"BLOCK_M": [64, 128], "num_warps": [4, 8]}  # every combination is a configuration
     def configs(problem): ...                  # or a list of dictionaries, made for the problem
     def prepare(problem, weight, config): ...  # once, untimed; `run` gets its result as `weight`
-    def note(problem): ...                     # a few words for the table
     TOLERANCE = 4.0       # factor on the bound of an ordinary sum, for a reason that the file gives
     LAYOUT = "HWNC"       # x and out lie in memory as the engine's activations (kernels/layout.py)
     OPERATION = "conv2d"  # or "linear": other layers are refused for it
@@ -125,7 +124,6 @@ class Candidate:
     run: Callable[..., torch.Tensor | None]
     prepare: Callable[..., Any]
     configs: Callable[[Conv2dProblem | LinearProblem], Sequence[Config]]
-    note: Callable[[Conv2dProblem | LinearProblem], str]
     tolerance: float
     layout: Layout
 
@@ -201,7 +199,6 @@ def load(path: Path) -> Candidate:
         run,
         prepare,
         _configs(path, module),
-        getattr(module, "note", lambda problem: ""),
         float(tolerance),
         layout,
     )

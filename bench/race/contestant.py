@@ -21,7 +21,7 @@ from ..worker import Lost, Worker
 from .examiner import Examiner, Question, Setup
 from .proof import Disqualified
 
-Contestant = Worker[[Question, float, int], Any]
+Contestant = Worker[..., Any]
 
 # Our clock agrees if it saw at most so many times a reported time, and this much more, for the
 # question. Whom the machine kept waiting gets other tries.
@@ -46,13 +46,13 @@ class TooSlow(Disqualified):
     """No answer in time, which is no proof of a fault."""
 
 
-def ask(one: Contestant, question: Question, limit: float, number: int = 0) -> Any:
-    """Prove a candidate right (a Proof), bind it, or one of the steps of a `Turn`.
+def ask(one: Contestant, limit: float, question: Question, *numbers: float) -> Any:
+    """Prove a candidate right and bind it (a Proof), or one of the steps of a `Turn`.
 
     Raises Disqualified, TooSlow after `limit` seconds, or Refused.
     """
     try:
-        answer = one.ask(limit, question, limit, number)
+        answer = one.ask(limit, question, *numbers)
     except Lost as lost:
         if lost.status == "timeout":
             cure = "--timeout allows more, a smaller --batch or --model wants less"
@@ -79,9 +79,9 @@ class Turn:
     def __call__(self) -> float:
         """Microseconds of a run on new inputs. Raises as `ask` does."""
         for _ in range(TRIES):
-            ask(self.one, "draw", self.limit, secrets.randbits(32))
+            ask(self.one, self.limit, "draw", secrets.randbits(32))
             us, waited = self._waited("take")
-            ask(self.one, "check", self.limit)
+            ask(self.one, self.limit, "check")
             said = f"its clock says {told(us)} a run, ours {told(waited)}"
             if not 0 < us <= waited or (self.cpu and waited > MARGIN * us + SLACK_US):
                 continue
@@ -98,13 +98,13 @@ class Turn:
         """Hold its clock against ours over many runs. Raises as `ask` does."""
         if self.cpu:
             return
-        runs = math.ceil(20_000 / us)
+        runs = math.ceil(20_000 / max(us, 4.0))
         waited = min(self._waited("repeat", runs)[1] for _ in range(3)) / runs
         if waited > MARGIN * us + LAUNCH_US + SLACK_US / runs:
             raise Disqualified(f"its clock says {told(us)} a run, ours {told(waited)}")
 
-    def _waited(self, question: Question, number: int = 0) -> tuple[float, float]:
+    def _waited(self, question: Question, *numbers: float) -> tuple[float, float]:
         """The answer, and our microseconds until it came."""
         started = time.perf_counter()
-        answer = ask(self.one, question, self.limit, number)
+        answer = ask(self.one, self.limit, question, *numbers)
         return answer, (time.perf_counter() - started) * 1e6

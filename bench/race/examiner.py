@@ -41,7 +41,7 @@ from .proof import (
 )
 from .tiles import TILES
 
-Question = Literal["prove", "bind", "draw", "take", "check", "repeat"]
+Question = Literal["prove", "draw", "take", "check", "repeat"]
 PLAIN = bool | int | float | str | None  # what JSON has
 CLOCK: dict[str, Clock] = {"cuda": "cold", "cpu": "host"}
 NEW = 32  # images that are drawn anew for each timed run; the others change places
@@ -81,6 +81,32 @@ def find_problem(setup: Setup) -> Problem:
     return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
+class Run:
+    """A candidate on tensors of its own; `answer` is where its last run left the result."""
+
+    def __init__(
+        self, candidate: Candidate, config: Config, problem: Problem, given: Tensors
+    ) -> None:
+        own = {name: tensor.clone() for name, tensor in given.state.items()}
+        self._candidate, self._config, self._posed = candidate, config, pose(problem)
+        inputs, self._out = arrange(Tensors(given.x.clone(), own), self._posed, candidate.layout)
+        self._x, self._bias = inputs["x"], inputs["bias"]
+        self._weight = candidate.prepare(self._posed, inputs["weight"], config)
+        self.answer = self._out
+
+    def __call__(self) -> None:
+        made = self._candidate.run(
+            self._posed, self._x, self._weight, self._bias, self._out, self._config
+        )
+        self.answer = check_answer(made, self._out)
+
+    def renew(self, x: torch.Tensor) -> None:
+        """Other inputs, and poison where the answer belongs."""
+        self._out.fill_(torch.nan)
+        self.answer.fill_(torch.nan)
+        self._x.copy_(x)
+
+
 class Examiner:
     """Proves, binds and times one candidate; made in the race's process, called in its own."""
 
@@ -88,49 +114,87 @@ class Examiner:
         self._setup, self._file = setup, file
         self._device = torch.device(setup.device)
 
-    def __call__(self, question: Question, limit: float, number: int) -> Any:
-        """What is asked, or the exception with which the candidate is out."""
+    def __call__(self, question: Question, *numbers: float) -> Any:
+        """What the method of this name returns, or the exception that ends the candidate."""
         try:
-            match question:
-                case "prove":
-                    return self._prove(time.monotonic() + limit / 2)
-                case "bind":
-                    self._bound = Bound(self._setup, self._problem, *self._chosen)
-                case "draw":
-                    self._bound.draw(number)
-                case "take":
-                    return self._bound.take()
-                case "check":
-                    self._bound.check()
-                case "repeat":
-                    self._bound.repeat(number)
-            return None
+            return getattr(self, question)(*numbers)
         except Refused as refusal:
             return Refused(str(refusal))
         except (Disqualified, CandidateError) as error:
             return Disqualified(str(error))
 
-    def _prove(self, search_until: float) -> Proof:
-        seed = self._setup.seed
+    def prove(self, limit: float) -> Proof:
+        """Load and prove it, then bind it; half of the limit's seconds are for choosing."""
+        until, seed = time.monotonic() + limit / 2, self._setup.seed
         self._problem = find_problem(self._setup)
-        self._posed = pose(self._problem)
         # Set, for good, what holds in the whole process.
-        limit_memory(self._device)
+        self._limit_memory()
         self._switches = ExitStack()  # which they last as long as
         self._switches.enter_context(libraries(self._problem.plan.arithmetic))
         torch.set_grad_enabled(False)
         np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
-        candidate = load(Path(self._file))
-        configs = candidate.configs(self._posed)
-        first = case(self._problem, self._device, seed, candidate.layout)
-        config, seen, search = self._choose(candidate, configs, first, search_until)
-        worst = confirm(candidate, config, seen, first, seed)
-        self._chosen = candidate, config
-        note = "; ".join(filter(None, [candidate.note(self._posed), search]))
+        self._candidate = load(Path(self._file))
+        configs = self._candidate.configs(pose(self._problem))
+        first = case(self._problem, self._device, seed, self._candidate.layout)
+        config, seen, note = self._choose(self._candidate, configs, first, until)
+        worst = confirm(self._candidate, config, seen, first, seed)
+        del first  # a GPU's memory is wanted
+        self._bind(config)
         shown = {
             key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
         }
-        return Proof(worst, candidate.tolerance, shown, str(note))
+        return Proof(worst, self._candidate.tolerance, shown, note)
+
+    def draw(self, seed: int) -> None:
+        """Other inputs and their right answer: some images drawn anew, and all shuffled."""
+        if self._device.type == "cuda":
+            self._sample()  # the first time after another process's turn is lost
+        generator, x = torch.Generator().manual_seed(seed), self._given.x
+        new = torch.arange(min(NEW, len(x)))
+        x[: len(new)] = torch.randn(x[: len(new)].shape, generator=generator).to(x)
+        self._right[: len(new)] = expected(self._problem, self._given, new)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        x.copy_(x[order])
+        self._right = self._right[order]
+
+    def take(self) -> float:
+        """Microseconds of a run on them, which the candidate sees only now."""
+        self._run.renew(self._given.x)
+        return self._sample()
+
+    def check(self) -> None:
+        """Compare what the last run left with the right answer. Raises Disqualified."""
+        try:
+            compare(self._candidate, self._problem, self._run.answer, self._right)
+        except Disqualified as error:
+            raise Disqualified(f"right while it was proved, and when it is timed {error}") from None
+
+    def repeat(self, runs: int) -> None:
+        """Nothing but so many runs."""
+        for _ in range(runs):
+            self._again()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _limit_memory(self) -> None:
+        """Half of the device's memory is for this process; it gets an error beyond that."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            torch.cuda.set_per_process_memory_fraction(0.5, self._device)
+        else:
+            half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            resource.setrlimit(resource.RLIMIT_DATA, (half, half))
+
+    def _bind(self, config: Config) -> None:
+        gpu = self._device.type == "cuda"
+        if gpu:
+            torch.cuda.empty_cache()  # other processes want the memory of the proof
+        drawn = torch.Generator().manual_seed(self._setup.seed)
+        self._given = tensors(self._problem, self._device, drawn)
+        self._right = reference(self._problem, self._given)
+        self._run = Run(self._candidate, config, self._problem, self._given)
+        self._sample = timing.sampler([self._run], self._setup.clock, self._device)
+        self._again = timing.capture([self._run], self._device).replay if gpu else self._run
 
     def _choose(
         self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float
@@ -166,89 +230,3 @@ class Examiner:
         if (left := len(configs) - len(right) - len(failures)) > 0:
             note += f", {left} left untried for want of time"
         return config, seen, note
-
-
-def limit_memory(device: torch.device) -> None:
-    """Give this process half of a device's memory; it gets an error beyond that."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.cuda.set_per_process_memory_fraction(0.5, device)
-    else:
-        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        resource.setrlimit(resource.RLIMIT_DATA, (half, half))
-
-
-class Run:
-    """A candidate on tensors of its own; `answer` is where its last run left the result."""
-
-    def __init__(
-        self, candidate: Candidate, config: Config, problem: Problem, given: Tensors
-    ) -> None:
-        own = {name: tensor.clone() for name, tensor in given.state.items()}
-        self._candidate, self._config, self._posed = candidate, config, pose(problem)
-        inputs, self._out = arrange(Tensors(given.x.clone(), own), self._posed, candidate.layout)
-        self._x, self._bias = inputs["x"], inputs["bias"]
-        self._weight = candidate.prepare(self._posed, inputs["weight"], config)
-        self.answer = self._out
-
-    def __call__(self) -> None:
-        made = self._candidate.run(
-            self._posed, self._x, self._weight, self._bias, self._out, self._config
-        )
-        self.answer = check_answer(made, self._out)
-
-    def renew(self, x: torch.Tensor) -> None:
-        """Other inputs, and poison where the answer belongs."""
-        self._out.fill_(torch.nan)
-        self.answer.fill_(torch.nan)
-        self._x.copy_(x)
-
-
-class Bound:
-    """A candidate that is timed: other inputs, a run by its clock, and its answer compared."""
-
-    def __init__(
-        self, setup: Setup, problem: Problem, candidate: Candidate, config: Config
-    ) -> None:
-        self._device = torch.device(setup.device)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # other processes want the memory of the proof
-        self._problem, self._candidate = problem, candidate
-        self._given = tensors(problem, self._device, torch.Generator().manual_seed(setup.seed))
-        self._right = reference(problem, self._given)
-        self._run = Run(candidate, config, problem, self._given)
-        self._sample = timing.sampler([self._run], setup.clock, self._device)
-        self._again = self._run
-        if self._device.type == "cuda":
-            self._again = timing.capture([self._run], self._device).replay
-
-    def draw(self, seed: int) -> None:
-        """Other inputs and their right answer: some images drawn anew, and all shuffled."""
-        if self._device.type == "cuda":
-            self._sample()  # the first time after another process's turn is lost
-        generator, x = torch.Generator().manual_seed(seed), self._given.x
-        new = torch.arange(min(NEW, len(x)))
-        x[: len(new)] = torch.randn(x[: len(new)].shape, generator=generator).to(x)
-        self._right[: len(new)] = expected(self._problem, self._given, new)
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        x.copy_(x[order])
-        self._right = self._right[order]
-
-    def take(self) -> float:
-        """Microseconds of a run on them, which the candidate sees only now."""
-        self._run.renew(self._given.x)
-        return self._sample()
-
-    def check(self) -> None:
-        """Compare what the last run left with the right answer. Raises Disqualified."""
-        try:
-            compare(self._candidate, self._problem, self._run.answer, self._right)
-        except Disqualified as error:
-            raise Disqualified(f"right while it was proved, and when it is timed {error}") from None
-
-    def repeat(self, runs: int) -> None:
-        """Nothing but so many runs."""
-        for _ in range(runs):
-            self._again()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)

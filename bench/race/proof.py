@@ -170,17 +170,15 @@ def _fault(result: torch.Tensor, right: torch.Tensor, found: Match) -> str:
 
 def box(where: torch.Tensor) -> str:
     """The smallest box of an output, [N, OC, OH, OW] or [N, OC], that holds all of these places."""
-    axes = ("images", "filters", "rows", "columns") if where.ndim == 4 else ("images", "outputs")
-    told = {}
-    for axis, name in enumerate(axes):
+    axes = ("filters", "rows", "columns") if where.ndim == 4 else ("outputs",)
+    told = []
+    for axis, name in (*enumerate(axes, 1), (0, "images")):
         others = [other for other in range(where.ndim) if other != axis]
         hit = where.any(others).nonzero().flatten().tolist()  # type: ignore[call-overload]
         first, last = hit[0], hit[-1]
         span = f"{name} {first} to {last}" if last > first else f"{name[:-1]} {first}"
-        told[name] = f"all {name}" if last - first + 1 == where.shape[axis] else span
-    if told.get("rows") == "all rows" and told["columns"] == "all columns":
-        told = {"filters": told["filters"], "pixels": "all pixels", "images": told["images"]}
-    return ", ".join(told.values())
+        told.append(f"all {name}" if last - first + 1 == where.shape[axis] else span)
+    return ", ".join(told).replace("all rows, all columns", "all pixels")
 
 
 def arrange(

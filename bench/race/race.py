@@ -203,8 +203,7 @@ def race(
             rows[name] = replace(blank, contestant=name)
             standings[name] = Standing(name, candidates[name])
             try:
-                proof: Proof = ask(guest, "prove", limit)
-                ask(guest, "bind", limit)
+                proof: Proof = ask(guest, limit, "prove", limit)
             except (Disqualified, Refused) as error:
                 guest.close()
                 drop(name, error)
@@ -220,8 +219,8 @@ def race(
                 rows[name] = rows[name].timed(taken)
             elif standings[name].outcome == "raced":
                 try:
-                    turns[name].confirm(taken.median)
                     rows[name] = believed(rows[name].timed(taken))
+                    turns[name].confirm(taken.median)
                 except (Disqualified, Refused) as error:
                     drop(name, error)
     return League(setup, tuple(rows.values()), tuple(standings.values()))

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ...units import si
 from ..candidate import Config, Conv2dProblem, Refused
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch, pitched
@@ -164,13 +163,6 @@ def _output_kernel(
 def _tiles(problem: Conv2dProblem) -> tuple[int, int]:
     """Rows and columns of output tiles."""
     return -(-problem.OH // 2), -(-problem.OW // 2)
-
-
-def note(problem: Conv2dProblem) -> str:
-    """The sizes of V and M."""
-    p, (th, tw) = problem, _tiles(problem)
-    v = 16 * p.N * th * tw * pitch(p.C) * p.dtype.itemsize
-    return f"V {si(v, 'B')}, M {si(16 * p.N * th * tw * p.OC * 4, 'B')}"
 
 
 def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:

@@ -1,10 +1,18 @@
-"""Candidates that are right, and what makes wrong ones of them: one change of the source each.
+"""The race believes nothing: wrong candidates of every kind, each refused with its reason.
 
 RIGHT convolves in tiles. It cuts the sum over channels among SPLIT programs, of which the last to
-arrive adds the parts.
+arrive adds the parts. The wrong ones are RIGHT with one change of its source each.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alexnet_triton.bench.race.candidate import locate
+from alexnet_triton.bench.race.examiner import Setup
+from alexnet_triton.bench.race.race import race
+from alexnet_triton.bench.race.tiles import IMAGES
 
 RIGHT = """
 import time
@@ -154,12 +162,39 @@ WRONGS: dict[str, tuple[str, str]] = {
             ),
             ("        for other in range(SPLIT):\n", "        for other in range(1):\n"),
         ),
-        "",
+        "load of parts at 117900 elements from 0 to 117899, with nothing to order it",
     ),
-    "unordered": (changed(('sem="acq_rel"', 'sem="relaxed"')), ""),
+    "unordered": (changed(('sem="acq_rel"', 'sem="relaxed"')), "with nothing to order it"),
     "last_block": (
         changed(WHOLE, ("triton.cdiv(p.OC, B)", "p.OC // B")),
         "unwritten: filters 128 to 149, all pixels, all images",
     ),
 }
-"""Their sources by name, and of what is said of each a part, on a CPU."""
+"""Their sources by name, and a part of what is said of each."""
+
+
+@pytest.mark.interpreter
+def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Three on a small layer; all of them, and what ships, on the default one when asked for."""
+    setup, wrongs = Setup("digits", "conv3", 1, "fp32", "cpu", 0), dict(WRONGS)
+    files = {name: tmp_path / f"{name}.py" for name in (*RIGHTS, *WRONGS)}
+    every = pytestconfig.getoption("--every-candidate")
+    for name, path in files.items():
+        source = RIGHTS[name] if name in RIGHTS else WRONGS[name][0]
+        path.write_text(source if every else source.replace("B = 128", "B = 16"))
+    if every:
+        setup = Setup("tiles", "conv3", IMAGES, "fp32", "cpu", 0)
+        files |= {name: locate(name) for name in ("im2col", "winograd")}
+    else:
+        wrongs = {name: WRONGS[name] for name in ("memo", "patched_clock", "unordered")}
+        files = {name: files[name] for name in (*RIGHTS, *wrongs)}
+    told = {name: str(path) for name, path in files.items()}
+    league = race(setup, told, limit=300.0, seconds=5.0, kinds=())
+    for standing in league.standings:
+        outcome, said = "raced", ""
+        if standing.candidate in wrongs:
+            outcome, said = "disqualified", wrongs[standing.candidate][1]
+        assert standing.outcome == outcome, standing
+        assert said in standing.reason
