@@ -183,7 +183,7 @@ def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
     every = pytestconfig.getoption("--every-candidate")
     for name, path in files.items():
         source = RIGHTS[name] if name in RIGHTS else WRONGS[name][0]
-        path.write_text(source if every else source.replace("B = 128", "B = 16"))
+        path.write_text(source if every else source.replace("B = 128", "B = 64"))
     if every:
         setup = Setup("tiles", "conv3", IMAGES, "fp32", "cpu", 0)
         files |= {name: locate(name) for name in ("im2col", "winograd")}
@@ -191,7 +191,7 @@ def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
         wrongs = {name: WRONGS[name] for name in ("memo", "patched_clock", "unordered")}
         files = {name: files[name] for name in (*RIGHTS, *wrongs)}
     told = {name: str(path) for name, path in files.items()}
-    league = race(setup, told, limit=300.0, seconds=5.0, kinds=())
+    league = race(setup, told, limit=300.0, seconds=1.0, kinds=())
     for standing in league.standings:
         outcome, said = "raced", ""
         if standing.candidate in wrongs:
