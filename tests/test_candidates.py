@@ -30,8 +30,9 @@ def answer(candidate: Candidate, problem: Problem, device: torch.device) -> Matc
     """The match of one answer, made with NaN around every tensor."""
     config = candidate.configs(pose(problem))[0]
     given = proof.case(problem, device, 0, candidate.layout)
-    values = given.answer(candidate, config, proof.NAN).values
-    return proof.compare(candidate, problem, values, given.right)
+    return proof.compare(
+        candidate, problem, given.answer(candidate, config, proof.NAN), given.right
+    )
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "conv4", "conv5"])

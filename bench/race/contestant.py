@@ -25,7 +25,7 @@ Contestant = Worker[..., Any]
 
 # Our clock agrees if it saw at most so many times a reported time, and this much more, for the
 # question. Whom the machine kept waiting gets other tries.
-MARGIN, SLACK_US, TRIES = 1.25, 2000.0, 6
+MARGIN, SLACK_US, TRIES = 1.25, 3000.0, 4
 LAUNCH_US = 10.0  # what a graph's replay may last beyond the run in it
 KEEPS = 8  # who is so many times as fast on inputs that it knows keeps answers
 

@@ -193,8 +193,16 @@ class Examiner:
         self._given = tensors(self._problem, self._device, drawn)
         self._right = reference(self._problem, self._given)
         self._run = Run(self._candidate, config, self._problem, self._given)
-        self._sample = timing.sampler([self._run], self._setup.clock, self._device)
-        self._again = timing.capture([self._run], self._device).replay if gpu else self._run
+        self._sample, self._again = self._host, self._run
+        if gpu:
+            self._sample = timing.sampler([self._run], self._setup.clock, self._device)
+            self._again = timing.capture([self._run], self._device).replay
+
+    def _host(self) -> float:
+        """One run by the clock of a CPU, which else may take the median of several."""
+        started = time.perf_counter()
+        self._run()
+        return (time.perf_counter() - started) * 1e6
 
     def _choose(
         self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float

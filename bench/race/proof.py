@@ -75,7 +75,9 @@ class Case:
     out: Fenced
     right: torch.Tensor  # in float64
 
-    def answer(self, candidate: Candidate, config: Config, around: Mapping[str, float]) -> _Answer:
+    def answer(
+        self, candidate: Candidate, config: Config, around: Mapping[str, float]
+    ) -> torch.Tensor:
         """Run it once with these values in the fences of x, weight, bias and out, and in out.
 
         Raises Disqualified if it wrote what it must not, and whatever it raises.
@@ -103,14 +105,7 @@ class Case:
         for name, tensor in before.items():
             if not same_bits(self.inputs[name].tensor, tensor):
                 raise Disqualified(f"changes its input {name}")
-        result = check_answer(result, self.out.tensor)
-        return _Answer(result.clone(), result is self.out.tensor)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    values: torch.Tensor
-    in_place: bool  # it stands in `out`
+        return check_answer(result, self.out.tensor).clone()
 
 
 def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
@@ -222,10 +217,10 @@ def examine(candidate: Candidate, config: Config, given: Case) -> Match:
     Raises Disqualified for the first thing found wrong, and whatever the candidate raises.
     """
     result = given.answer(candidate, config, NAN)
-    if not same_bits(result.values, given.answer(candidate, config, NAN).values):
+    if not same_bits(result, given.answer(candidate, config, NAN)):
         raise Disqualified("the same input gives other bits the second time")
     _check_reads(candidate, config, given, result)
-    return compare(candidate, given.problem, result.values, given.right)
+    return compare(candidate, given.problem, result, given.right)
 
 
 def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed: int) -> Match:
@@ -237,7 +232,7 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed
     for later in range(seed + 1, seed + SEEDS):
         device = given.out.tensor.device
         other = case(given.problem, device, later, candidate.layout)
-        result = other.answer(candidate, config, NAN).values
+        result = other.answer(candidate, config, NAN)
         matches.append(compare(candidate, given.problem, result, other.right))
     return Match(
         max(errors.max_error for errors in matches),
@@ -246,26 +241,24 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed
     )
 
 
-def _check_reads(candidate: Candidate, config: Config, given: Case, first: _Answer) -> None:
+def _check_reads(candidate: Candidate, config: Config, given: Case, first: torch.Tensor) -> None:
     """The answer must not depend on what lies around the tensors, nor on what `out` held."""
     second = given.answer(candidate, config, FINITE)
-    if same_bits(first.values, second.values):
+    if same_bits(first, second):
         return
-    unwritten = first.values.isnan() & (second.values == FINITE["out"])
-    if first.in_place and unwritten.any():
+    unwritten = first.isnan() & (second == FINITE["out"])
+    if unwritten.any():
         count, total = int(unwritten.sum()), unwritten.numel()
         raise Disqualified(f"leaves {count} of {total} outputs unwritten: {box(unwritten)}")
     guilty = [
         name
         for name in NAN
-        if not same_bits(
-            given.answer(candidate, config, FINITE | {name: math.nan}).values, second.values
-        )
+        if not same_bits(given.answer(candidate, config, FINITE | {name: math.nan}), second)
     ]
     if guilty == ["out"]:
         raise Disqualified("reads its output, or what lies around it, before writing it")
     whose = " and ".join(name for name in guilty if name != "out")
-    where = box(_bits(first.values) != _bits(second.values))
+    where = box(_bits(first) != _bits(second))
     raise Disqualified(f"reads outside its input {whose}: it shows in {where}")
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -166,18 +167,14 @@ def race(
         rows[name] = replace(rows[name], note=str(error))
         standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
 
-    def take(name: str, turn: Turn) -> Callable[[], float]:
+    def take(name: str) -> float:
         """A candidate's time; once it fell out, NaN."""
-
-        def once() -> float:
-            if standings[name].outcome == "raced":
-                try:
-                    return turn()
-                except (Disqualified, Refused) as error:
-                    drop(name, error)
-            return math.nan
-
-        return once
+        if standings[name].outcome == "raced":
+            try:
+                return turns[name]()
+            except (Disqualified, Refused) as error:
+                drop(name, error)
+        return math.nan
 
     with ExitStack() as stack:
         guests: dict[str, Contestant] = {}
@@ -195,7 +192,7 @@ def race(
             try:
                 if admitted.runs:
                     sample = timing.sampler(admitted.runs, setup.clock, device)
-                    takes[name] = _after_a_change(sample, device)
+                    takes[name] = sample if device.type == "cpu" else partial(_second, sample)
             except Exception as error:  # of a library's: the others go on
                 rows[name] = replace(admitted.row, note=survived(name, error, device))
         for name, guest in guests.items():
@@ -211,7 +208,7 @@ def race(
                 rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
                 turns[name] = Turn(guest, limit, device.type == "cpu")
-                takes[name] = take(name, turns[name])
+                takes[name] = partial(take, name)
         say(f"timing {len(takes)} contestants")
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
         for name, taken in times.items():
@@ -226,16 +223,10 @@ def race(
     return League(setup, tuple(rows.values()), tuple(standings.values()))
 
 
-def _after_a_change(sample: Callable[[], float], device: torch.device) -> Callable[[], float]:
-    """A sampler whose turn comes after that of another process: on a GPU its first time is lost."""
-    if device.type == "cpu":
-        return sample
-
-    def second() -> float:
-        sample()
-        return sample()
-
-    return second
+def _second(sample: Callable[[], float]) -> float:
+    """A time after another process's turn: on a GPU the first is lost."""
+    sample()
+    return sample()
 
 
 def believed(row: Row) -> Row:
