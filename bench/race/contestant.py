@@ -26,6 +26,7 @@ Contestant = Worker[..., Any]
 # Our clock agrees if it saw at most so many times a reported time, and this much more, for the
 # question. Whom the machine kept waiting gets other tries.
 MARGIN, SLACK_US, TRIES = 1.25, 3000.0, 4
+ROOF = 0.95  # of the time that the measured rates allow at best: what is below is not believed
 LAUNCH_US = 10.0  # what a graph's replay may last beyond the run in it
 KEEPS = 8  # who is so many times as fast on inputs that it knows keeps answers
 
@@ -94,8 +95,13 @@ class Turn:
             return us
         raise Disqualified(said)
 
-    def confirm(self, us: float) -> None:
-        """Hold its clock against ours over many runs. Raises as `ask` does."""
+    def confirm(self, us: float, roof_us: float | None) -> None:
+        """Hold its median against the roof, and against our clock over many runs.
+
+        Neither is known on a CPU, where an interpreter comes nowhere near a roof. Raises as `ask`.
+        """
+        if roof_us is not None and us < ROOF * roof_us:
+            raise Disqualified(f"{told(us)} is faster than this machine's roof, {told(roof_us)}")
         if self.cpu:
             return
         runs = math.ceil(20_000 / max(us, 4.0))

@@ -42,7 +42,6 @@ from .proof import (
 from .tiles import TILES
 
 Question = Literal["prove", "draw", "take", "check", "repeat"]
-PLAIN = bool | int | float | str | None  # what JSON has
 CLOCK: dict[str, Clock] = {"cuda": "cold", "cpu": "host"}
 NEW = 32  # images that are drawn anew for each timed run; the others change places
 
@@ -140,8 +139,9 @@ class Examiner:
         worst = confirm(self._candidate, config, seen, first, seed)
         del first  # a GPU's memory is wanted
         self._bind(config)
+        # What JSON has, and a process that has not loaded the file.
         shown = {
-            key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
+            key: v if isinstance(v, int | float | str) else str(v) for key, v in config.items()
         }
         return Proof(worst, self._candidate.tolerance, shown, note)
 

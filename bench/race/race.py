@@ -5,9 +5,6 @@ Every candidate runs in a process of its own (`contestant.py`) and must first be
 each round, so that a drift of the machine meets all alike; each timed answer is compared, too. A
 candidate that fails at any point is out, with its reason, and the race goes on; no question to it
 lasts longer than the time limit.
-
-On a GPU a time below the roof, arithmetic or memory, by more than a twentieth is not believed. An
-interpreter comes nowhere near one.
 """
 
 from __future__ import annotations
@@ -157,24 +154,26 @@ def race(
     blank = replace(blank_row(problem, roofs), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
-    takes: dict[str, Callable[[], float]] = {}  # one time each, in microseconds a run
-    turns: dict[str, Turn] = {}
+    samples: dict[str, Callable[[], float]] = {}  # of who is still in: microseconds of a run
+    turns: dict[str, Turn] = {}  # of the candidates among them
 
     def drop(name: str, error: Exception) -> None:
-        outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
-        if isinstance(error, TooSlow):
-            outcome = "too slow"
-        rows[name] = replace(rows[name], note=str(error))
-        standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
+        samples.pop(name, None)
+        if name in standings:
+            outcomes: dict[type, Outcome] = {Refused: "refused", TooSlow: "too slow"}
+            outcome = outcomes.get(type(error), "disqualified")
+            standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
+            rows[name] = replace(rows[name], note=str(error))
+        else:
+            rows[name] = replace(rows[name], note=survived(name, error, device))
 
     def take(name: str) -> float:
-        """A candidate's time; once it fell out, NaN."""
-        if standings[name].outcome == "raced":
-            try:
-                return turns[name]()
-            except (Disqualified, Refused) as error:
-                drop(name, error)
-        return math.nan
+        """A contestant's time; once it fell out, NaN."""
+        try:
+            return samples[name]() if name in samples else math.nan
+        except Exception as error:  # of a library's, too: the others go on
+            drop(name, error)
+            return math.nan
 
     with ExitStack() as stack:
         guests: dict[str, Contestant] = {}
@@ -192,9 +191,9 @@ def race(
             try:
                 if admitted.runs:
                     sample = timing.sampler(admitted.runs, setup.clock, device)
-                    takes[name] = sample if device.type == "cpu" else partial(_second, sample)
-            except Exception as error:  # of a library's: the others go on
-                rows[name] = replace(admitted.row, note=survived(name, error, device))
+                    samples[name] = sample if device.type == "cpu" else partial(_second, sample)
+            except Exception as error:
+                drop(name, error)
         for name, guest in guests.items():
             say(name)
             rows[name] = replace(blank, contestant=name)
@@ -207,19 +206,17 @@ def race(
             else:
                 rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
-                turns[name] = Turn(guest, limit, device.type == "cpu")
-                takes[name] = partial(take, name)
-        say(f"timing {len(takes)} contestants")
+                samples[name] = turns[name] = Turn(guest, limit, device.type == "cpu")
+        say(f"timing {len(samples)} contestants")
+        takes = {name: partial(take, name) for name in samples}
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
-        for name, taken in times.items():
-            if name not in standings:
-                rows[name] = rows[name].timed(taken)
-            elif standings[name].outcome == "raced":
-                try:
-                    rows[name] = believed(rows[name].timed(taken))
-                    turns[name].confirm(taken.median)
-                except (Disqualified, Refused) as error:
-                    drop(name, error)
+        for name in tuple(samples):
+            try:
+                if name in turns:
+                    turns[name].confirm(times[name].median, blank.roof_us)
+                rows[name] = rows[name].timed(times[name])
+            except (Disqualified, Refused) as error:
+                drop(name, error)
     return League(setup, tuple(rows.values()), tuple(standings.values()))
 
 
@@ -227,16 +224,6 @@ def _second(sample: Callable[[], float]) -> float:
     """A time after another process's turn: on a GPU the first is lost."""
     sample()
     return sample()
-
-
-def believed(row: Row) -> Row:
-    """A candidate's row. Raises Disqualified if it was faster than the roof allows."""
-    if row.roof_us is not None and row.median_us is not None and row.median_us < 0.95 * row.roof_us:
-        raise Disqualified(
-            f"{units.time(row.median_us)} is faster than this machine's roof, "
-            f"{units.time(row.roof_us)}"
-        )
-    return row
 
 
 # --- the verb --------------------------------------------------------------------------------
