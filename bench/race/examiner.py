@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,8 @@ class Run:
 class Examiner:
     """Proves, binds and times one candidate; made in the race's process, called in its own."""
 
+    _right: torch.Tensor  # answer to the inputs that are next, in float64
+
     def __init__(self, setup: Setup, file: str) -> None:
         self._setup, self._file = setup, file
         self._device = torch.device(setup.device)
@@ -193,7 +195,8 @@ class Examiner:
         self._given = tensors(self._problem, self._device, drawn)
         self._right = reference(self._problem, self._given)
         self._run = Run(self._candidate, config, self._problem, self._given)
-        self._sample, self._again = self._host, self._run
+        self._sample: Callable[[], float] = self._host
+        self._again: Callable[[], object] = self._run
         if gpu:
             self._sample = timing.sampler([self._run], self._setup.clock, self._device)
             self._again = timing.capture([self._run], self._device).replay

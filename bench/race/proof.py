@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,9 @@ import torch
 from ...kernels import layout
 from ..measure.problem import Match, Problem, Tensors, expected, tensors
 from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem, pose
-from .sanitizer import sanitized
+from .sanitizer import Violation, sanitized
+
+Watch = AbstractContextManager[list[Violation]]
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
 PIECE = 64  # images that are compared at a time: float64 takes room
@@ -90,9 +92,11 @@ class Case:
         before = {name: each.tensor.clone() for name, each in self.inputs.items()}
 
         x, weight, bias = (self.inputs[name].tensor for name in ("x", "weight", "bias"))
-        with sanitized() if x.device.type == "cpu" else nullcontext([]) as violations:
+        out, cpu = self.out.tensor, x.device.type == "cpu"
+        watch: Watch = sanitized(unwritten=[out]) if cpu else nullcontext([])
+        with watch as violations:
             prepared = candidate.prepare(self.posed, weight, config)
-            result = candidate.run(self.posed, x, prepared, bias, self.out.tensor, config)
+            result = candidate.run(self.posed, x, prepared, bias, out, config)
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
 
@@ -105,7 +109,7 @@ class Case:
         for name, tensor in before.items():
             if not same_bits(self.inputs[name].tensor, tensor):
                 raise Disqualified(f"changes its input {name}")
-        return check_answer(result, self.out.tensor).clone()
+        return check_answer(result, out).clone()
 
 
 def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
@@ -169,7 +173,7 @@ def box(where: torch.Tensor) -> str:
     told = []
     for axis, name in (*enumerate(axes, 1), (0, "images")):
         others = [other for other in range(where.ndim) if other != axis]
-        hit = where.any(others).nonzero().flatten().tolist()  # type: ignore[call-overload]
+        hit = where.any(others).nonzero().flatten().tolist()
         first, last = hit[0], hit[-1]
         span = f"{name} {first} to {last}" if last > first else f"{name[:-1]} {first}"
         told.append(f"all {name}" if last - first + 1 == where.shape[axis] else span)
