@@ -1,6 +1,7 @@
 """No kernel reads or writes outside its tensors, on shapes that fit no tile; what does is found.
 
-Twice: our own sanitizer watches every access of every program as it is interpreted, through
+Nor does one read what nobody wrote, or two programs touch what nothing orders. The first is asked
+twice: our own sanitizer watches every access of every program as it is interpreted, through
 descriptors too; triton-viz computes no numbers but asks a solver about all of a program's lanes.
 That one patches Triton for good, so it runs in a process of its own, `symbolic.py`, which takes
 `launches` from here. No numbers are checked: other tests do that.
@@ -257,10 +258,15 @@ def _copy_kernel(x, y, N, READ: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.con
     tl.store(y + i + WRITE, value, mask=i < N)
 
 
+def single(kernel: Kernel, programs: int, **arguments: Any) -> Launch:
+    """A launch of one of the small kernels here."""
+    return Launch(kernel, (programs,), arguments, num_warps=1, num_stages=1)
+
+
 def copying(x: torch.Tensor, y: torch.Tensor, read: int = 0, write: int = 0) -> Launch:
     """x to y, but x is read `read` elements further on and y written `write` further on."""
-    arguments = {"x": x, "y": y, "N": len(x), "READ": read, "WRITE": write, "BLOCK": 8}
-    return Launch(_copy_kernel, (-(-len(x) // 8),), arguments, num_warps=1, num_stages=1)
+    programs, offsets = -(-len(x) // 8), {"READ": read, "WRITE": write}
+    return single(_copy_kernel, programs, x=x, y=y, N=len(x), **offsets, BLOCK=8)
 
 
 def planted() -> dict[str, list[Launch]]:
@@ -474,8 +480,8 @@ def _wide_kernel(x, y, table):  # type: ignore[no-untyped-def]
 def test_descriptors_atomics_and_pointers_from_memory() -> None:
     y = torch.zeros(16)
     wide = TensorDescriptor(torch.ones(4), shape=[6], strides=[1], block_shape=[8])
-    arguments = {"x": wide, "y": y[:7], "table": torch.tensor([y[15:].data_ptr()])}
-    found = watched([Launch(_wide_kernel, (1,), arguments, num_warps=1, num_stages=1)])
+    table = torch.tensor([y[15:].data_ptr()])
+    found = watched([single(_wide_kernel, 1, x=wide, y=y[:7], table=table)])
     seen = [(each.access, each.argument, each.count) for each in found]
     assert seen == [
         ("load", "x", 2),
@@ -487,12 +493,13 @@ def test_descriptors_atomics_and_pointers_from_memory() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    names = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+    names = ("load", "store", "rmw", "cas", "barrier", "set_grid_idx")
     before = interpreter.GridExecutor.__call__, interpreter._implicit_cvt
     with pytest.raises(KeyError), sanitized():
         raise KeyError
     assert (interpreter.GridExecutor.__call__, interpreter._implicit_cvt) == before
-    assert not set(names) & set(vars(interpreter.interpreter_builder))
+    patched = vars(interpreter.interpreter_builder)
+    assert not [name for name in patched if name.endswith(names)]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -506,11 +513,11 @@ def test_a_broken_mask_is_found(name: str) -> None:
 
 def test_what_nobody_wrote_is_not_read() -> None:
     x, y, z = torch.ones(13), torch.empty(26), torch.empty(13)
-    (found,) = watched([copying(y[:13], z)], [y[3:5], y[20:]])
+    (found,) = watched([copying(y[:13], z), copying(y[:13], z)], [y[3:5], y[20:]])
     assert (found.fault, found.access, found.argument) == ("unwritten", "load", "x")
-    assert (found.lowest, found.highest, found.count) == (3, 4, 2)
-    assert watched([copying(x, y[:13]), copying(y[:13], z), copying(z, x)], [y, z]) == []
-    assert watched([copying(y[:13], z)], [y[13:]]) == []
+    assert (found.lowest, found.highest, found.count) == (3, 4, 4)
+    read = y[3:16]  # by other programs than it was written by, but later
+    assert watched([copying(x, y[5:18]), copying(read, z), copying(z, x)], [y[5:], z]) == []
 
 
 def test_what_torch_makes_is_unwritten_until_it_is_filled() -> None:
@@ -559,11 +566,15 @@ RACES: dict[str, tuple[ModuleType, str, str, set[tuple[str, str]], Any]] = {
         *(gemm, "parts + offset + part * size, acc", "parts + offset, acc"),
         *({("unordered", "parts"), ("unwritten", "parts")}, split),
     ),
+    "padding": (
+        *(gemm, "(image < N)[:, None] & (k < C)", "(image < N)[:, None] & (k < 72)"),
+        *({("unwritten", "x")}, lambda m: linear(SIZES, WHOLE, module=m)),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RACES)
-def test_a_race_is_found(name: str) -> None:
+def test_what_is_unordered_or_unwritten_is_found(name: str) -> None:
     """Neighbours write the same values: nothing else would show them."""
     module, old, new, wanted, bind = RACES[name]
     launches = bind(mutated(module, old, new))
@@ -601,13 +612,77 @@ def _handing_on_kernel(x, y, counters, BEFORE: tl.constexpr, AFTER: tl.constexpr
 def test_a_release_comes_before_an_acquire_of_its_address(
     before: str, after: str, to: int, races: int
 ) -> None:
-    y, counters = torch.zeros(3), torch.zeros(5, dtype=torch.int32)
-    arguments = {"x": torch.ones(3), "y": y, "counters": counters}
-    arguments |= {"BEFORE": before, "AFTER": after, "TO": to}
-    launch = Launch(_handing_on_kernel, (3,), arguments, num_warps=1, num_stages=1)
-    found = watched([launch, launch])  # one launch comes before the next
-    assert sum(each.count for each in found) == 2 * races
+    """Within one launch: the one before was in order."""
+    x, y, counters = torch.ones(3), torch.zeros(3), torch.zeros(5, dtype=torch.int32)
+    right, launch = (
+        single(_handing_on_kernel, 3, x=x, y=y, counters=counters, BEFORE=of[0], AFTER=of[1], TO=to)
+        for of, to in ((("release", "acquire"), 1), ((before, after), to))
+    )
+    assert sum(each.count for each in watched([right, launch])) == races
     assert y.tolist() == [1, 3, 5]
+
+
+@jit
+def _overwriting_kernel(x, y, counter, TELLING: tl.constexpr, WAITING: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Programs 0 and 1 read what 2 overwrites; bits say who tells it, who has a barrier before."""
+    program = tl.program_id(0)
+    if program == 2:
+        tl.atomic_add(counter, 0, sem="acquire")
+        tl.store(x, 2.0)
+    else:
+        tl.store(y + program, tl.load(x))
+        if (WAITING >> program) % 2 == 1:
+            tl.debug_barrier()
+        tl.atomic_add(counter, 1, mask=(TELLING >> program) % 2 == 1, sem="release")
+
+
+@pytest.mark.parametrize(
+    ("telling", "waiting", "reader"),
+    [(3, 3, None), (2, 3, (0, 0, 0)), (1, 3, (1, 0, 0)), (2, 1, (0, 0, 0)), (3, 1, (1, 0, 0))],
+)
+def test_every_reader_must_be_done_before_a_write(telling: int, waiting: int, reader: Any) -> None:
+    x, y, counter = torch.ones(1), torch.ones(2), torch.zeros(1, dtype=torch.int32)
+    bits = {"TELLING": telling, "WAITING": waiting}
+    found = watched([single(_overwriting_kernel, 3, x=x, y=y, counter=counter, **bits)])
+    assert [(each.access, each.other, each.by) for each in found] == (
+        [("store", "load", reader)] if reader else []
+    )
+
+
+@jit
+def _bytes_kernel(x, y, sums):  # type: ignore[no-untyped-def]
+    """Each of 4 programs writes a byte of x: 0 has read the last two of them, 3 reads the others.
+
+    And sums are added to and stored by different programs, and loaded by another.
+    """
+    program = tl.program_id(0)
+    if program == 0:
+        tl.store(y, tl.load(x + 1))
+        tl.store(sums, 0)
+        tl.atomic_add(sums + 1, 1)
+    tl.store(x.to(tl.pointer_type(tl.int8), bitcast=True) + program, 1)
+    if program == 1:
+        tl.atomic_add(sums, 1)
+    if program == 2:
+        tl.store(sums + 1, 1)
+    if program == 3:
+        tl.store(y + 1, tl.load(x))
+        tl.store(y + 2, tl.load(sums + 1))
+
+
+def test_neighbouring_bytes_are_not_one_and_an_atomic_is_a_write() -> None:
+    x, y = torch.zeros(2, dtype=torch.int16), torch.zeros(3, dtype=torch.int16)
+    sums = torch.zeros(2, dtype=torch.int32)
+    found = watched([single(_bytes_kernel, 4, x=x, y=y, sums=sums)])
+    seen = [(each.access, each.argument, each.lowest, each.count, each.other) for each in found]
+    assert seen == [
+        ("atomic", "sums", 0, 1, "store"),
+        ("store", "x", 2, 2, "load"),
+        ("store", "sums", 1, 1, "atomic"),
+        ("load", "x", 0, 1, "store"),
+        ("load", "sums", 1, 1, "store"),
+        ("load", "sums", 1, 1, "atomic"),
+    ]
 
 
 # triton-viz

@@ -15,12 +15,11 @@ Memory that nobody has written has a flag a byte, which a store clears and a loa
 Programs run one after the other here and at once on a GPU, so it is also asked what orders two that
 touch one element, one of them writing: FastTrack (Flanagan and Freund, PLDI 2009), with Triton's
 means. An epoch is what a program does between two barriers or atomics. An element remembers the
-epochs that touched it, a program the set of those that came before it. An atomic that releases
-hands its program's set, and its own epochs up to the last barrier, to those that acquire at the
-same address: one thread executes the atomic, but all of them the stores before. Of accesses that
-nothing orders an element remembers the first and the last. What orders the threads of one program
-is not asked, nor what a descriptor needs behind an atomic; any other load sees what came before it,
-from whatever cache.
+first and the last of the epochs that touched it in no order, a program the set of those that came
+before it. An atomic that releases hands that set on, with its program's own epochs up to the last
+barrier, to those that acquire at its address: one thread executes it, but all of them the stores
+before. Not asked is what orders the threads of one program, nor what a descriptor needs behind an
+atomic; any other load sees what came before it, from whatever cache.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ from ...kernels.jit import ALONE
 _SHIFT = 44  # an address's upper bits say whose range it is in
 _FIRST = 1 << 4  # above the 48 bits of real addresses, so that these belong to no range
 _PAGE = 4096  # a made-up address keeps its place in the page, hence its alignment
-
 
 Program = tuple[int, int, int]
 Access = Literal["load", "store", "atomic"]
@@ -128,13 +126,9 @@ class _Shadow:
 
     bytes: int
     grain: int  # bytes; no access is narrower
-    epochs: dict[Access, Any] = field(default_factory=dict)
-
-    def of(self, access: Access) -> Any:
-        """The epochs of such accesses, uint32 [2, grains]; memory is taken once there are any."""
-        if access not in self.epochs:
-            self.epochs[access] = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
-        return self.epochs[access]
+    epochs: dict[Access, Any] = field(
+        default_factory=dict
+    )  # uint32 [2, grains] where there are any
 
     def refine(self, width: int) -> None:
         """Take accesses of `width` bytes."""
@@ -179,34 +173,28 @@ def _reach(tensor: torch.Tensor) -> int:
 
 @dataclass(slots=True)
 class _Watch:
-    """Wrappers around what the interpreter does, and what they saw.
-
-    A set of epochs is a number with their bits.
-    """
+    """Wrappers around what the interpreter does, and what they saw; sets of epochs are bits."""
 
     violations: list[Violation] = field(default_factory=list)
     unwritten: dict[int, tuple[Any, torch.Tensor]] = field(default_factory=dict)  # by storage
-    # Of the launch that runs, or ran last:
-    running: bool = False
+    # Of the launch that runs:
     kernel: str = ""
     names: dict[Any, str] = field(default_factory=dict)
-    ranges: list[_Range] = field(default_factory=list)
+    ranges: dict[int, _Range] = field(default_factory=dict)  # by an address's upper bits
     shadows: dict[int, _Shadow] = field(default_factory=dict)  # by storage
     programs: list[Program] = field(default_factory=list)  # by epoch, of which the first is 1
     published: dict[int, int] = field(default_factory=dict)  # by address, what an acquire gets
     # Of the program that runs:
     begun: int = 0  # its first epoch
-    fenced: int = 0  # those of its epochs that are before its last barrier
-    before: int = 0  # other programs' epochs that came before
+    fenced: int = 0  # its epochs up to its last barrier
+    before: int = 0  # those that came before
     is_before: Any = None  # the same as an array, if there are any
 
     def mark(self, tensor: torch.Tensor, unwritten: bool) -> None:
         """Its elements are unwritten from now on, or written."""
-        if tensor.numel() == 0 or tensor.device.type != "cpu":
-            return
         storage, size = tensor.untyped_storage(), tensor.itemsize
         if (key := storage.data_ptr()) not in self.unwritten:
-            if not unwritten:
+            if not unwritten or tensor.numel() == 0 or tensor.device.type != "cpu":
                 return
             # The tensor is kept, for its address must not become another's.
             self.unwritten[key] = np.zeros(-(-storage.nbytes() // 8) * 8, dtype=np.uint8), tensor
@@ -220,18 +208,17 @@ class _Watch:
         def call(executor: Any, *args: Any, **kwargs: Any) -> Any:
             arguments = dict(zip(executor.arg_names, args, strict=False)) | kwargs
             bases = {name: getattr(value, "base", value) for name, value in arguments.items()}
-            # Of two names for one tensor, the first.
-            bases = dict(reversed(bases.items()))
             self.kernel = executor.fn.__name__
-            self.names = {
-                _place(base): name for name, base in bases.items() if isinstance(base, torch.Tensor)
+            self.names = {  # of two for one tensor, the first
+                _place(base): name
+                for name, base in reversed(bases.items())
+                if isinstance(base, torch.Tensor)
             }
-            self.ranges, self.shadows, self.programs, self.published = [], {}, [], {}
-            self.running = True
+            self.ranges, self.shadows, self.programs, self.published = {}, {}, [], {}
             try:
                 return original(executor, *args, **kwargs)
             finally:
-                self.running = False
+                self.kernel = ""
 
         return call
 
@@ -243,15 +230,15 @@ class _Watch:
             tensor = getattr(value, "base", value)
             if hasattr(value, "data_ptr") and isinstance(tensor, torch.Tensor):
                 real, storage = tensor.data_ptr(), tensor.untyped_storage()
-                shown = ((_FIRST + len(self.ranges)) << _SHIFT) + (1 << (_SHIFT - 1)) + real % _PAGE
+                number, key = _FIRST + len(self.ranges), storage.data_ptr()
+                shown = (number << _SHIFT) + (1 << (_SHIFT - 1)) + real % _PAGE
                 argument = self.names.get(_place(tensor), f"tensor {len(self.ranges)}")
-                start = real - (key := storage.data_ptr())
                 shadow = _Shadow(storage.nbytes(), tensor.itemsize)
                 shadow = self.shadows.setdefault(key, shadow)
                 shadow.refine(tensor.itemsize)
                 flags, _ = self.unwritten.get(key, (None, None))
-                range_ = _Range(argument, shown, real, _reach(tensor), start, shadow, flags)
-                self.ranges.append(range_)
+                place = argument, shown, real, _reach(tensor), real - key
+                self.ranges[number] = _Range(*place, shadow, flags)
                 pointer.handle.data = np.array([shown], dtype=np.uint64)
             return pointer
 
@@ -321,8 +308,7 @@ class _Watch:
         whose = shown >> np.uint64(_SHIFT) if len(numbers) > 1 else None
         data, right = np.zeros_like(shown), np.zeros(shown.shape, dtype=bool)
         for number in numbers if whose is None else np.unique(whose).tolist():
-            known = 0 <= number - _FIRST < len(self.ranges)
-            range_ = self.ranges[number - _FIRST] if known else _NOWHERE
+            range_ = self.ranges.get(number, _NOWHERE)
             meant = allowed if whose is None else allowed & (whose == number)
             offset = shown - np.uint64(range_.shown)  # what lies before wraps around, far beyond
             inside = meant & (offset < np.uint64(max(range_.bytes - width + 1, 0)))
@@ -332,8 +318,7 @@ class _Watch:
             data = np.where(inside, offset + np.uint64(range_.real), data)
             right |= inside
         if order is not None:
-            if scope.name != "CTA":
-                self._synchronise(order.name, data[right].tolist())
+            self._synchronise(order.name, [] if scope.name == "CTA" else data[right].tolist())
             self._tick()
         return TensorHandle(data, pointers.dtype), TensorHandle(right, tl.int1)
 
@@ -357,7 +342,10 @@ class _Watch:
                     by = self.programs[met[bad][0] - 1]
                     self._note("unordered", access, range_, offsets[bad], width, other, by)
                     break
-        first, last = shadow.of(access)
+        if access not in shadow.epochs:
+            grains = -(-shadow.bytes // shadow.grain)
+            shadow.epochs[access] = np.zeros((2, grains), dtype=np.uint32)
+        first, last = shadow.epochs[access]
         met, last[places] = first[places], len(self.programs)
         first[places] = np.where(self._unordered(met), met, last[places])
 
@@ -389,8 +377,7 @@ class _Watch:
         if new not in self.violations:
             self.violations.append(new)
             return
-        i = self.violations.index(new)
-        old = self.violations[i]
+        old = self.violations[i := self.violations.index(new)]
         low, high = min(old.lowest, new.lowest), max(old.highest, new.highest)
         self.violations[i] = replace(old, lowest=low, highest=high, count=old.count + new.count)
 
@@ -399,19 +386,19 @@ class _Torch(TorchDispatchMode):
     """What torch makes and writes between launches."""
 
     def __init__(self, watch: _Watch) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if self._watch.running:  # the interpreter copies arguments to where they are
+        result = func(*args, **(kwargs or {}))
+        if self._watch.kernel:  # the interpreter copies arguments to where they are
             return result
         if "empty" in func.name():
             self._watch.mark(result, True)
-        for i, declared in enumerate(func._schema.arguments):
-            value = args[i] if i < len(args) else kwargs.get(declared.name)
-            if declared.is_write and isinstance(value, torch.Tensor):
+        schema = func._schema.arguments
+        given = dict(zip((each.name for each in schema), args, strict=False)) | (kwargs or {})
+        for each in schema:
+            if each.is_write and isinstance(value := given.get(each.name), torch.Tensor):
                 self._watch.mark(value, False)
         return result
 
