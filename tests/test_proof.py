@@ -161,10 +161,14 @@ def test_a_space_is_every_combination(tmp_path: Path, device: torch.device) -> N
     assert load(path).configs(posed) == [{"M": 48}]
     without_end = "    while True: yield {}"
     path.write_text(RIGHT + f"    ...\ndef configs(problem):\n{without_end}")
-    with pytest.raises(CandidateError, match="wanted at most 512 configurations"):
+    with pytest.raises(
+        CandidateError, match="wanted 1 to 512 configurations, each a dictionary, got 513"
+    ):
         load(path).configs(posed)
     path.write_text(RIGHT + "    ...\ndef configs(problem): return []")
-    with pytest.raises(CandidateError, match="wanted at least one configuration"):
+    with pytest.raises(
+        CandidateError, match="wanted 1 to 512 configurations, each a dictionary, got 0"
+    ):
         load(path).configs(posed)
     path.write_text(RIGHT + "    ...\nOPERATION = 'linear'")
     with pytest.raises(Refused, match="solves a linear alone"):

@@ -120,7 +120,6 @@ class LinearProblem:
 class Candidate:
     """What a file declares; see the module."""
 
-    path: Path
     run: Callable[..., torch.Tensor | None]
     prepare: Callable[..., Any]
     configs: Callable[[Conv2dProblem | LinearProblem], Sequence[Config]]
@@ -194,14 +193,7 @@ def load(path: Path) -> Candidate:
             f"{path.name}: TOLERANCE: wanted a number above 0 and up to {MOST_TOLERANCE:g}, got "
             f"{tolerance!r}"
         )
-    return Candidate(
-        path,
-        run,
-        prepare,
-        _configs(path, module),
-        float(tolerance),
-        layout,
-    )
+    return Candidate(run, prepare, _configs(path, module), float(tolerance), layout)
 
 
 def _execute(path: Path) -> ModuleType:
@@ -226,7 +218,9 @@ def _configs(
         wanted = " or ".join(map(repr, kinds))
         raise CandidateError(f"{path.name}: OPERATION: wanted {wanted}, got {operation!r}")
     space = getattr(module, "SPACE", {})
-    if not isinstance(space, Mapping) or not all(map(_is_list, space.values())):
+    if not isinstance(space, Mapping) or not all(
+        isinstance(values, list | tuple) and values for values in space.values()
+    ):
         raise CandidateError(
             f"{path.name}: SPACE: wanted a dictionary of lists of values, got {space!r}"
         )
@@ -241,19 +235,14 @@ def _configs(
         if operation is not None and not isinstance(problem, kinds[operation]):
             raise Refused(f"solves a {operation} alone")
         found = list(itertools.islice(chosen(problem), MOST_CONFIGS + 1))
-        if len(found) > MOST_CONFIGS:
-            raise CandidateError(f"{path.name}: wanted at most {MOST_CONFIGS} configurations")
-        if not found or not all(isinstance(config, Mapping) for config in found):
-            raise CandidateError(
-                f"{path.name}: wanted at least one configuration, each a dictionary, got {found!r}"
-            )
+        right = all(isinstance(config, Mapping) for config in found)
+        if not right or not 0 < len(found) <= MOST_CONFIGS:
+            wanted = f"1 to {MOST_CONFIGS} configurations, each a dictionary"
+            got = len(found) if right else repr(found)
+            raise CandidateError(f"{path.name}: wanted {wanted}, got {got}")
         return found
 
     return configs
-
-
-def _is_list(values: object) -> bool:
-    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
 
 
 def _check_arguments(path: Path, function: Callable[..., Any], names: Sequence[str]) -> None:

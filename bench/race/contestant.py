@@ -1,8 +1,8 @@
 """The race's side of a candidate: a process of its own, of which nothing is believed.
 
-Whatever a candidate does, the race goes on: its file runs in a worker (`examiner.py`), every
-question has a time limit, and its prints go to standard error. Its times are held against the
-race's own clock, which sees how long a question took in which nothing but the run happened.
+Its file runs in a worker (`examiner.py`), every question has a time limit, and its prints go to
+standard error. Its times are held against the race's own clock, which sees how long a question took
+in which nothing but the run happened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ..units import time as told
 from ..worker import Lost, Worker
-from .examiner import Examiner, Question, Setup
+from .examiner import Examiner, Setup
 from .proof import Disqualified
 
 Contestant = Worker[..., Any]
@@ -47,7 +47,7 @@ class TooSlow(Disqualified):
     """No answer in time, which is no proof of a fault."""
 
 
-def ask(one: Contestant, limit: float, question: Question, *numbers: float) -> Any:
+def ask(one: Contestant, limit: float, question: str, *numbers: float) -> Any:
     """Prove a candidate right and bind it (a Proof), or one of the steps of a `Turn`.
 
     Raises Disqualified, TooSlow after `limit` seconds, or Refused.
@@ -109,7 +109,7 @@ class Turn:
         if waited > MARGIN * us + LAUNCH_US + SLACK_US / runs:
             raise Disqualified(f"its clock says {told(us)} a run, ours {told(waited)}")
 
-    def _waited(self, question: Question, *numbers: float) -> tuple[float, float]:
+    def _waited(self, question: str, *numbers: float) -> tuple[float, float]:
         """The answer, and our microseconds until it came."""
         started = time.perf_counter()
         answer = ask(self.one, self.limit, question, *numbers)

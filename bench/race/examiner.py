@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +27,11 @@ from ..measure.peers import libraries
 from ..measure.problem import Match, Problem, Tensors, expected, problems, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..worker import summary
+from . import proof
 from .candidate import Candidate, CandidateError, Config, Refused, load, pose
-from .proof import (
-    Case,
-    Disqualified,
-    arrange,
-    case,
-    check_answer,
-    compare,
-    confirm,
-    examine,
-    reference,
-)
+from .proof import Disqualified
 from .tiles import TILES
 
-Question = Literal["prove", "draw", "take", "check", "repeat"]
 CLOCK: dict[str, Clock] = {"cuda": "cold", "cpu": "host"}
 NEW = 32  # images that are drawn anew for each timed run; the others change places
 
@@ -88,7 +78,9 @@ class Run:
     ) -> None:
         own = {name: tensor.clone() for name, tensor in given.state.items()}
         self._candidate, self._config, self._posed = candidate, config, pose(problem)
-        inputs, self._out = arrange(Tensors(given.x.clone(), own), self._posed, candidate.layout)
+        inputs, self._out = proof.arrange(
+            Tensors(given.x.clone(), own), self._posed, candidate.layout
+        )
         self._x, self._bias = inputs["x"], inputs["bias"]
         self._weight = candidate.prepare(self._posed, inputs["weight"], config)
         self.answer = self._out
@@ -97,7 +89,7 @@ class Run:
         made = self._candidate.run(
             self._posed, self._x, self._weight, self._bias, self._out, self._config
         )
-        self.answer = check_answer(made, self._out)
+        self.answer = proof.check_answer(made, self._out)
 
     def renew(self, x: torch.Tensor) -> None:
         """Other inputs, and poison where the answer belongs."""
@@ -115,7 +107,7 @@ class Examiner:
         self._setup, self._file = setup, file
         self._device = torch.device(setup.device)
 
-    def __call__(self, question: Question, *numbers: float) -> Any:
+    def __call__(self, question: str, *numbers: float) -> Any:
         """What the method of this name returns, or the exception that ends the candidate."""
         try:
             return getattr(self, question)(*numbers)
@@ -136,15 +128,13 @@ class Examiner:
         np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
         self._candidate = load(Path(self._file))
         configs = self._candidate.configs(pose(self._problem))
-        first = case(self._problem, self._device, seed, self._candidate.layout)
-        config, seen, note = self._choose(self._candidate, configs, first, until)
-        worst = confirm(self._candidate, config, seen, first, seed)
+        first = proof.case(self._problem, self._device, seed, self._candidate.layout)
+        config, seen, note = self._choose(configs, first, until)
+        worst = proof.confirm(self._candidate, config, seen, first, seed)
         del first  # a GPU's memory is wanted
         self._bind(config)
-        # What JSON has, and a process that has not loaded the file.
-        shown = {
-            key: v if isinstance(v, int | float | str) else str(v) for key, v in config.items()
-        }
+        plain = (int, float, str)  # what JSON has
+        shown = {key: v if isinstance(v, plain) else str(v) for key, v in config.items()}
         return Proof(worst, self._candidate.tolerance, shown, note)
 
     def draw(self, seed: int) -> None:
@@ -167,7 +157,7 @@ class Examiner:
     def check(self) -> None:
         """Compare what the last run left with the right answer. Raises Disqualified."""
         try:
-            compare(self._candidate, self._problem, self._run.answer, self._right)
+            proof.compare(self._candidate, self._problem, self._run.answer, self._right)
         except Disqualified as error:
             raise Disqualified(f"right while it was proved, and when it is timed {error}") from None
 
@@ -193,7 +183,7 @@ class Examiner:
             torch.cuda.empty_cache()  # other processes want the memory of the proof
         drawn = torch.Generator().manual_seed(self._setup.seed)
         self._given = tensors(self._problem, self._device, drawn)
-        self._right = reference(self._problem, self._given)
+        self._right = proof.reference(self._problem, self._given)
         self._run = Run(self._candidate, config, self._problem, self._given)
         self._sample: Callable[[], float] = self._host
         self._again: Callable[[], object] = self._run
@@ -208,11 +198,12 @@ class Examiner:
         return (time.perf_counter() - started) * 1e6
 
     def _choose(
-        self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float
+        self, configs: Sequence[Config], first: proof.Case, until: float
     ) -> tuple[Config, Match, str]:
         """The fastest configuration that is right, its match, and a word about the others."""
+        candidate = self._candidate
         if len(configs) == 1:
-            return configs[0], examine(candidate, configs[0], first), ""
+            return configs[0], proof.examine(candidate, configs[0], first), ""
         given = tensors(self._problem, self._device)
         right: list[tuple[float, Config, Match]] = []
         failures: list[str] = []
@@ -220,7 +211,7 @@ class Examiner:
             if (right or failures) and time.monotonic() > until:
                 break
             try:
-                seen = examine(candidate, config, first)
+                seen = proof.examine(candidate, config, first)
                 run = Run(candidate, config, self._problem, given)
                 times = timing.measure({"": [run]}, self._setup.clock, self._device, rounds=5)
             except Refused:

@@ -1,18 +1,17 @@
 """Whether a candidate is right: its answers, and what it does to the memory around its tensors.
 
-All images of an answer are compared with float64. Every tensor that a candidate gets lies between
-two fences in one buffer. What it writes outside of its output shows in the fences. What it reads
-outside of its inputs has an effect: with other values in the fences, and another poison in the
-output, the answer must have the same bits. NaN is one of these values, so masking by multiplication
-does not hide a read. A read whose value is thrown away is found where kernels are interpreted:
-there every access is watched (`sanitizer.py`).
+All images of an answer are compared with float64. Every tensor lies between two fences in one
+buffer. What is written outside of the output shows in them. What is read outside of the inputs has
+an effect: with other values in the fences, and another poison in the output, the answer must have
+the same bits. NaN is one of these values, so masking by multiplication does not hide a read. Where
+kernels are interpreted every access is watched besides (`sanitizer.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +19,7 @@ import torch
 from ...kernels import layout
 from ..measure.problem import Match, Problem, Tensors, expected, tensors
 from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem, pose
-from .sanitizer import Violation, sanitized
-
-Watch = AbstractContextManager[list[Violation]]
+from .sanitizer import sanitized
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
 PIECE = 64  # images that are compared at a time: float64 takes room
@@ -72,7 +69,6 @@ class Case:
     """One set of random inputs, as a candidate gets them, and the right answer."""
 
     problem: Problem
-    posed: Conv2dProblem | LinearProblem
     inputs: Mapping[str, Fenced]  # x, weight and bias
     out: Fenced
     right: torch.Tensor  # in float64
@@ -92,11 +88,11 @@ class Case:
         before = {name: each.tensor.clone() for name, each in self.inputs.items()}
 
         x, weight, bias = (self.inputs[name].tensor for name in ("x", "weight", "bias"))
-        out, cpu = self.out.tensor, x.device.type == "cpu"
-        watch: Watch = sanitized(unwritten=[out]) if cpu else nullcontext([])
-        with watch as violations:
-            prepared = candidate.prepare(self.posed, weight, config)
-            result = candidate.run(self.posed, x, prepared, bias, out, config)
+        posed, out, cpu = pose(self.problem), self.out.tensor, x.device.type == "cpu"
+        with ExitStack() as stack:
+            violations = stack.enter_context(sanitized(unwritten=[out])) if cpu else []
+            prepared = candidate.prepare(posed, weight, config)
+            result = candidate.run(posed, x, prepared, bias, out, config)
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
 
@@ -135,23 +131,19 @@ def compare(
     candidate: Candidate, problem: Problem, result: torch.Tensor, right: torch.Tensor
 ) -> Match:
     """An answer beside the right one, within the candidate's own bound. Raises Disqualified."""
-    norms = torch.tensor(
-        [
-            [torch.linalg.vector_norm(error, order).item() for order in (math.inf, 2)]
-            for made, wanted in zip(result.split(PIECE), right.split(PIECE), strict=True)
-            for error in [made.double() - wanted]
-        ],
-        dtype=torch.float64,
-    )
-    size, length = (torch.linalg.vector_norm(right, order).item() for order in (math.inf, 2))
-    found = Match(
-        norms[:, 0].max().item() / size,
-        norms[:, 1].norm().item() / length,
-        problem.tolerance * candidate.tolerance,
-    )
+    pieces = zip(result.split(PIECE), right.split(PIECE), strict=True)
+    worst, rest = zip(*(_norms(made.double() - wanted) for made, wanted in pieces), strict=True)
+    size, length = _norms(right)
+    tolerance = problem.tolerance * candidate.tolerance
+    found = Match(max(worst) / size, math.hypot(*rest) / length, tolerance)
     if not found.passed:
         raise Disqualified(_fault(result, right, found))
     return found
+
+
+def _norms(x: torch.Tensor) -> tuple[float, float]:
+    """The largest magnitude, and the root of the sum of squares."""
+    return torch.linalg.vector_norm(x, math.inf).item(), torch.linalg.vector_norm(x).item()
 
 
 def _fault(result: torch.Tensor, right: torch.Tensor, found: Match) -> str:
@@ -204,10 +196,10 @@ def laid_out(x: torch.Tensor, memory: Layout) -> torch.Tensor:
 
 def case(problem: Problem, device: torch.device, seed: int, memory: Layout) -> Case:
     """Fresh inputs between fences; the same seed draws the same numbers on every device."""
-    given, posed = tensors(problem, device, torch.Generator().manual_seed(seed)), pose(problem)
-    inputs, out = arrange(given, posed, memory)
+    given = tensors(problem, device, torch.Generator().manual_seed(seed))
+    inputs, out = arrange(given, pose(problem), memory)
     fences = {name: fenced(tensor) for name, tensor in inputs.items()}
-    return Case(problem, posed, fences, fenced(out), reference(problem, given))
+    return Case(problem, fences, fenced(out), reference(problem, given))
 
 
 # What stands around x, weight, bias and out, and in out, before two runs of the same input.
@@ -228,7 +220,7 @@ def examine(candidate: Candidate, config: Config, given: Case) -> Match:
 
 
 def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed: int) -> Match:
-    """The worst errors: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
+    """The worst match: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
 
     Raises as `examine` does.
     """
@@ -238,11 +230,7 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed
         other = case(given.problem, device, later, candidate.layout)
         result = other.answer(candidate, config, NAN)
         matches.append(compare(candidate, given.problem, result, other.right))
-    return Match(
-        max(errors.max_error for errors in matches),
-        max(errors.rms_error for errors in matches),
-        seen.tolerance,
-    )
+    return max(matches, key=lambda errors: errors.max_error)
 
 
 def _check_reads(candidate: Candidate, config: Config, given: Case, first: torch.Tensor) -> None:

@@ -43,7 +43,6 @@ from .tiles import IMAGES, TILES
 ROUNDS = {"cuda": 25, "cpu": 5}
 GPU_PEERS = ("torch", "fused", "frontend")  # torch.compile wants minutes; `--peers` can ask for it
 
-
 Outcome = Literal["raced", "refused", "too slow", "disqualified"]
 
 

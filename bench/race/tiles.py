@@ -1,8 +1,7 @@
 """A network that no one trains: every size of its layers is two or three tiles of 64, and odd.
 
-Digits' layers are smaller than a tile, and AlexNet's keep an interpreter busy for minutes. On these
-a kernel that forgets a tile, or the rest behind the last whole one, is found in seconds. Layers
-bear AlexNet's names, so that a candidate is raced by the same words with a GPU and without.
+Digits' layers are smaller than a tile, and AlexNet's keep an interpreter busy for minutes. Layers
+bear AlexNet's names: a candidate is raced by the same words with a GPU and without.
 """
 
 from __future__ import annotations
