@@ -13,9 +13,10 @@ import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.race.contestant import Contestant, Turn
-from alexnet_triton.bench.race.examiner import Setup
+from alexnet_triton.bench.race.examiner import Setup, find_problem
 from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.bench.race.race import League, Standing
+from alexnet_triton.bench.race.tiles import IMAGES
 from alexnet_triton.bench.records import OURS, Results, Row, load
 
 LIMIT = 15.0  # seconds for a question to a candidate: a busy machine must do an honest one in it
@@ -189,6 +190,20 @@ def test_the_table_ranks_and_explains() -> None:
     assert refused.split(maxsplit=2) == ["-", "matrix_vector", "refused: solves a linear alone"]
     assert disqualified.endswith(" disqualified: wrong")
     assert any("interpreter" in line for line in told)
+
+
+@pytest.mark.interpreter
+def test_without_a_gpu_it_is_a_layer_of_two_to_three_tiles(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["race", "conv9", "--candidate", "im2col", "--device", "cpu"]) == 1
+    assert "tiles has no step 'conv9'; it has conv1, conv3, " in capsys.readouterr().err
+    for layer in ("conv3", "fc6"):
+        block = find_problem(Setup("tiles", layer, IMAGES, "fp32", "cpu", 0)).step.block
+        assert block is not None
+        for size in (IMAGES, block.came[0], block.output[0]):
+            assert 128 < size < 192
+            assert size % 64
 
 
 @pytest.mark.parametrize(
