@@ -101,7 +101,7 @@ compute, calls = run, 0
 def run(*arguments):
     global calls
     calls += 1
-    if calls <= 9:
+    if calls <= 6:
         compute(*arguments)
 """
 PATCHED_CLOCK = """
