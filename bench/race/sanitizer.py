@@ -122,18 +122,24 @@ def sanitized(unwritten: Iterable[torch.Tensor] = ()) -> Iterator[list[Violation
 
 @dataclass(slots=True)
 class _Shadow:
-    """Which epochs touched a launch's memory, 0 for none: the first and the last, a grain each."""
+    """What is remembered of a launch's memory, a grain each; see `of`."""
 
     bytes: int
     grain: int  # bytes; no access is narrower
-    epochs: dict[Access, Any] = field(
-        default_factory=dict
-    )  # uint32 [2, grains] where there are any
+    rows: dict[Access | Literal["told"], Any] = field(default_factory=dict)
+
+    def of(self, what: Access | Literal["told"]) -> Any:
+        """uint32 [2, grains], made where it is wanted: the first and the last epoch of an access, 0
+        for none; or what releases told, as a place in `_Watch.told`, and nothing.
+        """
+        if what not in self.rows:
+            self.rows[what] = np.zeros((2, -(-self.bytes // self.grain)), dtype=np.uint32)
+        return self.rows[what]
 
     def refine(self, width: int) -> None:
         """Take accesses of `width` bytes."""
         if (finer := self.grain // width) > 1:
-            self.epochs = {of: epochs.repeat(finer, 1) for of, epochs in self.epochs.items()}
+            self.rows = {what: rows.repeat(finer, 1) for what, rows in self.rows.items()}
             self.grain = width
 
 
@@ -183,7 +189,7 @@ class _Watch:
     ranges: dict[int, _Range] = field(default_factory=dict)  # by an address's upper bits
     shadows: dict[int, _Shadow] = field(default_factory=dict)  # by storage
     programs: list[Program] = field(default_factory=list)  # by epoch, of which the first is 1
-    published: dict[int, int] = field(default_factory=dict)  # by address, what an acquire gets
+    told: list[int] = field(default_factory=list)  # by releases, what an acquire learns
     # Of the program that runs:
     begun: int = 0  # its first epoch
     fenced: int = 0  # its epochs up to its last barrier
@@ -214,7 +220,7 @@ class _Watch:
                 for name, base in reversed(bases.items())
                 if isinstance(base, torch.Tensor)
             }
-            self.ranges, self.shadows, self.programs, self.published = {}, {}, [], {}
+            self.ranges, self.shadows, self.programs, self.told = {}, {}, [], [0]
             try:
                 return original(executor, *args, **kwargs)
             finally:
@@ -271,8 +277,7 @@ class _Watch:
 
         def call(*args: Any, **options: Any) -> Any:
             given = list(args)
-            order = args[-2:] if access == "atomic" else ()
-            given[pointers], given[mask] = self._checked(access, args[pointers], args[mask], *order)
+            given[pointers], given[mask] = self._checked(access, args[pointers], args[mask], args)
             return original(*given, **options)
 
         return call
@@ -282,7 +287,7 @@ class _Watch:
 
         def exchange(pointers: Any, *rest: Any) -> Any:
             everywhere = TensorHandle(np.ones(pointers.data.shape, dtype=bool), tl.int1)
-            pointers, inside = self._checked("atomic", pointers, everywhere, *rest[-2:])
+            pointers, inside = self._checked("atomic", pointers, everywhere, rest)
             dummy = np.zeros(1, dtype=np.uint64)
             data = np.where(inside.data, pointers.data, np.uint64(dummy.ctypes.data))
             return original(TensorHandle(data, pointers.dtype), *rest)
@@ -293,11 +298,11 @@ class _Watch:
         """An epoch ends and another begins."""
         self.programs.append(interpreter.interpreter_builder.grid_idx)
 
-    def _checked(
-        self, access: Access, pointers: Any, mask: Any, order: Any = None, scope: Any = None
-    ) -> tuple[Any, Any]:
+    def _checked(self, access: Access, pointers: Any, mask: Any, given: Any) -> tuple[Any, Any]:
         """The real addresses, and the mask without those that lie outside; these are noted."""
-        if order is not None:
+        order = ""
+        if access == "atomic":
+            order = given[-2].name if given[-1].name != "CTA" else ""
             self._tick()
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         # Triton's own masks are 32-bit numbers where a vector met a scalar.
@@ -314,15 +319,14 @@ class _Watch:
             inside = meant & (offset < np.uint64(max(range_.bytes - width + 1, 0)))
             if (wrong := meant & ~inside).any():
                 self._note("outside", access, range_, offset.view(np.int64)[wrong], width)
-            self._touch(access, range_, offset.view(np.int64)[inside], width)
+            self._touch(access, range_, offset.view(np.int64)[inside], width, order)
             data = np.where(inside, offset + np.uint64(range_.real), data)
             right |= inside
-        if order is not None:
-            self._synchronise(order.name, [] if scope.name == "CTA" else data[right].tolist())
+        if access == "atomic":
             self._tick()
         return TensorHandle(data, pointers.dtype), TensorHandle(right, tl.int1)
 
-    def _touch(self, access: Access, range_: _Range, offsets: Any, width: int) -> None:
+    def _touch(self, access: Access, range_: _Range, offsets: Any, width: int, order: str) -> None:
         """Whether a program may access what lies there, bytes from the tensor's first element."""
         if range_.unwritten is not None:
             flags, places = range_.unwritten.view(f"u{width}"), (offsets + range_.start) // width
@@ -336,18 +340,17 @@ class _Watch:
         if parts > 1:
             places, offsets = (places[:, None] + np.arange(parts)).ravel(), offsets.repeat(parts)
         for other in _CONFLICTS[access]:
-            for epochs in shadow.epochs.get(other, ()):
+            for epochs in shadow.rows.get(other, ()):
                 met = epochs[places]
                 if (bad := self._unordered(met)).any():
                     by = self.programs[met[bad][0] - 1]
                     self._note("unordered", access, range_, offsets[bad], width, other, by)
                     break
-        if access not in shadow.epochs:
-            grains = -(-shadow.bytes // shadow.grain)
-            shadow.epochs[access] = np.zeros((2, grains), dtype=np.uint32)
-        first, last = shadow.epochs[access]
+        first, last = shadow.of(access)
         met, last[places] = first[places], len(self.programs)
         first[places] = np.where(self._unordered(met), met, last[places])
+        if order not in ("", "RELAXED"):
+            self._synchronise(order, shadow.of("told")[0], places)
 
     def _unordered(self, epochs: Any) -> Any:
         """Which of them are other programs', and not before this one's."""
@@ -356,17 +359,18 @@ class _Watch:
             others[others] = ~self.is_before[epochs[others]]
         return others
 
-    def _synchronise(self, order: str, addresses: list[int]) -> None:
-        """An atomic's order: what is published at its addresses came before, or it publishes."""
+    def _synchronise(self, order: str, heard: Any, places: Any) -> None:
+        """An atomic's order: what was told at these places came before, or its program tells."""
+        known, of = np.unique(heard[places], return_inverse=True)
         if "ACQUIRE" in order:
-            for address in addresses:
-                self.before |= self.published.get(address, 0)
+            for i in known:
+                self.before |= self.told[i]
             bits = np.frombuffer(self.before.to_bytes(len(self.programs) // 8 + 1, "little"), "u1")
             self.is_before = np.unpackbits(bits, bitorder="little").astype(bool)
         if "RELEASE" in order:
-            told = self.before | self.fenced | 1 << len(self.programs)
-            for address in addresses:
-                self.published[address] = self.published.get(address, 0) | told
+            mine = self.before | self.fenced | 1 << len(self.programs)
+            heard[places] = len(self.told) + of
+            self.told += [self.told[i] | mine for i in known]
 
     def _note(
         self, fault: Any, access: Access, range_: _Range, offsets: Any, width: int, *other: Any
