@@ -41,7 +41,7 @@ PEERS = "peers:\n" + "".join(f"  {kind:<9} {what}\n" for kind, what in KINDS.ite
 CANDIDATES = f"""
 A candidate is a Python file with a function run(problem, x, weight, bias, out, config), or the name
 of one that ships: {", ".join(shipped())}.
-The exit status is 0 if a candidate was raced and none was disqualified. To refuse a layer that its
+The exit status is 0 if a candidate was raced and none was disqualified. To decline a layer that its
 algorithm does not solve disqualifies nobody.
 """
 

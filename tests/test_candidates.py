@@ -7,7 +7,7 @@ import torch
 from alexnet_triton.bench.inspect.compiled import compile_for
 from alexnet_triton.bench.measure.problem import Match, Problem, problems, tensors
 from alexnet_triton.bench.race import proof
-from alexnet_triton.bench.race.candidate import Candidate, Refused, load, locate, pose
+from alexnet_triton.bench.race.candidate import Candidate, Declined, load, locate, pose
 from alexnet_triton.bench.race.candidates import shipped
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
@@ -40,7 +40,7 @@ def answer(candidate: Candidate, problem: Problem, device: torch.device) -> Matc
 def test_they_agree_with_float64(name: str, layer: str, device: torch.device) -> None:
     candidate, problem = named(name), find("alexnet", layer, architecture(device))
     if name == "winograd" and layer in ("conv1", "conv2"):
-        with pytest.raises(Refused, match="wants 3x3 filters at stride 1"):
+        with pytest.raises(Declined, match="wants 3x3 filters at stride 1"):
             candidate.configs(pose(problem))
         return
     assert answer(candidate, problem, device).passed
@@ -70,7 +70,7 @@ def test_groups(name: str, device: torch.device) -> None:
     if name == "im2col":
         assert answer(candidate, problem, device).passed
     else:
-        with pytest.raises(Refused, match="one group"):
+        with pytest.raises(Declined, match="one group"):
             answer(candidate, problem, device)
 
 
@@ -82,7 +82,7 @@ def test_linear_layers(layer: str, dtype: str, device: torch.device) -> None:
 
 
 def test_a_vector_is_one_image(device: torch.device) -> None:
-    with pytest.raises(Refused, match="wants one image, got 3"):
+    with pytest.raises(Declined, match="wants one image, got 3"):
         named("matrix_vector").configs(pose(find("digits", "fc6", architecture(device), 3)))
 
 

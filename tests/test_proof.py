@@ -12,8 +12,8 @@ from alexnet_triton.bench.race import proof
 from alexnet_triton.bench.race.candidate import (
     CandidateError,
     Conv2dProblem,
+    Declined,
     LinearProblem,
-    Refused,
     load,
     locate,
     pose,
@@ -171,7 +171,7 @@ def test_a_space_is_every_combination(tmp_path: Path, device: torch.device) -> N
     ):
         load(path).configs(posed)
     path.write_text(RIGHT + "    ...\nOPERATION = 'linear'")
-    with pytest.raises(Refused, match="solves a linear alone"):
+    with pytest.raises(Declined, match="solves a linear alone"):
         load(path).configs(posed)
 
 

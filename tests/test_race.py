@@ -151,12 +151,12 @@ def test_slow_is_not_wrong(race: Race) -> None:
     assert "--timeout" in verdict["reason"]
 
 
-def test_to_refuse_is_no_fault_and_the_json_is_a_results_file(race: Race, tmp_path: Path) -> None:
+def test_to_decline_is_no_fault_and_the_json_is_a_results_file(race: Race, tmp_path: Path) -> None:
     status, found = race({}, "conv3", "--candidate", "winograd", "--candidate", "matrix_vector")
     assert status == 0
     assert found["passed"]
     verdicts = {verdict["candidate"]: verdict for verdict in found["verdicts"]}
-    assert verdicts["matrix_vector"]["outcome"] == "refused"
+    assert verdicts["matrix_vector"]["outcome"] == "declined"
     assert "solves a linear alone" in verdicts["matrix_vector"]["reason"]
     assert verdicts["winograd"]["factor"] == 2
     (tmp_path / "race.json").write_text(json.dumps(found))
@@ -178,16 +178,16 @@ def test_the_table_ranks_and_explains() -> None:
     )
     standings = (
         Standing("fast", "fast.py", factor=2.0),
-        Standing("matrix_vector", "m.py", "refused", "solves a linear alone"),
+        Standing("matrix_vector", "m.py", "declined", "solves a linear alone"),
         Standing("mine", "mine.py", "disqualified", "wrong"),
     )
     told = str(League(setup, rows, standings)).splitlines()
-    *_, fast, ours, torchs, refused, disqualified = told
+    *_, fast, ours, torchs, declined, disqualified = told
     assert fast.split()[:2] == ["1", "fast"]
     assert fast.endswith(" 2.00x  bound x2; BLOCK=64")
     assert ours.split()[:2] == ["2", OURS]
     assert torchs.endswith("best peer")
-    assert refused.split(maxsplit=2) == ["-", "matrix_vector", "refused: solves a linear alone"]
+    assert declined.split(maxsplit=2) == ["-", "matrix_vector", "declined: solves a linear alone"]
     assert disqualified.endswith(" disqualified: wrong")
     assert any("interpreter" in line for line in told)
 

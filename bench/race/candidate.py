@@ -20,11 +20,11 @@ All else in the file is optional:
     def prepare(problem, weight, config): ...  # once, untimed; `run` gets its result as `weight`
     TOLERANCE = 4.0       # factor on the bound of an ordinary sum, for a reason that the file gives
     LAYOUT = "HWNC"       # x and out lie in memory as the engine's activations (kernels/layout.py)
-    OPERATION = "conv2d"  # or "linear": other layers are refused for it
+    OPERATION = "conv2d"  # or "linear": other layers are declined for it
 
 `run` gets one configuration as a dictionary, empty where there is no space. The race tries all of
 them, leaves out those that fail, and races the fastest. A candidate for which a layer is none of
-its business raises `Refused` with the reason; that is no fault.
+its business raises `Declined` with the reason; that is no fault.
 
 Kernels may use `@triton.jit`: on a CPU, where `problem.arch` is None, the candidate's process runs
 Triton's interpreter, for which few large tiles are fast. `jit` and `Launch` of
@@ -66,7 +66,7 @@ class CandidateError(Error, ValueError):
     """A file that is no candidate, or a layer that none can be raced on, in one line."""
 
 
-class Refused(Exception):
+class Declined(Exception):
     """Raised by a candidate for a problem that its algorithm does not solve; says why."""
 
 
@@ -233,7 +233,7 @@ def _configs(
 
     def configs(problem: Conv2dProblem | LinearProblem) -> Sequence[Config]:
         if operation is not None and not isinstance(problem, kinds[operation]):
-            raise Refused(f"solves a {operation} alone")
+            raise Declined(f"solves a {operation} alone")
         found = list(itertools.islice(chosen(problem), MOST_CONFIGS + 1))
         right = all(isinstance(config, Mapping) for config in found)
         if not right or not 0 < len(found) <= MOST_CONFIGS:

@@ -50,7 +50,7 @@ class TooSlow(Disqualified):
 def ask(one: Contestant, limit: float, question: str, *numbers: float) -> Any:
     """Prove a candidate right and bind it (a Proof), or one of the steps of a `Turn`.
 
-    Raises Disqualified, TooSlow after `limit` seconds, or Refused.
+    Raises Disqualified, TooSlow after `limit` seconds, or Declined.
     """
     try:
         answer = one.ask(limit, question, *numbers)

@@ -28,7 +28,7 @@ from ..measure.problem import Match, Problem, Tensors, expected, problems, tenso
 from ..measure.timing import Clock
 from ..worker import summary
 from . import proof
-from .candidate import Candidate, CandidateError, Config, Refused, load, pose
+from .candidate import Candidate, CandidateError, Config, Declined, load, pose
 from .proof import Disqualified
 from .tiles import TILES
 
@@ -70,7 +70,7 @@ def find_problem(setup: Setup) -> Problem:
     return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
-class Run:
+class Entrant:
     """A candidate on tensors of its own; `answer` is where its last run left the result."""
 
     def __init__(
@@ -111,8 +111,8 @@ class Examiner:
         """What the method of this name returns, or the exception that ends the candidate."""
         try:
             return getattr(self, question)(*numbers)
-        except Refused as refusal:
-            return Refused(str(refusal))
+        except Declined as error:
+            return Declined(str(error))
         except (Disqualified, CandidateError) as error:
             return Disqualified(str(error))
 
@@ -184,7 +184,7 @@ class Examiner:
         drawn = torch.Generator().manual_seed(self._setup.seed)
         self._given = tensors(self._problem, self._device, drawn)
         self._right = proof.reference(self._problem, self._given)
-        self._run = Run(self._candidate, config, self._problem, self._given)
+        self._run = Entrant(self._candidate, config, self._problem, self._given)
         self._sample: Callable[[], float] = self._host
         self._again: Callable[[], object] = self._run
         if gpu:
@@ -212,9 +212,9 @@ class Examiner:
                 break
             try:
                 seen = proof.examine(candidate, config, first)
-                run = Run(candidate, config, self._problem, given)
+                run = Entrant(candidate, config, self._problem, given)
                 times = timing.measure({"": [run]}, self._setup.clock, self._device, rounds=5)
-            except Refused:
+            except Declined:
                 raise
             except (Disqualified, CandidateError) as error:
                 failures.append(str(error))

@@ -33,7 +33,7 @@ from ..measure.contestants import contestants
 from ..measure.peers import libraries
 from ..measure.roofline import measure_roofs
 from ..records import OURS, Results, Row, best_peer
-from .candidate import CandidateError, Refused, locate, pose
+from .candidate import CandidateError, Declined, locate, pose
 from .candidates import shipped
 from .contestant import Contestant, TooSlow, Turn, ask, contestant
 from .examiner import Proof, Setup, find_problem
@@ -43,7 +43,7 @@ from .tiles import IMAGES, TILES
 ROUNDS = {"cuda": 25, "cpu": 5}
 GPU_PEERS = ("torch", "fused", "frontend")  # torch.compile wants minutes; `--peers` can ask for it
 
-Outcome = Literal["raced", "refused", "too slow", "disqualified"]
+Outcome = Literal["raced", "declined", "too slow", "disqualified"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def race(
     def drop(name: str, error: Exception) -> None:
         samples.pop(name, None)
         if name in standings:
-            outcomes: dict[type, Outcome] = {Refused: "refused", TooSlow: "too slow"}
+            outcomes: dict[type, Outcome] = {Declined: "declined", TooSlow: "too slow"}
             outcome = outcomes.get(type(error), "disqualified")
             standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
             rows[name] = replace(rows[name], note=str(error))
@@ -199,7 +199,7 @@ def race(
             standings[name] = Standing(name, candidates[name])
             try:
                 proof: Proof = ask(guest, limit, "prove", limit)
-            except (Disqualified, Refused) as error:
+            except (Disqualified, Declined) as error:
                 guest.close()
                 drop(name, error)
             else:
@@ -214,7 +214,7 @@ def race(
                 if name in turns:
                     turns[name].confirm(times[name].median, blank.roof_us)
                 rows[name] = rows[name].timed(times[name])
-            except (Disqualified, Refused) as error:
+            except (Disqualified, Declined) as error:
                 drop(name, error)
     return League(setup, tuple(rows.values()), tuple(standings.values()))
 

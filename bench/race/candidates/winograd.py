@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ..candidate import Config, Conv2dProblem, Refused
+from ..candidate import Config, Conv2dProblem, Declined
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch, pitched
 
@@ -169,7 +169,7 @@ def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:
     """Tiles of the GEMM to try."""
     p, (th, tw) = problem, _tiles(problem)
     if (p.KH, p.KW, p.stride, p.dilation, p.groups) != (3, 3, 1, 1, 1):
-        raise Refused(
+        raise Declined(
             f"wants 3x3 filters at stride 1 and dilation 1 in one group, got {p.KH}x{p.KW} at "
             f"stride {p.stride} and dilation {p.dilation} in {p.groups}"
         )
