@@ -53,7 +53,7 @@ PEERS = "peers:\n" + "".join(f"  {kind:<9} {what}\n" for kind, what in KINDS.ite
 CANDIDATES = f"""
 A candidate is a Python file with a function run(problem, x, weight, bias, out, config), or the name
 of one that ships: {", ".join(shipped())}.
-The exit status is 0 if a candidate was raced and none was disqualified. To refuse a layer that its
+The exit status is 0 if a candidate was raced and none was disqualified. To decline a layer that its
 algorithm does not solve disqualifies nobody.
 """
 
@@ -252,15 +252,15 @@ def parser() -> argparse.ArgumentParser:
         "race",
         "prove your own kernels right, and time them beside the engine's and the best peer",
         "conv3 --candidate my_conv.py --candidate winograd",
-        shared=["model", "device", "seed", "json"],
+        shared=["device", "seed", "json"],
         more=CANDIDATES,
     )
     add("layer", help="a convolution or a linear layer, such as conv3 or fc7")
     add("--candidate", action="append", default=[], metavar="FILE", help="may be repeated")
     add("--all-shipped", action="store_true", help="with all candidates that ship")
-    add("--batch", type=int, help="images (default: 256, on a CPU 1)")
+    add("--model", help="default: alexnet, on a CPU tiles: conv3 and fc6 of 2 to 3 tiles each way")
+    add("--batch", type=int, help="images (default: 256, on a CPU 1, of tiles 131)")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
-    add("--clock", help="cold, graph or host (default: cold, on a CPU host)")
     add("--peers", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (default: not compile)")
     add(
         "--timeout",

@@ -197,21 +197,19 @@ def _serve(pipe: Connection, trace: int, file: str) -> None:
     """
     faulthandler.enable(trace)
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-    work = pipe.recv()
-    pipe.send((None, None))
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):
+        work = pipe.recv()
+        pipe.send((None, None))
+        while True:
             seconds, args, kwargs = pipe.recv()
-        except EOFError:
-            return
-        faulthandler.dump_traceback_later(max(seconds, 1e-3), exit=True, file=trace)
-        try:
-            answer = work(*args, **kwargs)
-        except (Exception, SystemExit) as error:
-            pipe.send((summary(error, file), None))
-            return
-        faulthandler.cancel_dump_traceback_later()
-        pipe.send((None, answer))
+            faulthandler.dump_traceback_later(max(seconds, 1e-3), exit=True, file=trace)
+            try:
+                answer = work(*args, **kwargs)
+            except BaseException as error:  # an exit or an interrupt, too
+                pipe.send((summary(error, file), None))
+                return
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send((None, answer))
 
 
 def _follow(parent: int) -> None:

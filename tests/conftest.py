@@ -48,7 +48,7 @@ settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make codegen` asks for more than a sample."""
-    told = "compile all that tests/test_codegen.py knows, not a sample"
+    told = "compile, and race, all that tests/test_codegen.py and test_race.py know, not a sample"
     parser.addoption("--every-candidate", action="store_true", help=told)
 
 

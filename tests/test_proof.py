@@ -12,8 +12,8 @@ from alexnet_triton.bench.race import proof
 from alexnet_triton.bench.race.candidate import (
     CandidateError,
     Conv2dProblem,
+    Declined,
     LinearProblem,
-    Refused,
     load,
     locate,
     pose,
@@ -86,18 +86,31 @@ COPY = "out.copy_(answer(problem, x, weight, bias))"
         ),
         (
             f"{COPY}; out += 0 * x.as_strided((1,), (1,), x.storage_offset() - 1)",
-            "reads outside its input x: it shows first at [0, 0, 0, 0]",
+            "reads outside its input x: it shows in all filters, all pixels, all images",
         ),
         (
             f"{COPY}; out[1, 2] += bias.as_strided((1,), (1,), bias.storage_offset() + len(bias))",
-            "reads outside its input bias: it shows first at [1, 2, 0, 0]",
+            "reads outside its input bias: it shows in filter 2, all pixels, image 1",
         ),
-        ("out[:, 1:] = answer(problem, x, weight, bias)[:, 1:]", "18 of 864 outputs unwritten"),
+        (
+            "out[:, 1:] = answer(problem, x, weight, bias)[:, 1:]",
+            "18 of 864 outputs unwritten: filter 0, ",
+        ),
         ("out *= 0; out += answer(problem, x, weight, bias)", "reads its output"),
         (f"{COPY}; out += 1e-7 * torch.rand_like(out)", "other bits the second time"),
-        (f"{COPY}; out[1, 3, 2, 1] += 1", "at [1, 3, 2, 1], allowed 3.7e-06; 1 of 864 values"),
-        (f"{COPY}; out[..., 0] += 1", "values are off, all at the border"),
-        (f"{COPY}; out[0, 5, 1, 1] = torch.nan", "NaN or infinity at [0, 5, 1, 1]"),
+        (
+            f"{COPY}; out[1, 3, 2, 1] += 1",
+            "1 of 864 values are off, in filter 3, row 2, column 1, image 1",
+        ),
+        (
+            f"{COPY}; out[:, 32:] += 1; out[:, 40] -= 1",
+            "270 of 864 values are off, in filters 32 to 47, all pixels, all images",
+        ),
+        (f"{COPY}; out[..., 1:] += 1", "all filters, all rows, columns 1 to 2, all images"),
+        (
+            f"{COPY}; out[0, 5, 1, 1] = torch.nan",
+            "NaN or infinity in filter 5, row 1, column 1, image 0",
+        ),
         ("return answer(problem, x, weight, bias).double()", "returns torch.float64"),
         ("return answer(problem, x, weight, bias)[:1]", "(1, 48, 3, 3), wanted torch.float32"),
         ("return 1", "run returns a int, wanted None or a tensor"),
@@ -123,7 +136,8 @@ def test_a_bound_of_its_own_admits_what_another_forbids(prove: Prove) -> None:
         ("", "tried.py has no function run(problem, x, weight, bias, out, config)"),
         ("def run(x, out): ...", "wanted run(problem, x, weight, bias, out, config), got run(x, "),
         (RIGHT + "    ...\nLAYOUT = 'CHWN'", "LAYOUT: wanted 'NHWC' or 'HWNC', got 'CHWN'"),
-        (RIGHT + "    ...\nTOLERANCE = 0", "TOLERANCE: wanted a positive number, got 0"),
+        (RIGHT + "    ...\nTOLERANCE = 0", "wanted a number above 0 and up to 16, got 0"),
+        (RIGHT + "    ...\nTOLERANCE = 1e30", "wanted a number above 0 and up to 16, got 1e+30"),
         (RIGHT + "    ...\nOPERATION = 'pool'", "OPERATION: wanted 'conv2d' or 'linear', got"),
         (RIGHT + "    ...\nSPACE = {'BLOCK': 64}", "SPACE: wanted a dictionary of lists"),
         (RIGHT + "    ...\ndef prepare(weight): ...", "wanted prepare(problem, weight, config)"),
@@ -145,11 +159,19 @@ def test_a_space_is_every_combination(tmp_path: Path, device: torch.device) -> N
     assert found == [{"M": m, "N": n} for m in (1, 2) for n in (3, 4)]
     path.write_text(RIGHT + "    ...\ndef configs(problem): return [{'M': problem.OC}]")
     assert load(path).configs(posed) == [{"M": 48}]
+    without_end = "    while True: yield {}"
+    path.write_text(RIGHT + f"    ...\ndef configs(problem):\n{without_end}")
+    with pytest.raises(
+        CandidateError, match="wanted 1 to 512 configurations, each a dictionary, got 513"
+    ):
+        load(path).configs(posed)
     path.write_text(RIGHT + "    ...\ndef configs(problem): return []")
-    with pytest.raises(CandidateError, match="wanted at least one configuration"):
+    with pytest.raises(
+        CandidateError, match="wanted 1 to 512 configurations, each a dictionary, got 0"
+    ):
         load(path).configs(posed)
     path.write_text(RIGHT + "    ...\nOPERATION = 'linear'")
-    with pytest.raises(Refused, match="solves a linear alone"):
+    with pytest.raises(Declined, match="solves a linear alone"):
         load(path).configs(posed)
 
 

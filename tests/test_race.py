@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.race.contestant import Setup
+from alexnet_triton.bench.race.contestant import Contestant, Turn
+from alexnet_triton.bench.race.examiner import Setup, find_problem
+from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.bench.race.race import League, Standing
+from alexnet_triton.bench.race.tiles import IMAGES
 from alexnet_triton.bench.records import OURS, Results, Row, load
 
 LIMIT = 15.0  # seconds for a question to a candidate: a busy machine must do an honest one in it
@@ -47,14 +51,24 @@ def run(problem, x, weight, bias, out, config):
     out.copy_(torch.conv2d(x, weight, bias, problem.stride, problem.padding))
 """
 CRASHES = "import ctypes\ndef run(problem, x, weight, bias, out, config): ctypes.string_at(0)\n"
-# Right until it was proved and bound; `done` counts how often it runs before the first turn.
+# Nothing is touched of what it asks for: three quarters of the device's memory.
+HOARDS = """
+import os
+import torch
+def run(problem, x, weight, bias, out, config):
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if x.is_cuda:
+        size = torch.cuda.get_device_properties(x.device).total_memory
+    x.new_empty(size // 16 * 3, dtype=torch.float32)
+"""
+# Right until it was proved, and then no more.
 TIRES = """
 import torch
 done = 0
 def run(problem, x, weight, bias, out, config):
     global done
     done += 1
-    if done > 9:
+    if done > 6:
         raise RuntimeError("tired")
     y = torch.conv2d(x, weight, bias, problem.stride, problem.padding)
     out.copy_(y.relu())
@@ -81,9 +95,8 @@ def race(tmp_path: Path, device: torch.device, capsys: pytest.CaptureFixture[str
 
 def test_the_fastest_that_is_right_is_timed_and_each_other_is_told_why(race: Race) -> None:
     """Of a file's configurations as of files, and whenever one goes wrong."""
-    sources = {"space": SPACE, "wrong": WRONG, "crashes": CRASHES, "tires": TIRES}
-    # By the host's clock: captured, a candidate would not run again when its turn comes.
-    status, found = race(sources, "conv3", "--clock", "host")
+    sources = {"space": SPACE, "wrong": WRONG, "crashes": CRASHES, "tires": TIRES, "hoards": HOARDS}
+    status, found = race(sources, "conv3")
     assert status == 1
     assert not found["passed"]
 
@@ -103,75 +116,106 @@ def test_the_fastest_that_is_right_is_timed_and_each_other_is_told_why(race: Rac
         "how=fast, best of 2 configurations, 2 fell out, the first: "
         f"MemoryError: too large at space.py:{place}"
     )
-    for name in ("wrong", "crashes", "tires"):
+    for name in ("wrong", "crashes", "tires", "hoards"):
         assert verdicts[name]["outcome"] == "disqualified"
         assert rows[name].median_us is None
         assert rows[name].note == verdicts[name]["reason"]
     assert verdicts["wrong"]["reason"].startswith("wrong: max error ")
     assert verdicts["crashes"]["reason"] == "the process died with SIGSEGV at crashes.py:2"
+    assert "memory" in verdicts["hoards"]["reason"]
     assert verdicts["tires"]["reason"] == "RuntimeError: tired at tires.py:8"
 
 
-def test_no_question_lasts_longer_than_the_limit(race: Race) -> None:
+def test_a_time_is_held_against_our_clock_and_the_roof() -> None:
+    """On a GPU: of many runs, each of which is said to last a millisecond."""
+
+    class Sleeps:
+        def ask(self, limit: float, question: str, *numbers: float) -> None:
+            time.sleep(0.1)
+
+    turn = Turn(cast("Contestant", Sleeps()), LIMIT, cpu=False)
+    turn.confirm(1e9, roof_us=1.05e9)
+    with pytest.raises(Disqualified, match=r"its clock says 1.00 ms a run, ours "):
+        turn.confirm(1e3, roof_us=None)
+    with pytest.raises(Disqualified, match=r"900 ms is faster than this machine's roof, 1.00 s"):
+        turn.confirm(0.9e6, roof_us=1e6)
+
+
+def test_slow_is_not_wrong(race: Race) -> None:
     sleeps = "import time\ndef run(problem, x, weight, bias, out, config): time.sleep(600)\n"
     status, found = race({"sleeps": sleeps}, "conv3", "--timeout", "0.5")
     assert status == 1
     (verdict,) = found["verdicts"]
+    assert verdict["outcome"] == "too slow"
     assert verdict["reason"].startswith("no answer within 0.5 s")
+    assert "--timeout" in verdict["reason"]
 
 
-def test_to_refuse_is_no_fault_and_the_json_is_a_results_file(race: Race, tmp_path: Path) -> None:
-    status, found = race({}, "conv2", "--candidate", "fft", "--candidate", "winograd")
+def test_to_decline_is_no_fault_and_the_json_is_a_results_file(race: Race, tmp_path: Path) -> None:
+    status, found = race({}, "conv3", "--candidate", "winograd", "--candidate", "matrix_vector")
     assert status == 0
     assert found["passed"]
     verdicts = {verdict["candidate"]: verdict for verdict in found["verdicts"]}
-    assert verdicts["winograd"]["outcome"] == "refused"
-    assert "3x3 filters" in verdicts["winograd"]["reason"]
-    assert verdicts["fft"]["factor"] == 2
+    assert verdicts["matrix_vector"]["outcome"] == "declined"
+    assert "solves a linear alone" in verdicts["matrix_vector"]["reason"]
+    assert verdicts["winograd"]["factor"] == 2
     (tmp_path / "race.json").write_text(json.dumps(found))
     results: Results = load(tmp_path / "race.json")
     rows = {row.contestant: row for row in results.rows}
-    assert rows["fft"].tolerance == pytest.approx(2 * (rows[OURS].tolerance or 0))
+    assert rows["winograd"].tolerance == pytest.approx(2 * (rows[OURS].tolerance or 0))
     assert results.environment["torch"] == torch.__version__
 
 
 def test_the_table_ranks_and_explains() -> None:
-    setup = Setup("digits", "conv3", 1, "fp32", "cpu", 0, "host")
+    setup = Setup("digits", "conv3", 1, "fp32", "cpu", 0)
     blank = Row("layers", "conv3", "digits", 1, "fp32", "", "host", 1, 1)
     rows = (
         replace(blank, contestant=OURS, max_error=1e-7, tolerance=1e-6, median_us=20.0),
         replace(blank, contestant="torch", max_error=1e-7, tolerance=1e-6, median_us=40.0),
-        replace(blank, contestant="fft", median_us=10.0, note="grid 5x5"),
+        replace(blank, contestant="fast", median_us=10.0, note="BLOCK=64"),
         replace(blank, contestant="matrix_vector", note="solves a linear alone"),
         replace(blank, contestant="mine", note="wrong"),
     )
     standings = (
-        Standing("fft", "fft.py", factor=2.0),
-        Standing("matrix_vector", "m.py", "refused", "solves a linear alone"),
+        Standing("fast", "fast.py", factor=2.0),
+        Standing("matrix_vector", "m.py", "declined", "solves a linear alone"),
         Standing("mine", "mine.py", "disqualified", "wrong"),
     )
     told = str(League(setup, rows, standings)).splitlines()
-    *_, fft, ours, torchs, refused, disqualified = told
-    assert fft.split()[:2] == ["1", "fft"]
-    assert fft.endswith(" 2.00x  bound x2; grid 5x5")
+    *_, fast, ours, torchs, declined, disqualified = told
+    assert fast.split()[:2] == ["1", "fast"]
+    assert fast.endswith(" 2.00x  bound x2; BLOCK=64")
     assert ours.split()[:2] == ["2", OURS]
     assert torchs.endswith("best peer")
-    assert refused.split(maxsplit=2) == ["-", "matrix_vector", "refused: solves a linear alone"]
+    assert declined.split(maxsplit=2) == ["-", "matrix_vector", "declined: solves a linear alone"]
     assert disqualified.endswith(" disqualified: wrong")
     assert any("interpreter" in line for line in told)
+
+
+@pytest.mark.interpreter
+def test_without_a_gpu_it_is_a_layer_of_two_to_three_tiles(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["race", "conv9", "--candidate", "im2col", "--device", "cpu"]) == 1
+    assert "tiles has no step 'conv9'; it has conv1, conv3, " in capsys.readouterr().err
+    for layer in ("conv3", "fc6"):
+        block = find_problem(Setup("tiles", layer, IMAGES, "fp32", "cpu", 0)).step.block
+        assert block is not None
+        for size in (IMAGES, block.came[0], block.output[0]):
+            assert 128 < size < 192
+            assert size % 64
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["conv3"], "wanted --candidate FILE or --all-shipped, got neither; these ship: fft"),
+        (["conv3"], "wanted --candidate FILE or --all-shipped, got neither; these ship: im2col"),
         (["conv3", "--candidate", "no.py"], "no.py: no such file, and no candidate that ships"),
-        (["pool1", "--candidate", "fft"], "got pool1, which is a MaxPool2d"),
-        (["conv9", "--candidate", "fft"], "digits has no step 'conv9'"),
-        (["conv3", "--candidate", "fft", "--clock", "sun"], "--clock on a "),
-        (["conv3", "--candidate", "fft", "--batch", "0"], "--batch: wanted 1 or more, got 0"),
+        (["pool1", "--candidate", "im2col"], "got pool1, which is a MaxPool2d"),
+        (["conv9", "--candidate", "im2col"], "digits has no step 'conv9'"),
+        (["conv3", "--candidate", "im2col", "--batch", "0"], "--batch: wanted 1 or more, got 0"),
         (
-            ["conv3", "--candidate", "fft", "--timeout", "0"],
+            ["conv3", "--candidate", "im2col", "--timeout", "0"],
             "--timeout: wanted more than 0 seconds",
         ),
     ],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def gone(pid: int) -> bool:
     ("task", "seconds", "status", "reason"),
     [
         ("1 / 0", LONG, "failed", "ZeroDivisionError: division by zero at work.py:1"),
+        (
+            "(_ for _ in ()).throw(KeyboardInterrupt)",
+            *(LONG, "failed", "KeyboardInterrupt at work.py:1"),
+        ),
         ("exit(2)", LONG, "failed", "SystemExit: 2 at work.py:1"),
         (
             "print('last words', flush=True) or __import__('os').abort()",
@@ -58,6 +63,20 @@ def test_a_loss_is_told_with_its_place_and_a_new_process_answers(
     assert (lost.value.status, lost.value.reason) == (status, reason)
     assert gone(before)
     assert worker.ask(LONG, "1 + 1") == 2
+
+
+def test_a_process_whose_parent_is_gone_before_it_is_ready_says_nothing() -> None:
+    ours, theirs = Pipe()
+    ours.close()
+    command = [sys.executable, "-m", "alexnet_triton.bench.worker", str(theirs.fileno()), "2", ""]
+    ended = subprocess.run(
+        command,
+        pass_fds=[theirs.fileno()],
+        capture_output=True,
+        start_new_session=True,
+        timeout=LONG,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_its_children_end_with_it(worker: Worker[..., Any]) -> None:

@@ -335,9 +335,9 @@ def ready(problem: Problem, given: Tensors) -> Ready:
     return bound
 
 
-def expected(problem: Problem, given: Tensors) -> torch.Tensor:
-    """The float64 answer for the images of `checked`, [n, C, H, W] or [n, features]."""
-    sample = given.x[checked(problem).to(given.x.device)]
+def expected(problem: Problem, given: Tensors, images: torch.Tensor | None = None) -> torch.Tensor:
+    """The float64 answer for `images`, or those of `checked`: [n, C, H, W] or [n, features]."""
+    sample = given.x[(checked(problem) if images is None else images).to(given.x.device)]
     x = reference.normalise(sample, problem.network.preprocess, torch.float64)
     state = {name: tensor.double() for name, tensor in given.state.items()}
     for name, layer in problem.layers:

@@ -10,21 +10,21 @@ a state dict. Of a linear layer, x is [N, features], weight [OC, features] and o
 the dtype `problem.dtype`. `run` computes activation(x * weight + bias) on the current stream, and
 either fills `out` and returns None, or returns a tensor of out's shape and dtype. It must not write
 anything else, nor read what lies around its tensors, and the same input must give the same bits.
-On a GPU it is captured in a CUDA graph, so it must not wait for the host.
+Each call must compute, whatever was computed before. On a GPU it is captured in a CUDA graph, so it
+must not wait for the host.
 
 All else in the file is optional:
 
     SPACE = {"BLOCK_M": [64, 128], "num_warps": [4, 8]}  # every combination is a configuration
     def configs(problem): ...                  # or a list of dictionaries, made for the problem
     def prepare(problem, weight, config): ...  # once, untimed; `run` gets its result as `weight`
-    def note(problem): ...                     # a few words for the table
     TOLERANCE = 4.0       # factor on the bound of an ordinary sum, for a reason that the file gives
     LAYOUT = "HWNC"       # x and out lie in memory as the engine's activations (kernels/layout.py)
-    OPERATION = "conv2d"  # or "linear": other layers are refused for it
+    OPERATION = "conv2d"  # or "linear": other layers are declined for it
 
 `run` gets one configuration as a dictionary, empty where there is no space. The race tries all of
 them, leaves out those that fail, and races the fastest. A candidate for which a layer is none of
-its business raises `Refused` with the reason; that is no fault.
+its business raises `Declined` with the reason; that is no fault.
 
 Kernels may use `@triton.jit`: on a CPU, where `problem.arch` is None, the candidate's process runs
 Triton's interpreter, for which few large tiles are fast. `jit` and `Launch` of
@@ -38,7 +38,7 @@ import importlib.util
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +55,10 @@ from .candidates import SHIPPED, shipped
 Config = Mapping[str, Any]
 Layout = Literal["NHWC", "HWNC"]
 
+MOST_CONFIGS = 512
+MOST_TOLERANCE = 16.0
+"""Four bits: what Winograd's F(4x4, 3x3) loses. An answer that needs more is another answer."""
+
 ARGUMENTS = ("problem", "x", "weight", "bias", "out", "config")
 
 
@@ -62,7 +66,7 @@ class CandidateError(Error, ValueError):
     """A file that is no candidate, or a layer that none can be raced on, in one line."""
 
 
-class Refused(Exception):
+class Declined(Exception):
     """Raised by a candidate for a problem that its algorithm does not solve; says why."""
 
 
@@ -116,11 +120,9 @@ class LinearProblem:
 class Candidate:
     """What a file declares; see the module."""
 
-    path: Path
     run: Callable[..., torch.Tensor | None]
     prepare: Callable[..., Any]
     configs: Callable[[Conv2dProblem | LinearProblem], Sequence[Config]]
-    note: Callable[[Conv2dProblem | LinearProblem], str]
     tolerance: float
     layout: Layout
 
@@ -186,17 +188,12 @@ def load(path: Path) -> Candidate:
     if layout not in ("NHWC", "HWNC"):
         raise CandidateError(f"{path.name}: LAYOUT: wanted 'NHWC' or 'HWNC', got {layout!r}")
     tolerance = getattr(module, "TOLERANCE", 1.0)
-    if not isinstance(tolerance, int | float) or tolerance <= 0:
-        raise CandidateError(f"{path.name}: TOLERANCE: wanted a positive number, got {tolerance!r}")
-    return Candidate(
-        path,
-        run,
-        prepare,
-        _configs(path, module),
-        getattr(module, "note", lambda problem: ""),
-        float(tolerance),
-        layout,
-    )
+    if not isinstance(tolerance, int | float) or not 0 < tolerance <= MOST_TOLERANCE:
+        raise CandidateError(
+            f"{path.name}: TOLERANCE: wanted a number above 0 and up to {MOST_TOLERANCE:g}, got "
+            f"{tolerance!r}"
+        )
+    return Candidate(run, prepare, _configs(path, module), float(tolerance), layout)
 
 
 def _execute(path: Path) -> ModuleType:
@@ -221,29 +218,31 @@ def _configs(
         wanted = " or ".join(map(repr, kinds))
         raise CandidateError(f"{path.name}: OPERATION: wanted {wanted}, got {operation!r}")
     space = getattr(module, "SPACE", {})
-    if not isinstance(space, Mapping) or not all(map(_is_list, space.values())):
+    if not isinstance(space, Mapping) or not all(
+        isinstance(values, list | tuple) and values for values in space.values()
+    ):
         raise CandidateError(
             f"{path.name}: SPACE: wanted a dictionary of lists of values, got {space!r}"
         )
-    every = itertools.product(*space.values())
-    combinations = [dict(zip(space, values, strict=True)) for values in every]
-    chosen = getattr(module, "configs", lambda problem: combinations)
+
+    def product(problem: Conv2dProblem | LinearProblem) -> Iterator[Config]:
+        for values in itertools.product(*space.values()):
+            yield dict(zip(space, values, strict=True))
+
+    chosen = getattr(module, "configs", product)
 
     def configs(problem: Conv2dProblem | LinearProblem) -> Sequence[Config]:
         if operation is not None and not isinstance(problem, kinds[operation]):
-            raise Refused(f"solves a {operation} alone")
-        found = list(chosen(problem))
-        if not found or not all(isinstance(config, Mapping) for config in found):
-            raise CandidateError(
-                f"{path.name}: wanted at least one configuration, each a dictionary, got {found!r}"
-            )
+            raise Declined(f"solves a {operation} alone")
+        found = list(itertools.islice(chosen(problem), MOST_CONFIGS + 1))
+        right = all(isinstance(config, Mapping) for config in found)
+        if not right or not 0 < len(found) <= MOST_CONFIGS:
+            wanted = f"1 to {MOST_CONFIGS} configurations, each a dictionary"
+            got = len(found) if right else repr(found)
+            raise CandidateError(f"{path.name}: wanted {wanted}, got {got}")
         return found
 
     return configs
-
-
-def _is_list(values: object) -> bool:
-    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
 
 
 def _check_arguments(path: Path, function: Callable[..., Any], names: Sequence[str]) -> None:

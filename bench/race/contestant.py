@@ -1,91 +1,34 @@
-"""One candidate in a process of its own, so that whatever it does, the race goes on.
+"""The race's side of a candidate: a process of its own, of which nothing is believed.
 
-The race holds a `contestant`; in its worker (`bench/worker.py`) an `Examiner` loads the candidate's
-file, proves it, binds it and takes times when it is told to, so only one candidate runs at a time.
-Every question has a time limit. The candidate's own prints go to standard error.
+Its file runs in a worker (`examiner.py`), every question has a time limit, and its prints go to
+standard error. Its times are held against the race's own clock, which sees how long a question took
+in which nothing but the run happened.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 
-from ...engine.load import find
-from ...engine.plan import ARITHMETIC
-from ..measure import timing
-from ..measure.contest import Compare, inputs
-from ..measure.peers import libraries
-from ..measure.problem import Match, Problem, Tensors, problems, tensors, tuned_planner
-from ..measure.timing import Clock
-from ..worker import Lost, Worker, summary
-from .candidate import Candidate, CandidateError, Config, Refused, load, pose
-from .proof import Case, Disqualified, arrange, case, check_answer, confirm, examine
+from ..units import time as told
+from ..worker import Lost, Worker
+from .examiner import Examiner, Setup
+from .proof import Disqualified
 
-Question = Literal["prove", "bind", "take"]
-Contestant = Worker[[Question, float], Any]
-PLAIN = bool | int | float | str | None  # what JSON has
+Contestant = Worker[..., Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """Which layer is raced on, and how it is timed."""
-
-    model: str
-    layer: str
-    batch: int
-    dtype: str
-    device: str
-    seed: int
-    clock: Clock
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What a candidate that is right goes into the race with."""
-
-    match: Match
-    factor: float  # the candidate's own on the bound of an ordinary sum
-    config: Config
-    note: str
-
-
-def find_problem(setup: Setup) -> Problem:
-    """The layer; raises NetworkError for a network or a layer that is none."""
-    network, _ = find(setup.model)
-    planner = tuned_planner(network, ARITHMETIC[setup.dtype], torch.device(setup.device))
-    return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
-
-
-def copies(problem: Problem, setup: Setup) -> tuple[list[Tensors], Compare]:
-    """Tensors that a contestant rotates through, and what compares an answer to them.
-
-    Where the cache is overwritten before each turn, one set will do.
-    """
-    given, compare = inputs(problem, torch.device(setup.device), setup.seed)
-    return given[:1] if setup.clock == "cold" else given, compare
-
-
-def after_a_change(sample: Callable[[], float], device: torch.device) -> Callable[[], float]:
-    """A sampler whose turn comes after that of another process: on a GPU its first time is lost."""
-    if device.type == "cpu":
-        return sample
-
-    def second() -> float:
-        sample()
-        return sample()
-
-    return second
-
-
-# --- the race's side -------------------------------------------------------------------------
+# Our clock agrees if it saw at most so many times a reported time, and this much more, for the
+# question. Whom the machine kept waiting gets other tries.
+MARGIN, SLACK_US, TRIES = 1.25, 3000.0, 4
+ROOF = 0.95  # of the time that the measured rates allow at best: what is below is not believed
+LAUNCH_US = 10.0  # what a graph's replay may last beyond the run in it
+KEEPS = 8  # who is so many times as fast on inputs that it knows keeps answers
 
 
 def contestant(setup: Setup, file: str) -> Contestant:
@@ -100,141 +43,74 @@ def contestant(setup: Setup, file: str) -> Contestant:
     return worker
 
 
-def ask(one: Contestant, question: Question, limit: float) -> Any:
-    """Prove a candidate right (a Proof), bind it, or take its next time (microseconds a run).
+class TooSlow(Disqualified):
+    """No answer in time, which is no proof of a fault."""
 
-    Raises Disqualified, also after `limit` seconds, or Refused.
+
+def ask(one: Contestant, limit: float, question: str, *numbers: float) -> Any:
+    """Prove a candidate right and bind it (a Proof), or one of the steps of a `Turn`.
+
+    Raises Disqualified, TooSlow after `limit` seconds, or Declined.
     """
     try:
-        answer = one.ask(limit, question, limit)
+        answer = one.ask(limit, question, *numbers)
     except Lost as lost:
+        if lost.status == "timeout":
+            cure = "--timeout allows more, a smaller --batch or --model wants less"
+            raise TooSlow(f"{lost.reason}; {cure}") from None
         raise Disqualified(lost.reason) from None
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-# --- the worker's side -----------------------------------------------------------------------
+@dataclass(slots=True)
+class Turn:
+    """The timed runs of a bound candidate.
 
+    A time counts if our clock agrees with it: on a CPU about the run itself, on a GPU, where a run
+    is short beside a question, about many of them in the end (`confirm`).
+    """
 
-class Examiner:
-    """Proves, binds and times one candidate; made in the race's process, called in its own."""
+    one: Contestant
+    limit: float
+    cpu: bool
+    computes: bool = False  # also on inputs that it knows; a captured graph does
 
-    def __init__(self, setup: Setup, file: str) -> None:
-        self._setup, self._file = setup, file
-        self._device = torch.device(setup.device)
+    def __call__(self) -> float:
+        """Microseconds of a run on new inputs. Raises as `ask` does."""
+        for _ in range(TRIES):
+            ask(self.one, self.limit, "draw", secrets.randbits(32))
+            us, waited = self._waited("take")
+            ask(self.one, self.limit, "check")
+            said = f"its clock says {told(us)} a run, ours {told(waited)}"
+            if not 0 < us <= waited or (self.cpu and waited > MARGIN * us + SLACK_US):
+                continue
+            if self.cpu and not self.computes:
+                _, again = self._waited("repeat", 1)
+                said = f"keeps answers: {told(us)} on new inputs, {told(again)} on the same again"
+                if KEEPS * again + SLACK_US < us:
+                    continue
+                self.computes = True
+            return us
+        raise Disqualified(said)
 
-    def __call__(self, question: Question, limit: float) -> Proof | float | Exception | None:
-        """What is asked, or the exception with which the candidate is out."""
-        try:
-            match question:
-                case "prove":
-                    return self._prove(time.monotonic() + limit / 2)
-                case "take":
-                    return self._take()
-            self._bind()
-            return None
-        except Refused as refusal:
-            return Refused(str(refusal))
-        except (Disqualified, CandidateError) as error:
-            return Disqualified(str(error))
+    def confirm(self, us: float, roof_us: float | None) -> None:
+        """Hold its median against the roof, and against our clock over many runs.
 
-    def _prove(self, search_until: float) -> Proof:
-        seed = self._setup.seed
-        self._problem = find_problem(self._setup)
-        self._posed = pose(self._problem)
-        # Set, for good, what holds in the whole process.
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        self._switches = ExitStack()  # which they last as long as
-        self._switches.enter_context(libraries(self._problem.plan.arithmetic))
-        torch.set_grad_enabled(False)
-        np.seterr(all="ignore")  # infinities and NaNs are results, in the interpreter as on a GPU
-        candidate = load(Path(self._file))
-        configs = candidate.configs(self._posed)
-        first = case(self._problem, self._device, seed, candidate.layout)
-        config, seen, search = self._choose(candidate, configs, first, search_until)
-        worst = confirm(candidate, config, seen, first, seed)
-        self._chosen = candidate, config
-        note = "; ".join(filter(None, [candidate.note(self._posed), search]))
-        shown = {
-            key: value if isinstance(value, PLAIN) else str(value) for key, value in config.items()
-        }
-        return Proof(worst, candidate.tolerance, shown, str(note))
+        Neither is known on a CPU, where an interpreter comes nowhere near a roof. Raises as `ask`.
+        """
+        if roof_us is not None and us < ROOF * roof_us:
+            raise Disqualified(f"{told(us)} is faster than this machine's roof, {told(roof_us)}")
+        if self.cpu:
+            return
+        runs = math.ceil(20_000 / max(us, 4.0))
+        waited = min(self._waited("repeat", runs)[1] for _ in range(3)) / runs
+        if waited > MARGIN * us + LAUNCH_US + SLACK_US / runs:
+            raise Disqualified(f"its clock says {told(us)} a run, ours {told(waited)}")
 
-    def _choose(
-        self, candidate: Candidate, configs: Sequence[Config], first: Case, until: float
-    ) -> tuple[Config, Match, str]:
-        """The fastest configuration that is right, its match, and a word about the others."""
-        if len(configs) == 1:
-            return configs[0], examine(candidate, configs[0], first), ""
-        given = tensors(self._problem, self._device)
-        right: list[tuple[float, Config, Match]] = []
-        failures: list[str] = []
-        for config in configs:
-            if (right or failures) and time.monotonic() > until:
-                break
-            try:
-                seen = examine(candidate, config, first)
-                run = self._copy(candidate, config, given)
-                times = timing.measure({"": [run]}, self._setup.clock, self._device, rounds=5)
-            except Refused:
-                raise
-            except (Disqualified, CandidateError) as error:
-                failures.append(str(error))
-            except Exception as error:
-                failures.append(summary(error, self._file))
-            else:
-                right.append((times[""].median, config, seen))
-        if not right:
-            raise Disqualified(failures[0])
-        _, config, seen = min(right, key=lambda one: one[0])
-        chosen = ", ".join(f"{name}={value}" for name, value in config.items())
-        note = f"{chosen}, best of {len(right)} configurations"
-        if failures:
-            note += f", {len(failures)} fell out, the first: {failures[0]}"
-        if (left := len(configs) - len(right) - len(failures)) > 0:
-            note += f", {left} left untried for want of time"
-        return config, seen, note
-
-    def _bind(self) -> None:
-        candidate, config = self._chosen
-        clock, device = self._setup.clock, self._device
-        torch.cuda.empty_cache()  # other processes want the memory of the proof
-        given, compare = copies(self._problem, self._setup)
-        runs = [self._copy(candidate, config, each) for each in given]
-        sample = timing.sampler(runs, clock, device)
-        # What was captured must compute: a kernel on another stream would be missing from it.
-        for run in runs:
-            run.answer.fill_(torch.nan)
-        for _ in runs:
-            sample()
-        for run in runs:
-            found = compare(run.answer)
-            if not replace(found, tolerance=found.tolerance * candidate.tolerance).passed:
-                raise Disqualified(
-                    "wrong when it is timed: is all its work on the current stream, and none left "
-                    "out because it was done before?"
-                )
-        self._take = after_a_change(sample, device)
-
-    def _copy(self, candidate: Candidate, config: Config, given: Tensors) -> _Copy:
-        inputs, out = arrange(given, self._posed, candidate.layout)
-        weight = candidate.prepare(self._posed, inputs["weight"], config)
-
-        def run() -> torch.Tensor:
-            made = candidate.run(self._posed, inputs["x"], weight, inputs["bias"], out, config)
-            return check_answer(made, out)
-
-        return _Copy(run, out)
-
-
-class _Copy:
-    """A candidate bound to one set of tensors; `answer` is where its last run leaves the result."""
-
-    def __init__(self, run: Callable[[], torch.Tensor], out: torch.Tensor) -> None:
-        self._run = run
-        self.answer = out
-
-    def __call__(self) -> None:
-        self.answer = self._run()
+    def _waited(self, question: str, *numbers: float) -> tuple[float, float]:
+        """The answer, and our microseconds until it came."""
+        started = time.perf_counter()
+        answer = ask(self.one, self.limit, question, *numbers)
+        return answer, (time.perf_counter() - started) * 1e6

@@ -1,25 +1,28 @@
 """Whether a candidate is right: its answers, and what it does to the memory around its tensors.
 
-Every tensor that a candidate gets lies between two fences in one buffer. What it writes outside of
-its output shows in the fences. What it reads outside of its inputs cannot be seen by itself, but
-its effect can: with other values in the fences, and another poison in the output, the answer must
-have the same bits. NaN is one of these values, so masking by multiplication does not hide a read;
-a read whose value is thrown away is not found.
+All images of an answer are compared with float64. Every tensor lies between two fences in one
+buffer. What is written outside of the output shows in them. What is read outside of the inputs has
+an effect: with other values in the fences, and another poison in the output, the answer must have
+the same bits. NaN is one of these values, so masking by multiplication does not hide a read. Where
+kernels are interpreted every access is watched besides (`sanitizer.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 
 from ...kernels import layout
-from ..measure.problem import Match, Problem, Tensors, checked, expected, match, tensors
+from ..measure.problem import Match, Problem, Tensors, expected, tensors
 from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem, pose
+from .sanitizer import sanitized
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
+PIECE = 64  # images that are compared at a time: float64 takes room
 
 # A fence is as long as its tensor, within these bytes: an index that is wrong by an image, a row of
 # pixels or a tile still lands in it.
@@ -66,12 +69,13 @@ class Case:
     """One set of random inputs, as a candidate gets them, and the right answer."""
 
     problem: Problem
-    posed: Conv2dProblem | LinearProblem
     inputs: Mapping[str, Fenced]  # x, weight and bias
     out: Fenced
     right: torch.Tensor  # in float64
 
-    def answer(self, candidate: Candidate, config: Config, around: Mapping[str, float]) -> _Answer:
+    def answer(
+        self, candidate: Candidate, config: Config, around: Mapping[str, float]
+    ) -> torch.Tensor:
         """Run it once with these values in the fences of x, weight, bias and out, and in out.
 
         Raises Disqualified if it wrote what it must not, and whatever it raises.
@@ -84,11 +88,16 @@ class Case:
         before = {name: each.tensor.clone() for name, each in self.inputs.items()}
 
         x, weight, bias = (self.inputs[name].tensor for name in ("x", "weight", "bias"))
-        prepared = candidate.prepare(self.posed, weight, config)
-        result = candidate.run(self.posed, x, prepared, bias, self.out.tensor, config)
+        posed, out, cpu = pose(self.problem), self.out.tensor, x.device.type == "cpu"
+        with ExitStack() as stack:
+            violations = stack.enter_context(sanitized(unwritten=[out])) if cpu else []
+            prepared = candidate.prepare(posed, weight, config)
+            result = candidate.run(posed, x, prepared, bias, out, config)
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
 
+        if violations:
+            raise Disqualified(str(violations[0]))
         for name, each in everything.items():
             if not each.outside().equal(fences[name]):
                 whose = "its output" if name == "out" else f"its input {name}"
@@ -96,22 +105,7 @@ class Case:
         for name, tensor in before.items():
             if not same_bits(self.inputs[name].tensor, tensor):
                 raise Disqualified(f"changes its input {name}")
-        result = check_answer(result, self.out.tensor)
-        return _Answer(result.clone(), result is self.out.tensor)
-
-    def check(self, candidate: Candidate, result: torch.Tensor) -> Match:
-        """Compare an answer with float64, within the candidate's own bound. Raises Disqualified."""
-        errors = match(self.problem, result, self.right)
-        errors = replace(errors, tolerance=errors.tolerance * candidate.tolerance)
-        if not errors.passed:
-            raise Disqualified("wrong: " + _fault(self, result, errors))
-        return errors
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    values: torch.Tensor
-    in_place: bool  # it stands in `out`
+        return check_answer(result, out).clone()
 
 
 def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
@@ -125,6 +119,57 @@ def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
             f"returns {result.dtype} {tuple(result.shape)}, wanted {out.dtype} {tuple(out.shape)}"
         )
     return result
+
+
+def reference(problem: Problem, given: Tensors) -> torch.Tensor:
+    """The right answer for all images, in float64."""
+    pieces = torch.arange(problem.batch).split(PIECE)
+    return torch.cat([expected(problem, given, piece) for piece in pieces])
+
+
+def compare(
+    candidate: Candidate, problem: Problem, result: torch.Tensor, right: torch.Tensor
+) -> Match:
+    """An answer beside the right one, within the candidate's own bound. Raises Disqualified."""
+    pieces = zip(result.split(PIECE), right.split(PIECE), strict=True)
+    worst, rest = zip(*(_norms(made.double() - wanted) for made, wanted in pieces), strict=True)
+    size, length = _norms(right)
+    tolerance = problem.tolerance * candidate.tolerance
+    found = Match(max(worst) / size, math.hypot(*rest) / length, tolerance)
+    if not found.passed:
+        raise Disqualified(_fault(result, right, found))
+    return found
+
+
+def _norms(x: torch.Tensor) -> tuple[float, float]:
+    """The largest magnitude, and the root of the sum of squares."""
+    return torch.linalg.vector_norm(x, math.inf).item(), torch.linalg.vector_norm(x).item()
+
+
+def _fault(result: torch.Tensor, right: torch.Tensor, found: Match) -> str:
+    """What is wrong with an answer, and where."""
+    if not (finite := result.isfinite()).all():
+        return f"wrong: NaN or infinity in {box(~finite)}"
+    bad = (result.double() - right).abs() > found.tolerance * right.abs().max()
+    if not bad.any():
+        return f"wrong: RMS error {found.rms_error:.1e}, allowed {found.tolerance / 4:.1e}"
+    return (
+        f"wrong: max error {found.max_error:.1e}, allowed {found.tolerance:.1e}; {int(bad.sum())} "
+        f"of {bad.numel()} values are off, in {box(bad)}"
+    )
+
+
+def box(where: torch.Tensor) -> str:
+    """The smallest box of an output, [N, OC, OH, OW] or [N, OC], that holds all of these places."""
+    axes = ("filters", "rows", "columns") if where.ndim == 4 else ("outputs",)
+    told = []
+    for axis, name in (*enumerate(axes, 1), (0, "images")):
+        others = [other for other in range(where.ndim) if other != axis]
+        hit = where.any(others).nonzero().flatten().tolist()
+        first, last = hit[0], hit[-1]
+        span = f"{name} {first} to {last}" if last > first else f"{name[:-1]} {first}"
+        told.append(f"all {name}" if last - first + 1 == where.shape[axis] else span)
+    return ", ".join(told).replace("all rows, all columns", "all pixels")
 
 
 def arrange(
@@ -151,10 +196,10 @@ def laid_out(x: torch.Tensor, memory: Layout) -> torch.Tensor:
 
 def case(problem: Problem, device: torch.device, seed: int, memory: Layout) -> Case:
     """Fresh inputs between fences; the same seed draws the same numbers on every device."""
-    given, posed = tensors(problem, device, torch.Generator().manual_seed(seed)), pose(problem)
-    inputs, out = arrange(given, posed, memory)
+    given = tensors(problem, device, torch.Generator().manual_seed(seed))
+    inputs, out = arrange(given, pose(problem), memory)
     fences = {name: fenced(tensor) for name, tensor in inputs.items()}
-    return Case(problem, posed, fences, fenced(out), expected(problem, given))
+    return Case(problem, fences, fenced(out), reference(problem, given))
 
 
 # What stands around x, weight, bias and out, and in out, before two runs of the same input.
@@ -168,14 +213,14 @@ def examine(candidate: Candidate, config: Config, given: Case) -> Match:
     Raises Disqualified for the first thing found wrong, and whatever the candidate raises.
     """
     result = given.answer(candidate, config, NAN)
-    if not same_bits(result.values, given.answer(candidate, config, NAN).values):
+    if not same_bits(result, given.answer(candidate, config, NAN)):
         raise Disqualified("the same input gives other bits the second time")
     _check_reads(candidate, config, given, result)
-    return given.check(candidate, result.values)
+    return compare(candidate, given.problem, result, given.right)
 
 
 def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed: int) -> Match:
-    """The worst errors: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
+    """The worst match: `seen` by `examine` on the inputs of `seed`, and on those of later seeds.
 
     Raises as `examine` does.
     """
@@ -183,71 +228,30 @@ def confirm(candidate: Candidate, config: Config, seen: Match, given: Case, seed
     for later in range(seed + 1, seed + SEEDS):
         device = given.out.tensor.device
         other = case(given.problem, device, later, candidate.layout)
-        matches.append(other.check(candidate, other.answer(candidate, config, NAN).values))
-    return Match(
-        max(errors.max_error for errors in matches),
-        max(errors.rms_error for errors in matches),
-        seen.tolerance,
-    )
+        result = other.answer(candidate, config, NAN)
+        matches.append(compare(candidate, given.problem, result, other.right))
+    return max(matches, key=lambda errors: errors.max_error)
 
 
-def _check_reads(candidate: Candidate, config: Config, given: Case, first: _Answer) -> None:
+def _check_reads(candidate: Candidate, config: Config, given: Case, first: torch.Tensor) -> None:
     """The answer must not depend on what lies around the tensors, nor on what `out` held."""
     second = given.answer(candidate, config, FINITE)
-    if same_bits(first.values, second.values):
+    if same_bits(first, second):
         return
-    unwritten = first.values.isnan() & (second.values == FINITE["out"])
-    if first.in_place and unwritten.any():
+    unwritten = first.isnan() & (second == FINITE["out"])
+    if unwritten.any():
         count, total = int(unwritten.sum()), unwritten.numel()
-        raise Disqualified(
-            f"leaves {count} of {total} outputs unwritten, the first at {_first(unwritten)}"
-        )
+        raise Disqualified(f"leaves {count} of {total} outputs unwritten: {box(unwritten)}")
     guilty = [
         name
         for name in NAN
-        if not same_bits(
-            given.answer(candidate, config, FINITE | {name: math.nan}).values, second.values
-        )
+        if not same_bits(given.answer(candidate, config, FINITE | {name: math.nan}), second)
     ]
     if guilty == ["out"]:
         raise Disqualified("reads its output, or what lies around it, before writing it")
     whose = " and ".join(name for name in guilty if name != "out")
-    where = _first(_bits(first.values) != _bits(second.values))
-    raise Disqualified(f"reads outside its input {whose}: it shows first at {where}")
-
-
-def _fault(given: Case, result: torch.Tensor, errors: Match) -> str:
-    """What is wrong with an answer, and where."""
-    if not result.isfinite().all():
-        return f"NaN or infinity at {_first(~result.isfinite())}"
-    images = checked(given.problem)
-    sample = result[images.to(result.device)].double()
-    error = (sample - given.right).abs() / given.right.abs().max()
-    bad = error > errors.tolerance
-    if not bad.any():
-        return f"RMS error {errors.rms_error:.1e}, allowed {errors.tolerance / 4:.1e}"
-    image, *place = (int(i) for i in torch.unravel_index(error.argmax(), error.shape))
-    where = ""
-    border = _border(given.posed).to(bad.device)
-    if border.any() and not border.all() and not (bad & ~border).any():
-        where = ", all at the border"
-    return (
-        f"max error {errors.max_error:.1e} at {[int(images[image]), *place]}, allowed "
-        f"{errors.tolerance:.1e}; {int(bad.sum())} of {bad.numel()} values are off{where}"
-    )
-
-
-def _border(posed: Conv2dProblem | LinearProblem) -> torch.Tensor:
-    """Which pixels [OH, OW] of the output see padding; one False for a linear layer."""
-    if isinstance(posed, LinearProblem):
-        return torch.tensor(False)
-
-    def sees(out: int, size: int, kernel: int) -> torch.Tensor:
-        start = torch.arange(out) * posed.stride - posed.padding
-        return (start < 0) | (start + posed.dilation * (kernel - 1) >= size)
-
-    rows, columns = sees(posed.OH, posed.H, posed.KH), sees(posed.OW, posed.W, posed.KW)
-    return rows[:, None] | columns[None, :]
+    where = box(_bits(first) != _bits(second))
+    raise Disqualified(f"reads outside its input {whose}: it shows in {where}")
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -257,8 +261,3 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view({2: torch.int16, 4: torch.int32}[tensor.dtype.itemsize])
-
-
-def _first(mask: torch.Tensor) -> list[int]:
-    place: list[int] = mask.nonzero()[0].tolist()
-    return place

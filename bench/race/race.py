@@ -2,8 +2,9 @@
 
 Every candidate runs in a process of its own (`contestant.py`) and must first be proved right
 (`proof.py`). The right ones are then timed in turns, one process at a time, in a fresh random order
-each round, so that a drift of the machine meets all alike. A candidate that fails at any point is
-out, with its reason, and the race goes on; no question to it lasts longer than the time limit.
+each round, so that a drift of the machine meets all alike; each timed answer is compared, too. A
+candidate that fails at any point is out, with its reason, and the race goes on; no question to it
+lasts longer than the time limit.
 """
 
 from __future__ import annotations
@@ -21,36 +22,28 @@ from typing import Any, Literal
 import torch
 
 from ...engine import table
-from ...engine.load import EngineError, arithmetic, at_least_one, one_of, resolve
+from ...engine.load import EngineError, arithmetic, at_least_one, resolve
 from ...errors import printable
 from ...kernels.jit import interpreter_problem
 from .. import units
 from ..env import environment
 from ..measure import timing
-from ..measure.contest import admit, blank_row, survived
+from ..measure.contest import admit, blank_row, inputs, survived
 from ..measure.contestants import contestants
 from ..measure.peers import libraries
-from ..measure.timing import CLOCKS, Clock
+from ..measure.roofline import measure_roofs
 from ..records import OURS, Results, Row, best_peer
-from .candidate import CandidateError, Refused, locate, pose
+from .candidate import CandidateError, Declined, locate, pose
 from .candidates import shipped
-from .contestant import (
-    Contestant,
-    Proof,
-    Setup,
-    after_a_change,
-    ask,
-    contestant,
-    copies,
-    find_problem,
-)
+from .contestant import Contestant, TooSlow, Turn, ask, contestant
+from .examiner import Proof, Setup, find_problem
 from .proof import Disqualified
+from .tiles import IMAGES, TILES
 
 ROUNDS = {"cuda": 25, "cpu": 5}
 GPU_PEERS = ("torch", "fused", "frontend")  # torch.compile wants minutes; `--peers` can ask for it
 
-
-Outcome = Literal["raced", "refused", "disqualified"]
+Outcome = Literal["raced", "declined", "too slow", "disqualified"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,9 @@ class League:
             f"{setup.device}, clock {setup.clock}"
         ]
         if torch.device(setup.device).type == "cpu":
-            lines.append("Triton's interpreter: these times say nothing of a GPU's")
+            lines.append(
+                "Triton's interpreter: these times say nothing of a GPU's, and no roof is known"
+            )
         standings = {standing.candidate: standing for standing in self.standings}
         timed = [row for row in self.rows if row.median_us is not None]
         timed.sort(key=lambda row: row.median_us or 0.0)
@@ -154,32 +149,40 @@ def race(
     """
     problem, device = find_problem(setup), torch.device(setup.device)
     pose(problem)
-    blank = replace(blank_row(problem), clock=setup.clock)
+    roofs = measure_roofs(device, [setup.dtype]) if device.type == "cuda" else None
+    blank = replace(blank_row(problem, roofs), clock=setup.clock)
     rows: dict[str, Row] = {}
     standings: dict[str, Standing] = {}
-    takes: dict[str, Callable[[], float]] = {}  # one time each, in microseconds a run
+    samples: dict[str, Callable[[], float]] = {}  # of who is still in: microseconds of a run
+    turns: dict[str, Turn] = {}  # of the candidates among them
 
     def drop(name: str, error: Exception) -> None:
-        outcome: Outcome = "refused" if isinstance(error, Refused) else "disqualified"
-        rows[name] = replace(rows[name], note=str(error))
-        standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
+        samples.pop(name, None)
+        if name in standings:
+            outcomes: dict[type, Outcome] = {Declined: "declined", TooSlow: "too slow"}
+            outcome = outcomes.get(type(error), "disqualified")
+            standings[name] = replace(standings[name], outcome=outcome, reason=str(error))
+            rows[name] = replace(rows[name], note=str(error))
+        else:
+            rows[name] = replace(rows[name], note=survived(name, error, device))
 
-    def turn(name: str, guest: Contestant) -> float:
-        """A candidate's time; once it fell out, NaN."""
-        if standings[name].outcome == "raced":
-            try:
-                return float(ask(guest, "take", limit))
-            except (Disqualified, Refused) as error:
-                drop(name, error)
-        return math.nan
+    def take(name: str) -> float:
+        """A contestant's time; once it fell out, NaN."""
+        try:
+            return samples[name]() if name in samples else math.nan
+        except Exception as error:  # of a library's, too: the others go on
+            drop(name, error)
+            return math.nan
 
     with ExitStack() as stack:
-        guests = {name: contestant(setup, file) for name, file in candidates.items()}
-        for guest in guests.values():
-            stack.callback(guest.close)
+        guests: dict[str, Contestant] = {}
+        for name, file in candidates.items():
+            guests[name] = contestant(setup, file)
+            stack.callback(guests[name].close)
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
-        given, compare = copies(problem, setup)
+        given, compare = inputs(problem, device, setup.seed)
+        given = given[:1]  # the cache is overwritten before each turn
         # The engine's kernel and the peers are trusted to run in this process.
         for one in contestants(problem, device, kinds):
             admitted = admit(one, given, blank, compare, device)
@@ -187,29 +190,39 @@ def race(
             try:
                 if admitted.runs:
                     sample = timing.sampler(admitted.runs, setup.clock, device)
-                    takes[name] = after_a_change(sample, device)
-            except Exception as error:  # of a library's: the others go on
-                rows[name] = replace(admitted.row, note=survived(name, error, device))
+                    samples[name] = sample if device.type == "cpu" else partial(_second, sample)
+            except Exception as error:
+                drop(name, error)
         for name, guest in guests.items():
             say(name)
             rows[name] = replace(blank, contestant=name)
             standings[name] = Standing(name, candidates[name])
             try:
-                proof: Proof = ask(guest, "prove", limit)
-                ask(guest, "bind", limit)
-            except (Disqualified, Refused) as error:
+                proof: Proof = ask(guest, limit, "prove", limit)
+            except (Disqualified, Declined) as error:
                 guest.close()
                 drop(name, error)
             else:
                 rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
-                takes[name] = partial(turn, name, guest)
-        say(f"timing {len(takes)} contestants")
+                samples[name] = turns[name] = Turn(guest, limit, device.type == "cpu")
+        say(f"timing {len(samples)} contestants")
+        takes = {name: partial(take, name) for name in samples}
         times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
-    for name, taken in times.items():
-        if name not in standings or standings[name].outcome == "raced":
-            rows[name] = rows[name].timed(taken)
+        for name in tuple(samples):
+            try:
+                if name in turns:
+                    turns[name].confirm(times[name].median, blank.roof_us)
+                rows[name] = rows[name].timed(times[name])
+            except (Disqualified, Declined) as error:
+                drop(name, error)
     return League(setup, tuple(rows.values()), tuple(standings.values()))
+
+
+def _second(sample: Callable[[], float]) -> float:
+    """A time after another process's turn: on a GPU the first is lost."""
+    sample()
+    return sample()
 
 
 # --- the verb --------------------------------------------------------------------------------
@@ -220,10 +233,9 @@ def run(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     gpu = device.type == "cuda"
     dtype, _ = arithmetic(options.dtype, device, "triton")
-    usual: Clock = "cold" if gpu else "host"
-    clock: Clock = options.clock or usual
-    one_of(f"--clock on a {device.type}", clock, CLOCKS[device.type])
-    batch = (256 if gpu else 1) if options.batch is None else options.batch
+    model = options.model or ("alexnet" if gpu else TILES.name)
+    usual = 256 if gpu else IMAGES if model == TILES.name else 1
+    batch = usual if options.batch is None else options.batch
     at_least_one("--batch", batch)
     for name in ("timeout", "seconds"):
         if (value := getattr(options, name)) <= 0:
@@ -231,7 +243,7 @@ def run(options: argparse.Namespace) -> int:
     if not gpu and (problem := interpreter_problem()):
         raise EngineError(problem)
     files = [*options.candidate, *(shipped() if options.all_shipped else ())]
-    setup = Setup(options.model, options.layer, batch, dtype, str(device), options.seed, clock)
+    setup = Setup(model, options.layer, batch, dtype, str(device), options.seed)
     kinds = GPU_PEERS if options.peers is None and gpu else options.peers
 
     def say(line: str) -> None:

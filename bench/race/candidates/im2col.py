@@ -20,7 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ...units import si
 from ..candidate import Config, Conv2dProblem
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch, pitched
@@ -61,14 +60,6 @@ def _im2col_kernel(
     value = tl.load(x + pixel * (GROUPS * C) + channel[None, :], mask=inside, other=0.0)
     target = (group.to(tl.int64) * rows + row)[:, None] * PITCH + k[None, :]
     tl.store(matrix + target, value, mask=wanted)
-
-
-def note(problem: Conv2dProblem) -> str:
-    """The size of the matrix."""
-    p = problem
-    rows, columns = p.OH * p.OW, p.C * p.KH * p.KW
-    size = p.N * rows * p.groups * pitch(columns // p.groups) * p.dtype.itemsize
-    return f"matrix {columns} x {rows} per image, {si(size, 'B')} in all"
 
 
 def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:

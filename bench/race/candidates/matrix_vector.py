@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ..candidate import Config, LinearProblem, Refused
+from ..candidate import Config, Declined, LinearProblem
 
 OPERATION = "linear"
 
@@ -50,7 +50,7 @@ def _matrix_vector_kernel(
 def configs(problem: LinearProblem) -> list[dict[str, Any]]:
     """Outputs a program owns, and how much of their rows it reads at a time."""
     if problem.N != 1:
-        raise Refused(f"wants one image, got {problem.N}")
+        raise Declined(f"wants one image, got {problem.N}")
     if problem.arch is None:
         block_k = power_of_two(problem.features, 16, 1024)
         block_n = power_of_two(problem.OC, 16, MAX_TILE // block_k)

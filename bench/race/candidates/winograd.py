@@ -29,8 +29,7 @@ from torch import Tensor
 
 from ....kernels.epilogue import finish
 from ....kernels.jit import MAX_TILE, Launch, jit, power_of_two
-from ...units import si
-from ..candidate import Config, Conv2dProblem, Refused
+from ..candidate import Config, Conv2dProblem, Declined
 from ._gemm import configs as gemm_configs
 from ._gemm import gemm, pitch, pitched
 
@@ -166,18 +165,11 @@ def _tiles(problem: Conv2dProblem) -> tuple[int, int]:
     return -(-problem.OH // 2), -(-problem.OW // 2)
 
 
-def note(problem: Conv2dProblem) -> str:
-    """The sizes of V and M."""
-    p, (th, tw) = problem, _tiles(problem)
-    v = 16 * p.N * th * tw * pitch(p.C) * p.dtype.itemsize
-    return f"V {si(v, 'B')}, M {si(16 * p.N * th * tw * p.OC * 4, 'B')}"
-
-
 def configs(problem: Conv2dProblem) -> list[dict[str, Any]]:
     """Tiles of the GEMM to try."""
     p, (th, tw) = problem, _tiles(problem)
     if (p.KH, p.KW, p.stride, p.dilation, p.groups) != (3, 3, 1, 1, 1):
-        raise Refused(
+        raise Declined(
             f"wants 3x3 filters at stride 1 and dilation 1 in one group, got {p.KH}x{p.KW} at "
             f"stride {p.stride} and dilation {p.dilation} in {p.groups}"
         )
