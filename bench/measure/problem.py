@@ -36,12 +36,12 @@ from ...engine.plan import (
     reconfigured,
 )
 from ...engine.spec import AdaptiveAvgPool2d, Dropout, Flatten, Layer, Network, NetworkError
-from ...engine.verify import errors, reduction, tolerance, within
+from ...engine.verify import reduction, tolerance, within
 from ...kernels import first_layer, layout
 from ...kernels.jit import Launch, Work
 from .timing import copies_to_overflow
 
-CHECKED_IMAGES = 32
+PIECE = 64  # images that are compared at a time: float64 takes room
 WHOLE = "random:0"
 
 
@@ -336,19 +336,15 @@ def ready(problem: Problem, given: Tensors) -> Ready:
 
 
 def expected(problem: Problem, given: Tensors, images: torch.Tensor | None = None) -> torch.Tensor:
-    """The float64 answer for `images`, or those of `checked`: [n, C, H, W] or [n, features]."""
-    sample = given.x[(checked(problem) if images is None else images).to(given.x.device)]
-    x = reference.normalise(sample, problem.network.preprocess, torch.float64)
+    """The float64 answer, for all images or these: [n, C, H, W] or [n, features]."""
     state = {name: tensor.double() for name, tensor in given.state.items()}
-    for name, layer in problem.layers:
-        x = reference.apply(name, layer, x, state)
-    return x
-
-
-def checked(problem: Problem) -> torch.Tensor:
-    """Indices of the images that are compared: the first, the last, and evenly between."""
-    count = min(problem.batch, CHECKED_IMAGES)
-    return torch.linspace(0, problem.batch - 1, count).round().long()
+    made = []
+    for x in (given.x if images is None else given.x[images.to(given.x.device)]).split(PIECE):
+        x = reference.normalise(x, problem.network.preprocess, torch.float64)
+        for name, layer in problem.layers:
+            x = reference.apply(name, layer, x, state)
+        made.append(x)
+    return torch.cat(made)
 
 
 def match(problem: Problem, answer: torch.Tensor, wanted: torch.Tensor) -> Match:
@@ -356,12 +352,24 @@ def match(problem: Problem, answer: torch.Tensor, wanted: torch.Tensor) -> Match
 
     The answer may have the shape [N, C, H, W] where [N, features] is wanted, and the reverse.
     """
-    if len(answer) != problem.batch or not answer.isfinite().all():
+    count, fits = len(answer), answer.numel() == wanted.numel()
+    if not fits or count != problem.batch or not answer.isfinite().all():
         return Match(float("inf"), float("inf"), problem.tolerance)
-    sample = answer[checked(problem).to(answer.device)].double()
-    if sample.numel() != wanted.numel():
-        return Match(float("inf"), float("inf"), problem.tolerance)
-    return Match(*errors(sample.reshape(wanted.shape), wanted), problem.tolerance)
+    pieces = zip(answer.reshape(wanted.shape).split(PIECE), wanted.split(PIECE), strict=True)
+    worst, rest = zip(*(_norms(made.double() - right) for made, right in pieces), strict=True)
+    size, length = _norms(wanted)
+    largest, rms = _relative(max(worst), size), _relative(math.hypot(*rest), length)
+    return Match(largest, rms, problem.tolerance)
+
+
+def _norms(x: torch.Tensor) -> tuple[float, float]:
+    """The largest magnitude, and the root of the sum of squares."""
+    return torch.linalg.vector_norm(x, math.inf).item(), torch.linalg.vector_norm(x).item()
+
+
+def _relative(error: float, size: float) -> float:
+    """Where zeros are wanted, zeros have no error and anything else has an infinite one."""
+    return error / size if size else math.inf if error else 0.0
 
 
 def _layers(network: Network, fused: Sequence[str]) -> tuple[tuple[str, Layer], ...]:

@@ -183,7 +183,7 @@ class Examiner:
             torch.cuda.empty_cache()  # other processes want the memory of the proof
         drawn = torch.Generator().manual_seed(self._setup.seed)
         self._given = tensors(self._problem, self._device, drawn)
-        self._right = proof.reference(self._problem, self._given)
+        self._right = expected(self._problem, self._given)
         self._run = Entrant(self._candidate, config, self._problem, self._given)
         self._sample: Callable[[], float] = self._host
         self._again: Callable[[], object] = self._run

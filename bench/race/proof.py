@@ -12,17 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...kernels import layout
-from ..measure.problem import Match, Problem, Tensors, expected, tensors
+from ..measure.problem import Match, Problem, Tensors, expected, match, tensors
 from .candidate import Candidate, Config, Conv2dProblem, Layout, LinearProblem, pose
 from .sanitizer import sanitized
 
 SEEDS = 3  # answers on as many fresh random inputs are compared with float64
-PIECE = 64  # images that are compared at a time: float64 takes room
 
 # A fence is as long as its tensor, within these bytes: an index that is wrong by an image, a row of
 # pixels or a tile still lands in it.
@@ -121,29 +120,15 @@ def check_answer(result: object, out: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def reference(problem: Problem, given: Tensors) -> torch.Tensor:
-    """The right answer for all images, in float64."""
-    pieces = torch.arange(problem.batch).split(PIECE)
-    return torch.cat([expected(problem, given, piece) for piece in pieces])
-
-
 def compare(
     candidate: Candidate, problem: Problem, result: torch.Tensor, right: torch.Tensor
 ) -> Match:
     """An answer beside the right one, within the candidate's own bound. Raises Disqualified."""
-    pieces = zip(result.split(PIECE), right.split(PIECE), strict=True)
-    worst, rest = zip(*(_norms(made.double() - wanted) for made, wanted in pieces), strict=True)
-    size, length = _norms(right)
-    tolerance = problem.tolerance * candidate.tolerance
-    found = Match(max(worst) / size, math.hypot(*rest) / length, tolerance)
+    found = match(problem, result, right)
+    found = replace(found, tolerance=found.tolerance * candidate.tolerance)
     if not found.passed:
         raise Disqualified(_fault(result, right, found))
     return found
-
-
-def _norms(x: torch.Tensor) -> tuple[float, float]:
-    """The largest magnitude, and the root of the sum of squares."""
-    return torch.linalg.vector_norm(x, math.inf).item(), torch.linalg.vector_norm(x).item()
 
 
 def _fault(result: torch.Tensor, right: torch.Tensor, found: Match) -> str:
@@ -199,7 +184,7 @@ def case(problem: Problem, device: torch.device, seed: int, memory: Layout) -> C
     given = tensors(problem, device, torch.Generator().manual_seed(seed))
     inputs, out = arrange(given, pose(problem), memory)
     fences = {name: fenced(tensor) for name, tensor in inputs.items()}
-    return Case(problem, fences, fenced(out), reference(problem, given))
+    return Case(problem, fences, fenced(out), expected(problem, given))
 
 
 # What stands around x, weight, bias and out, and in out, before two runs of the same input.

@@ -208,7 +208,9 @@ def race(
                 samples[name] = turns[name] = Turn(guest, limit, device.type == "cpu")
         say(f"timing {len(samples)} contestants")
         takes = {name: partial(take, name) for name in samples}
-        times = timing.take_turns(takes, setup.clock, ROUNDS[device.type], seconds, setup.seed)
+        times = timing.take_turns(
+            takes, setup.clock, ROUNDS[device.type], seconds, setup.seed, device
+        )
         for name in tuple(samples):
             try:
                 if name in turns:
