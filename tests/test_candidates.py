@@ -31,7 +31,7 @@ def answer(candidate: Candidate, problem: Problem, device: torch.device) -> Matc
     config = candidate.configs(pose(problem))[0]
     given = proof.case(problem, device, 0, candidate.layout)
     return proof.compare(
-        candidate, problem, given.answer(candidate, config, proof.NAN), given.right
+        candidate.tolerance, problem, given.answer(candidate, config, proof.NAN), given.right
     )
 
 

@@ -114,6 +114,10 @@ COPY = "out.copy_(answer(problem, x, weight, bias))"
         ("return answer(problem, x, weight, bias).double()", "returns torch.float64"),
         ("return answer(problem, x, weight, bias)[:1]", "(1, 48, 3, 3), wanted torch.float32"),
         ("return 1", "run returns a int, wanted None or a tensor"),
+        (
+            "return torch.nn.Parameter(answer(problem, x, weight, bias))",
+            "returns a Parameter, wanted",
+        ),
     ],
 )
 def test_each_fault_is_named(prove: Prove, body: str, said: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
-from alexnet_triton.bench.race.contestant import Contestant, Turn
+from alexnet_triton.bench.race.contestant import Contestant, Judge, Turn
 from alexnet_triton.bench.race.examiner import Setup, find_problem
 from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.bench.race.race import League, Standing
@@ -133,12 +133,34 @@ def test_a_time_is_held_against_our_clock_and_the_roof() -> None:
         def ask(self, limit: float, question: str, *numbers: float) -> None:
             time.sleep(0.1)
 
-    turn = Turn(cast("Contestant", Sleeps()), LIMIT, cpu=False)
+    turn = Turn(cast("Contestant", Sleeps()), LIMIT, cpu=False, judge=cast("Judge", None))
     turn.confirm(1e9, roof_us=1.05e9)
     with pytest.raises(Disqualified, match=r"its clock says 1.00 ms a run, ours "):
         turn.confirm(1e3, roof_us=None)
     with pytest.raises(Disqualified, match=r"900 ms is faster than this machine's roof, 1.00 s"):
         turn.confirm(0.9e6, roof_us=1e6)
+
+
+def test_whom_the_machine_keeps_waiting_gets_other_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of 100 us, for which the machine takes a slice of 4 ms in all tries but the ninth."""
+
+    class Honest:
+        now, tries = 0.0, 0
+
+        def ask(self, limit: float, question: str, *numbers: float) -> object:
+            self.tries += question == "take"
+            self.now += 2e-4 if self.tries == 9 else 4e-3
+            return (100.0, None) if question == "take" else None
+
+    class Content:
+        def draw(self, number: int) -> None: ...
+        def check(self, made: object) -> None: ...
+
+    honest = Honest()
+    monkeypatch.setattr(time, "perf_counter", lambda: honest.now)
+    turn = Turn(cast("Contestant", honest), LIMIT, cpu=True, judge=cast("Judge", Content()))
+    assert turn() == 100.0
+    assert honest.tries == 9
 
 
 def test_slow_is_not_wrong(race: Race) -> None:

@@ -109,6 +109,15 @@ clock = time.perf_counter
 time.perf_counter = lambda: clock() / 1000
 """
 
+PATCHED_NORM = """
+import torch
+torch.linalg.vector_norm = lambda x, *rest, **options: torch.zeros(())
+
+
+def run(problem, x, weight, bias, out, config):
+    out.zero_()
+"""
+
 RIGHTS = {"last_arriver": RIGHT, "whole": changed(WHOLE)}
 
 WRONGS: dict[str, tuple[str, str]] = {
@@ -120,6 +129,7 @@ WRONGS: dict[str, tuple[str, str]] = {
         changed(WHOLE, more=FIRST_CALLS),
         "when it is timed wrong: NaN or infinity in all filters, all pixels, all images",
     ),
+    "patched_norm": (PATCHED_NORM, "when it is timed wrong: max error "),
     "patched_clock": (changed(WHOLE, more=PATCHED_CLOCK), "its clock says "),
     "sampled_images": (
         changed(
@@ -177,7 +187,7 @@ WRONGS: dict[str, tuple[str, str]] = {
 def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """Three on a small layer; all of them, and what ships, on the default one when asked for."""
+    """Four on a small layer; all of them, and what ships, on the default one when asked for."""
     setup, wrongs = Setup("digits", "conv3", 1, "fp32", "cpu", 0), dict(WRONGS)
     files = {name: tmp_path / f"{name}.py" for name in (*RIGHTS, *WRONGS)}
     every = pytestconfig.getoption("--every-candidate")
@@ -188,7 +198,9 @@ def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
         setup = Setup("tiles", "conv3", IMAGES, "fp32", "cpu", 0)
         files |= {name: locate(name) for name in ("im2col", "winograd")}
     else:
-        wrongs = {name: WRONGS[name] for name in ("memo", "patched_clock", "unordered")}
+        wrongs = {
+            name: WRONGS[name] for name in ("memo", "patched_clock", "patched_norm", "unordered")
+        }
         files = {name: files[name] for name in (*RIGHTS, *wrongs)}
     told = {name: str(path) for name, path in files.items()}
     league = race(setup, told, limit=300.0, seconds=1.0, kinds=())

@@ -1,8 +1,8 @@
 """The race's side of a candidate: a process of its own, of which nothing is believed.
 
 Its file runs in a worker (`examiner.py`), every question has a time limit, and its prints go to
-standard error. Its times are held against the race's own clock, which sees how long a question took
-in which nothing but the run happened.
+standard error. Its timed answers are compared in the race's process, and its times are held against
+the race's own clock, which sees how long a question took in which nothing but the run happened.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import Any
 
 import torch
 
+from ..measure.problem import Problem, expected, tensors
 from ..units import time as told
 from ..worker import Lost, Worker
-from .examiner import Examiner, Setup
-from .proof import Disqualified
+from .candidate import MOST_TOLERANCE
+from .examiner import Examiner, Setup, redraw
+from .proof import Disqualified, compare
 
 Contestant = Worker[..., Any]
 
 # Our clock agrees if it saw at most so many times a reported time, and this much more, for the
 # question. Whom the machine kept waiting gets other tries.
-MARGIN, SLACK_US, TRIES = 1.25, 3000.0, 4
+MARGIN, SLACK_US, TRIES = 1.25, 3000.0, 16
 ROOF = 0.95  # of the time that the measured rates allow at best: what is below is not believed
 LAUNCH_US = 10.0  # what a graph's replay may last beyond the run in it
 KEEPS = 8  # who is so many times as fast on inputs that it knows keeps answers
@@ -64,6 +66,31 @@ def ask(one: Contestant, limit: float, question: str, *numbers: float) -> Any:
     return answer
 
 
+class Judge:
+    """Draws the inputs that a candidate draws, and knows their right answer."""
+
+    def __init__(self, setup: Setup, problem: Problem, factor: float) -> None:
+        self._problem, self._factor = problem, min(factor, MOST_TOLERANCE)
+        drawn = torch.Generator().manual_seed(setup.seed)
+        self._given = tensors(problem, torch.device(setup.device), drawn)
+        self._right = expected(problem, self._given)
+
+    def draw(self, number: int) -> None:
+        """As the candidate does at this number."""
+        order, new = redraw(self._given.x, number)
+        self._right = self._right[order]
+        self._right[new] = expected(self._problem, self._given, new)
+
+    def check(self, made: Any) -> None:
+        """Compare the bytes of an answer. Raises Disqualified."""
+        answer = torch.from_numpy(made).view(self._problem.plan.arithmetic.dtype)
+        try:
+            answer = answer.reshape(self._right.shape).to(self._right.device)
+            compare(self._factor, self._problem, answer, self._right)
+        except Disqualified as error:
+            raise Disqualified(f"right while it was proved, and when it is timed {error}") from None
+
+
 @dataclass(slots=True)
 class Turn:
     """The timed runs of a bound candidate.
@@ -75,14 +102,18 @@ class Turn:
     one: Contestant
     limit: float
     cpu: bool
+    judge: Judge
     computes: bool = False  # also on inputs that it knows; a captured graph does
 
     def __call__(self) -> float:
         """Microseconds of a run on new inputs. Raises as `ask` does."""
+        us: float
         for _ in range(TRIES):
-            ask(self.one, self.limit, "draw", secrets.randbits(32))
-            us, waited = self._waited("take")
-            ask(self.one, self.limit, "check")
+            number = secrets.randbits(32)
+            ask(self.one, self.limit, "draw", number)
+            (us, made), waited = self._waited("take")
+            self.judge.draw(number)
+            self.judge.check(made)
             said = f"its clock says {told(us)} a run, ours {told(waited)}"
             if not 0 < us <= waited or (self.cpu and waited > MARGIN * us + SLACK_US):
                 continue
@@ -109,7 +140,7 @@ class Turn:
         if waited > MARGIN * us + LAUNCH_US + SLACK_US / runs:
             raise Disqualified(f"its clock says {told(us)} a run, ours {told(waited)}")
 
-    def _waited(self, question: str, *numbers: float) -> tuple[float, float]:
+    def _waited(self, question: str, *numbers: float) -> tuple[Any, float]:
         """The answer, and our microseconds until it came."""
         started = time.perf_counter()
         answer = ask(self.one, self.limit, question, *numbers)

@@ -1,9 +1,10 @@
 """The worker's side of a candidate: its file is loaded, proved, bound and timed as it is told.
 
 Before each timed run the inputs are new, drawn from a number that the race sends then, and the
-output is poison; after it all of the answer is compared with float64, all outside the clock. So
-what remembers an answer, or computes only while it is proved, is wrong. By the clocks of both
-devices a sample is one run: in a graph of many all but the first would meet inputs that they know.
+output is poison, outside the clock; after it the race gets the answer, and compares all of it. So
+what remembers an answer, or computes only while it is proved, is wrong, and nothing in this process
+knows a right answer to find. By the clocks of both devices a sample is one run: in a graph of many
+all but the first would meet inputs that they know.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ...engine.load import find
 from ...engine.plan import ARITHMETIC
 from ..measure import timing
 from ..measure.peers import libraries
-from ..measure.problem import Match, Problem, Tensors, expected, problems, tensors, tuned_planner
+from ..measure.problem import Match, Problem, Tensors, problems, tensors, tuned_planner
 from ..measure.timing import Clock
 from ..worker import summary
 from . import proof
@@ -33,7 +34,7 @@ from .proof import Disqualified
 from .tiles import TILES
 
 CLOCK: dict[str, Clock] = {"cuda": "cold", "cpu": "host"}
-NEW = 32  # images that are drawn anew for each timed run; the others change places
+NEW = 32  # images that a GPU gets anew for each timed run; the others change places. A CPU: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,16 @@ def find_problem(setup: Setup) -> Problem:
     return problems(planner, setup.dtype, setup.batch, [setup.layer])[0]
 
 
+def redraw(x: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw images of x [N, ...] anew, and shuffle all: where each was, and which now are new."""
+    generator = torch.Generator().manual_seed(number)
+    count = len(x) if x.device.type == "cpu" else min(NEW, len(x))
+    x[:count] = torch.randn(x[:count].shape, generator=generator).to(x)
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    x.copy_(x[order])
+    return order, (order < count).nonzero().flatten()
+
+
 class Entrant:
     """A candidate on tensors of its own; `answer` is where its last run left the result."""
 
@@ -100,8 +111,6 @@ class Entrant:
 
 class Examiner:
     """Proves, binds and times one candidate; made in the race's process, called in its own."""
-
-    _right: torch.Tensor  # answer to the inputs that are next, in float64
 
     def __init__(self, setup: Setup, file: str) -> None:
         self._setup, self._file = setup, file
@@ -137,29 +146,20 @@ class Examiner:
         shown = {key: v if isinstance(v, plain) else str(v) for key, v in config.items()}
         return Proof(worst, self._candidate.tolerance, shown, note)
 
-    def draw(self, seed: int) -> None:
-        """Other inputs and their right answer: some images drawn anew, and all shuffled."""
+    def draw(self, number: int) -> None:
+        """Other inputs."""
         if self._device.type == "cuda":
             self._sample()  # the first time after another process's turn is lost
-        generator, x = torch.Generator().manual_seed(seed), self._given.x
-        new = torch.arange(min(NEW, len(x)))
-        x[: len(new)] = torch.randn(x[: len(new)].shape, generator=generator).to(x)
-        self._right[: len(new)] = expected(self._problem, self._given, new)
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        x.copy_(x[order])
-        self._right = self._right[order]
+        redraw(self._given.x, number)
 
-    def take(self) -> float:
-        """Microseconds of a run on them, which the candidate sees only now."""
+    def take(self) -> tuple[float, Any]:
+        """Microseconds of a run on them, which the candidate sees only now, and its answer's bytes.
+
+        They are taken at once, so that nothing has time to compute after the clock.
+        """
         self._run.renew(self._given.x)
-        return self._sample()
-
-    def check(self) -> None:
-        """Compare what the last run left with the right answer. Raises Disqualified."""
-        try:
-            proof.compare(self._candidate, self._problem, self._run.answer, self._right)
-        except Disqualified as error:
-            raise Disqualified(f"right while it was proved, and when it is timed {error}") from None
+        us = self._sample()
+        return us, self._run.answer.cpu().contiguous().view(torch.uint8).numpy()
 
     def repeat(self, runs: int) -> None:
         """Nothing but so many runs."""
@@ -183,7 +183,6 @@ class Examiner:
             torch.cuda.empty_cache()  # other processes want the memory of the proof
         drawn = torch.Generator().manual_seed(self._setup.seed)
         self._given = tensors(self._problem, self._device, drawn)
-        self._right = expected(self._problem, self._given)
         self._run = Entrant(self._candidate, config, self._problem, self._given)
         self._sample: Callable[[], float] = self._host
         self._again: Callable[[], object] = self._run

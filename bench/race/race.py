@@ -35,7 +35,7 @@ from ..measure.roofline import measure_roofs
 from ..records import OURS, Results, Row, best_peer
 from .candidate import CandidateError, Declined, locate, pose
 from .candidates import shipped
-from .contestant import Contestant, TooSlow, Turn, ask, contestant
+from .contestant import Contestant, Judge, TooSlow, Turn, ask, contestant
 from .examiner import Proof, Setup, find_problem
 from .proof import Disqualified
 from .tiles import IMAGES, TILES
@@ -205,7 +205,8 @@ def race(
             else:
                 rows[name] = replace(rows[name], **asdict(proof.match), note=proof.note)
                 standings[name] = replace(standings[name], config=proof.config, factor=proof.factor)
-                samples[name] = turns[name] = Turn(guest, limit, device.type == "cpu")
+                judge = Judge(setup, problem, proof.factor)
+                samples[name] = turns[name] = Turn(guest, limit, device.type == "cpu", judge)
         say(f"timing {len(samples)} contestants")
         takes = {name: partial(take, name) for name in samples}
         times = timing.take_turns(
