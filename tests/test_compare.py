@@ -159,7 +159,8 @@ def test_calls_of_one_turn_are_one_witness() -> None:
     assert found is not None
     assert found.interval is not None
     assert found.interval[0] < 0.97 < 1.03 < found.interval[1]
-    (judged, _, _) = compare(*[results(ours, peer, replace(peer, contestant="b"))] * 2).pairs
+    both = results(ours, peer, replace(peer, contestant="b"))
+    judged, *_ = compare(both, both).pairs
     assert judged.speed is not None
     assert judged.speed[0] < 0.9
 

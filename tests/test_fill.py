@@ -13,7 +13,7 @@ from alexnet_triton.bench.measure import fill
 from alexnet_triton.bench.measure.fill import STEPS, TILES, assumed, fill_of, probe
 from alexnet_triton.kernels import cost
 from alexnet_triton.kernels.gemm import LinearConfig, LinearShape
-from alexnet_triton.kernels.jit import Launch, Refused
+from alexnet_triton.kernels.jit import Launch, LaunchRefused
 
 
 @pytest.mark.parametrize("tile", TILES["cuda"])
@@ -52,7 +52,7 @@ def test_one_tile_that_is_refused_leaves_the_others(
 
     def refusing(tile: fill.Tile, *rest: object) -> Launch:
         if tile == tiles[0]:
-            raise Refused("the driver refuses a descriptor")
+            raise LaunchRefused("the driver refuses a descriptor")
         launch = made(tile, *rest)  # type: ignore[arg-type]
         wrong = launch.arguments | {"P": launch.arguments["P"] - 1}
         return replace(launch, arguments=wrong) if tile == tiles[1] else launch

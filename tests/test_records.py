@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alexnet_triton.bench.records import (
@@ -165,7 +166,7 @@ def test_other_files_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("odd", [{"median_us": "9"}, {"samples": [1.0, math.nan]}, {"p20_us": 0}])
-def test_a_time_that_is_none_is_refused(tmp_path: Path, odd: dict[str, object]) -> None:
+def test_a_time_that_is_none_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
     path = tmp_path / "results.json"
     save(results(row(100.0, **odd)), path)
     with pytest.raises(RecordError, match="no results of schema 2"):
