@@ -218,20 +218,21 @@ def _changes(race: Race, seed: int) -> list[_Change]:
     there = [
         (old, new)
         for old, new in race
-        if old.right and new.right and min(len(old.samples), len(new.samples)) >= LEAST
+        if old.right and new.right and min(old.turns, new.turns) >= LEAST
     ]
     if not there:
         return []
     (then, now), drawn = zip(*there, strict=True), []
     for file, rows in enumerate((then, now)):
         samples = [row.samples for row in rows]
-        drawn.append(numpy.log(resampled(samples, RESAMPLED, 2 * seed + file)))
+        turns = rows[0].turns
+        drawn.append(numpy.log(resampled(samples, RESAMPLED, 2 * seed + file, turns)))
     return [
         _Change(
             Pair(old, new),
             float(numpy.log(numpy.median(old.samples) / numpy.median(new.samples))),
             drawn[0][:, place] - drawn[1][:, place],
-            min(len(old.samples), len(new.samples)),
+            min(old.turns, new.turns),
         )
         for place, (old, new) in enumerate(there)
     ]

@@ -85,12 +85,10 @@ def gauge(device: torch.device | None) -> Callable[[], DeviceState]:
         name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
         if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
             raise RuntimeError("NVML does not know the device")
-        read = functools.partial(_read, nvml, handle)
-        read()
-    except Exception as error:  # no driver, or one of another day: measured all the same
+    except Exception as error:  # no driver: measured all the same
         unknown = DeviceState(throttled=f"not known: {error}")
         return lambda: unknown
-    return read
+    return functools.partial(_read, nvml, handle)
 
 
 def _read(nvml: Any, handle: ctypes.c_void_p) -> DeviceState:
@@ -100,13 +98,16 @@ def _read(nvml: Any, handle: ctypes.c_void_p) -> DeviceState:
             raise RuntimeError(f"NVML gives no {what}, status {status}")
         return found.value
 
-    limits = ask("CurrentClocksThrottleReasons")
-    return DeviceState(
-        ask("ClockInfo", 1),  # of the multiprocessors
-        ask("PowerUsage") / 1e3,
-        ask("Temperature", 0),  # of the chip
-        "; ".join(words for bit, words in LIMITS.items() if limits & bit),
-    )
+    try:
+        limits = ask("CurrentClocksThrottleReasons")
+        return DeviceState(
+            ask("ClockInfo", 1),  # of the multiprocessors
+            ask("PowerUsage") / 1e3,
+            ask("Temperature", 0),  # of the chip
+            "; ".join(words for bit, words in LIMITS.items() if limits & bit),
+        )
+    except (AttributeError, RuntimeError) as error:  # a driver of another day, or a bad moment
+        return DeviceState(throttled=f"not known: {error}")
 
 
 def together(states: Sequence[DeviceState]) -> DeviceState:

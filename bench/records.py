@@ -35,6 +35,7 @@ COPY = "copy"
 """The name of the byte rate among the roofs."""
 
 SCHEMA = 2
+BLOCKS = 8  # turns of "single-stream", each of calls one after the other
 DIGITS = 5  # significant, of a sample
 
 
@@ -118,6 +119,12 @@ class Row:
     celsius: float | None = None
     throttled: str = ""
     samples: tuple[float, ...] = ()  # us a run, turn by turn; turns of one race are rounds
+
+    @property
+    def turns(self) -> int:
+        """Of how many turns the samples are; calls of one turn share its luck."""
+        count = len(self.samples)
+        return min(BLOCKS, count) if self.section == "single-stream" else count
 
     @property
     def error(self) -> float | None:
@@ -301,13 +308,21 @@ def load(path: Path) -> Results:
         rows = (Row(**old, **row) for row in found["rows"])
         return Results(
             found["environment"],
-            found["roofs"],
-            tuple(replace(row, samples=tuple(row.samples)) for row in rows),
+            {name: float(rate) for name, rate in found["roofs"].items()},
+            tuple(replace(_sane(row), samples=tuple(row.samples)) for row in rows),
             tuple(found["searches"]),
             tuple(found["notes"]),
         )
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path}: no results of schema {SCHEMA}: {error}") from None
+
+
+def _sane(row: Row) -> Row:
+    """Raises TypeError or ValueError for a time that is none."""
+    for us in (*row.samples, row.median_us, row.p20_us, row.p80_us):
+        if us is not None and not 0 < us < math.inf:
+            raise ValueError(f"a time of {us} us in {row.name}")
+    return row
 
 
 def merge(before: Results, found: Results) -> Results:

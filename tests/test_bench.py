@@ -107,7 +107,7 @@ def test_a_bug_report_has_the_gpu_that_torch_would_use(
 class Nvml:
     """A driver's library that knows one GPU, and tells what is `now`."""
 
-    now = (345, 70_000, 30, 1)
+    now: tuple[int, ...] = (345, 70_000, 30, 1)
 
     def nvmlInit_v2(self) -> int:
         return 0
@@ -121,6 +121,8 @@ class Nvml:
 
         def tell(handle: ctypes.c_void_p, *given: Any) -> int:
             assert handle.value == 7
+            if not self.now:
+                return 999
             given[-1]._obj.value = self.now[names.index(name.removeprefix("nvmlDeviceGet"))]
             return 0
 
@@ -138,6 +140,8 @@ def test_the_state_of_a_device_is_that_of_its_own(monkeypatch: pytest.MonkeyPatc
         states.append(look())
     assert states[0] == DeviceState(1980, 612, 54, "power cap")
     assert env.together(states) == DeviceState(1867.5, 626, 55.5, "power cap; heat")
+    nvml.now = ()  # a driver that has had enough, while somebody is measured
+    assert look().throttled.startswith("not known")
     unknown = env.gauge.__wrapped__(torch.device("cuda:0"))()
     assert unknown == DeviceState(throttled="not known: NVML does not know the device")
 

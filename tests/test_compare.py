@@ -10,6 +10,7 @@ import numpy
 import pytest
 from alexnet_triton.bench.__main__ import main
 from alexnet_triton.bench.compare import _quantile, compare, fraction
+from alexnet_triton.bench.ratio import ratio
 from alexnet_triton.bench.records import OURS, Results, Row, Times, load, save
 
 Capture = pytest.CaptureFixture[str]
@@ -144,6 +145,24 @@ def test_what_cannot_be_judged_says_what_would_cure_it() -> None:
         assert why in found.pairs[0].why
         assert why in str(found)
         assert not found.failures
+
+
+def test_calls_of_one_turn_are_one_witness() -> None:
+    luck = numpy.linspace(1.0, 1.07, 8)
+    ours, peer = (
+        replace(row(None, name), section="single-stream", max_error=0.0, tolerance=1.0).timed(
+            Times("host", tuple(numpy.repeat(turns, 64).tolist()))
+        )
+        for name, turns in ((OURS, luck), ("a", luck[::-1]))
+    )
+    found = ratio(ours, peer)
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval[0] < 0.97 < 1.03 < found.interval[1]
+    both = results(ours, peer, replace(peer, contestant="b"))
+    judged, *_ = compare(both, both).pairs
+    assert judged.speed is not None
+    assert judged.speed[0] < 0.9
 
 
 def test_races_are_joined_with_those_of_the_same_peers() -> None:

@@ -341,8 +341,9 @@ def test_what_is_compiled_ahead_is_compiled_once_and_may_fail(
     many = replace(SHAPE, N=256)
     config = Conv2dConfig("pixels", 64, 64, 32)
     larger = replace(config, BLOCK_M=128)
-    made = {
+    made: dict[str, Any] = {
         "one": [launch(config)],
+        "unplanned": None,
         "same": [launch(config, many)],
         "both": [launch(config), launch(larger)],
         "broken": [launch(replace(config, num_stages=2))],
@@ -361,8 +362,8 @@ def test_what_is_compiled_ahead_is_compiled_once_and_may_fail(
 
         def ask(self, seconds: float, make: ahead.Make, arch: int) -> None:
             name = next(name for name, launches in made.items() if launches is make())
-            if name == "broken":
-                raise Lost("failed", "the compiler died")
+            if name in ("unplanned", "broken"):
+                raise Lost("failed", f"the compiler of {name} died")
             done.append(name)
 
     monkeypatch.setattr(ahead, "Worker", Here)
@@ -376,4 +377,7 @@ def test_what_is_compiled_ahead_is_compiled_once_and_may_fail(
     with ahead.compiling(wanted(), 90, told.append, jobs=1):
         over.wait(60)  # at once, unless the one that fails ends the others
     assert done == ["one", "both", "last"]
-    assert told == ["compiling ahead: the compiler died"]
+    assert told == [
+        "compiling ahead: the compiler of unplanned died",
+        "compiling ahead: the compiler of broken died",
+    ]

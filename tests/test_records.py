@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alexnet_triton.bench.records import (
@@ -145,6 +146,11 @@ def test_a_race_is_replaced_as_a_whole_by_one_of_all_whom_it_timed() -> None:
             "no results of schema 2.*speed",
         ),
         (b"\xff\xfe\x00", "no JSON"),
+        (
+            '{"schema": 2, "environment": {}, "roofs": [], "rows": [], "searches": [],'
+            ' "notes": []}',
+            "no results of schema 2",
+        ),
     ],
 )
 def test_other_files_are_refused_in_one_line(
@@ -157,6 +163,14 @@ def test_other_files_are_refused_in_one_line(
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", [{"median_us": "9"}, {"samples": [1.0, math.nan]}, {"p20_us": 0}])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    path = tmp_path / "results.json"
+    save(results(row(100.0, **odd)), path)
+    with pytest.raises(RecordError, match="no results of schema 2"):
+        load(path)
 
 
 def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:

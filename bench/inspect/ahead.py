@@ -23,7 +23,11 @@ PATIENCE = 120.0  # seconds for what one Make makes
 def named(work: Iterable[tuple[str, Make]], arch: int) -> Iterator[Named]:
     """Each with its binaries, none of which is compiled."""
     for wanted_by, make in work:
-        yield wanted_by, make, frozenset(binary_name(launch, arch) for launch in make())
+        try:
+            names = frozenset(binary_name(launch, arch) for launch in make())
+        except Exception as error:  # whoever compiles it tells; those after it are wanted, too
+            names = frozenset({repr(error)})
+        yield wanted_by, make, names
 
 
 def distinct(work: Iterable[Named]) -> Iterator[Named]:

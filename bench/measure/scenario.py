@@ -24,6 +24,7 @@ from ...engine.load import at_least_one
 from ...engine.plan import ARITHMETIC
 from ...engine.run import Engine
 from ...engine.spec import Network
+from ..records import BLOCKS as BLOCKS
 from ..records import OURS, Row, Times
 from .contest import admit, blank_row, inputs, timed
 from .contestants import called, contestants
@@ -35,7 +36,6 @@ from .verb import Races, as_table, begun, measured
 CALLS = {"cuda": 2048, "cpu": 16}
 IMAGES = {"cuda": 512, "cpu": 16}  # of the stream: a core decodes a few hundred in a second
 BATCH = {"cuda": 256, "cpu": 2}  # of the stream
-BLOCKS = 8  # turns, each of calls one after the other
 PASSES = 6  # over all images
 FILES = 16  # that are read again and again
 SIZE = (500, 375)  # of a picture, as most of ImageNet's are

@@ -90,8 +90,8 @@ class TrialRunner:
         """The trials with their errors and, of those that are right, times: they take turns.
 
         On a CPU the first run of a configuration is under the sanitizer, and one that reads or
-        writes where it must not is wrong. `seconds` is of the clock, for all together; at least
-        three rounds are taken. Raises whatever running one raises.
+        writes where it must not is wrong. `seconds` is of the clock, for all together, as
+        `timing.measure` has it. Raises whatever running one raises.
         """
         self._prepare(problem, step)
         proved: list[Trial] = []
