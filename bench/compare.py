@@ -36,7 +36,7 @@ ROOFS_DIFFER = 0.05  # a card that measures itself so much slower is not in the 
 ERR = 0.01  # of comparisons, in which a row of ours is said to have changed that has not
 RESAMPLED = 400
 TINY = 1e-12  # a variance: no clock is without noise
-CONTROLS = 2  # peers by a clock: one alone shows no scatter
+CONTROLS = 5  # peers by a clock: fewer do not show their scatter well enough
 
 Verdict = Literal["faster", "slower", "inconclusive", "lost", ""]
 
@@ -186,11 +186,12 @@ def _judged(joined: Sequence[Race], threshold: float) -> tuple[dict[int, Pair], 
         for change in (change for change in by if change.pair.new.ours):
             own = float(numpy.var(change.resampled - common, ddof=1))
             error = math.sqrt(own + drift.scatter**2 + drift.error**2 + TINY)
-            found.append((change, change.value - math.log(drift.value), error))
+            freedom = min(change.rounds, drift.peers) - 1  # few peers hardly show a scatter
+            found.append((change, change.value - math.log(drift.value), error, freedom))
     found.sort(key=lambda each: (threshold - abs(each[1])) / each[2])
     sure = True  # Holm's way: the surest first, at the widest, until one is not
-    for rank, (change, value, error) in enumerate(found):
-        wide = error * _quantile(1 - ERR / 2 / (len(found) - rank), change.rounds - 1)
+    for rank, (change, value, error, freedom) in enumerate(found):
+        wide = error * _quantile(1 - ERR / 2 / (len(found) - rank), freedom)
         sure = sure and abs(value) - wide > threshold
         verdict: Verdict = "inconclusive" if not sure else "faster" if value > 0 else "slower"
         speed = (math.exp(value - wide), math.exp(value), math.exp(value + wide))
@@ -209,7 +210,7 @@ def _unjudged(pair: Pair) -> Pair:
             cure = f"{len(row.samples)} samples, measure again with --rounds {LEAST} or more"
             why = f"{file} results: {row.note if row.median_us is None else cure}"
             return replace(pair, verdict="inconclusive", why=why)
-    few = f"fewer than {CONTROLS} peers in both results, measure with more --peers"
+    few = f"fewer than {CONTROLS} peers in both results, measure more problems or --peers"
     return replace(pair, verdict="inconclusive", why=few)
 
 

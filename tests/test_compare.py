@@ -57,14 +57,13 @@ def drawn(stored: Results, generator: numpy.random.Generator, slower: float = 1.
 
 def test_one_commit_is_not_slower_than_itself_and_a_tenth_is_found() -> None:
     stored = load(STORED)
-    stored = replace(stored, rows=tuple(r for r in stored.rows if r.problem in ("conv3", "fc8")))
     generator = numpy.random.default_rng(0)
     wrong = found = 0
     for _ in range(200):
         before = drawn(stored, generator)
         same, slow = (compare(before, drawn(stored, generator, by), 0.0) for by in (1.0, 1.1))
         wrong += bool(same.failures)
-        found += len(slow.failures) == 2
+        found += bool(slow.failures)
     assert wrong <= 2
     assert found >= 190
 
@@ -91,7 +90,9 @@ def test_quantiles_are_student_s(freedom: int, share: float, wanted: float) -> N
 def test_an_interval_beyond_the_threshold_is_a_verdict(
     us: float, threshold: float | None, verdict: str
 ) -> None:
-    found = compare(race(100, 150, 200), race(us, 150, 200), threshold)
+    found = compare(
+        race(100, 150, 200, 210, 220, 230), race(us, 150, 200, 210, 220, 230), threshold
+    )
     ours, *peers = found.pairs
     assert ours.verdict == verdict
     assert ours.speed is not None
@@ -101,31 +102,43 @@ def test_an_interval_beyond_the_threshold_is_a_verdict(
 
 
 def test_what_peers_share_is_the_machine_s() -> None:
-    ours, *_ = compare(race(100, 150, 200), race(120, 180, 240), 0.05).pairs
+    ours, *_ = compare(
+        race(100, 150, 200, 210, 220, 230), race(120, 180, 240, 252, 264, 276), 0.05
+    ).pairs
     assert ours.verdict == "inconclusive", "the machine became slower"
     assert ours.speed is not None
     assert ours.speed[1] == pytest.approx(1)
-    ours, *_ = compare(race(100, 150, 200), race(100, 180, 240), 0.05).pairs
+    ours, *_ = compare(
+        race(100, 150, 200, 210, 220, 230), race(100, 180, 240, 252, 264, 276), 0.05
+    ).pairs
     assert ours.verdict == "faster", "and so we became faster"
 
 
 def test_what_peers_do_not_share_is_luck_that_ours_may_have_too() -> None:
-    found = compare(race(100, 150, 200, 90), race(110, 165, 180, 95))
+    found = compare(race(100, 150, 200, 90, 80, 70), race(110, 165, 180, 95, 88, 63))
     assert found.pairs[0].verdict == "inconclusive"
     assert found.drifts[0].scatter > 0.05
-    assert "3 peers" in str(found)
+    assert "5 peers" in str(found)
 
 
 def test_the_more_rows_the_surer_each_must_be() -> None:
     """Holm: of one change among many rows the interval is wider than if it stood alone."""
 
     def files(rows: int) -> tuple[Results, Results]:
-        old = [replace(each, batch=b) for b in range(rows) for each in race(100, 150, 200).rows]
-        new = [replace(r, batch=b) for b in range(rows) for r in race(102, 150, 200).rows]
+        old = [
+            replace(each, batch=b)
+            for b in range(rows)
+            for each in race(100, 150, 200, 210, 220, 230).rows
+        ]
+        new = [
+            replace(r, batch=b)
+            for b in range(rows)
+            for r in race(102, 150, 200, 210, 220, 230).rows
+        ]
         return results(*old), results(*new)
 
     widths = []
-    for rows in (1, 30):
+    for rows in (2, 40):  # either has peers enough
         first = compare(*files(rows)).pairs[0]
         assert first.speed is not None
         widths.append(first.speed[2] - first.speed[0])
@@ -133,12 +146,16 @@ def test_the_more_rows_the_surer_each_must_be() -> None:
 
 
 def test_what_cannot_be_judged_says_what_would_cure_it() -> None:
-    bare = race(100, 150, 200)
+    bare = race(100, 150, 200, 210, 220, 230)
     bare = replace(bare, rows=tuple(replace(each, samples=()) for each in bare.rows))
     for old, new, why in (
-        (bare, race(300, 150, 200), "old results: 0 samples, measure again with --rounds 6"),
-        (race(100, 150, 200), bare, "new results: 0 samples"),
-        (race(100, 150), race(300, 150), "measure with more --peers"),
+        (
+            bare,
+            race(300, 150, 200, 210, 220, 230),
+            "old results: 0 samples, measure again with --rounds 6",
+        ),
+        (race(100, 150, 200, 210, 220, 230), bare, "new results: 0 samples"),
+        (race(100, 150), race(300, 150), "measure more problems or --peers"),
     ):
         found = compare(old, new, 0.05)
         assert found.pairs[0].verdict == "inconclusive"
@@ -159,7 +176,7 @@ def test_calls_of_one_turn_are_one_witness() -> None:
     assert found is not None
     assert found.interval is not None
     assert found.interval[0] < 0.97 < 1.03 < found.interval[1]
-    both = results(ours, peer, replace(peer, contestant="b"))
+    both = results(ours, *(replace(peer, contestant=name) for name in "abcde"))
     judged, *_ = compare(both, both).pairs
     assert judged.speed is not None
     assert judged.speed[0] < 0.9
@@ -238,9 +255,9 @@ def files(folder: Path, *both: Results) -> list[str]:
 
 
 def test_the_verb(capsys: Capture, tmp_path: Path) -> None:
-    before = race(100, 150, 200)
+    before = race(100, 150, 200, 210, 220, 230)
     before = replace(before, rows=(*before.rows, row(batch=8)))
-    paths = files(tmp_path, before, race(110, 150, 200))
+    paths = files(tmp_path, before, race(110, 150, 200, 210, 220, 230))
     assert main(["compare", *paths]) == 0
     assert main(["compare", *paths, "--fail-slower", "15%"]) == 0
     assert "FAILED" not in capsys.readouterr().out
