@@ -51,7 +51,7 @@ BATCHES: dict[str, tuple[int, ...]] = {
 OTHERS = ("bf16", "tf32", "fp32")
 COMMANDS = {
     "fill": "fill ROWS",
-    "first": "model MODEL BATCH DTYPE GRAPH ROWS --seconds 1 --peers torch fused",
+    "first": "model MODEL BATCH DTYPE GRAPH ROWS --seconds 1 --peers torch",
     "roofs": "roofs DTYPE OTHERS ROWS",
     "short": "tune --all --model MODEL BATCH DTYPE ON TABLE CACHE BUDGET FEW",
     "model": "model MODEL BATCH DTYPE ROWS --seconds 1 --input float uint8 "
@@ -174,9 +174,9 @@ EACH = {
     "roofs": 3.0,  # H100: 1
     "tests": 6.0,  # a test that compiles a kernel or two, eight at a time; a guess
     "short": 3.0,  # a search, its final included; H100: 43 in 151
-    "model": 12.0,  # a batch by three clocks, as floats and as pixels; as `first`
+    "model": 19.0,  # a batch by three clocks, as floats and as pixels: as `first`, and 7 of SEARCH
     "order": 8.0,  # a batch; H100: 4
-    "layers": 2.0,  # a layer; H100: 28 in 29, with half the peers (layers-peers.json)
+    "layers": 2.5,  # a layer; H100: 28 in 29, with half the peers (layers-peers.json); 7 of SEARCH
     "compile": 65.0,  # a batch; notes: a minute
     "dtypes": 5.0,  # a batch and dtype; H100: 2 in 20, start included (model-bf16-tf32.json)
 }

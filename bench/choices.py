@@ -45,7 +45,7 @@ PHASES = {
     "model": 40,
     "order": 30,
     "layers": 80,
-    "more-layers": 150,
+    "more-layers": 120,
     "more-short": 80,
     "more-order": 30,
     "more-model": 90,

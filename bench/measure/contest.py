@@ -266,7 +266,10 @@ def _as_a_call(row: Row, one: Admitted | None, problem: Problem, device: torch.d
         row = replace(row, workspace=problem.plan.workspace)
     if one is None or row.median_us is None or row.clock != "host" or device.type != "cuda":
         return row
-    return replace(row, enqueue_us=enqueue_us(one.runs, device, row.runs))
+    try:
+        return replace(row, enqueue_us=enqueue_us(one.runs, device, row.runs))
+    except Exception as error:  # in a later turn than those that were timed
+        return replace(row, note=survived(row.contestant, error, device))
 
 
 def enqueue_us(runs: Sequence[Run], device: torch.device, rounds: int) -> float:

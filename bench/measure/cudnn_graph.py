@@ -24,7 +24,7 @@ from ...engine.spec import Conv2d
 from .timing import sampler
 
 WORKSPACE = 1 << 30  # bytes that a plan may ask for at most
-SEARCH = 3.0  # seconds for the plans of one convolution
+SEARCH = 1.0  # seconds for the plans of one convolution
 REMEMBERED = 64  # convolutions whose plan is not chosen again
 
 
