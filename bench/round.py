@@ -217,17 +217,19 @@ def watch(
     """
     with log.open("ab") as file, log.open(errors="replace") as said:
         said.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the last line said is not the last
-            cwd=folder,
-            process_group=0,
-            preexec_fn=_die_with_parent,
-        )
-        saved = time.monotonic()
+        process = None
         try:
+            with _uninterrupted():
+                process = subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the last line is not the last
+                    cwd=folder,
+                    process_group=0,
+                    preexec_fn=_die_with_parent,
+                )
+            saved = time.monotonic()
             while process.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
@@ -237,15 +239,31 @@ def watch(
                     saved = time.monotonic()
             return process.poll()
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process is not None:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(PATIENCE)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             sys.stderr.write(said.read())
             sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What happens here ends before an interrupt does: nobody would end a process half started."""
+    came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = [(stop, signal.signal(stop, lambda number, _: came.append(number))) for stop in stops]
+    try:
+        yield
+    finally:
+        for stop, handler in before:
+            signal.signal(stop, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _die_with_parent() -> None:

@@ -6,6 +6,7 @@ Killed at any point it leaves what can be read and gone on with; without a card 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +158,25 @@ def test_a_round_that_is_ended_tells_what_there_is(scripts: Script, tmp_path: Pa
     assert any(note.startswith("interrupted") for note in results.notes)
     assert not [note for note in results.notes if note.startswith("model")]
     assert ends(int(pid.read_text()))
+
+
+def test_an_interrupt_while_a_command_starts_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, before = [], signal.getsignal(signal.SIGINT)
+    start = subprocess.Popen
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        started.append(start(*args, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # where the handler runs
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        round.watch(["sleep", "600"], tmp_path / "log", math.inf)
+    assert started[0].poll() is not None
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_results_stand_without_what_draws_them(
