@@ -224,7 +224,7 @@ def candidates(
         steps = shape.P * -(-shape.C // block_k)
         splits, sums = {1}, block_m * block_n // (32 * warps)
         shallow = block_k * dtype.itemsize < 128
-        spills = shallow if arch >= 100 else affine and dtype.itemsize > 2 and arch < 90
+        spills = shallow if arch >= 100 else sums >= 32 and dtype.itemsize > 2 and arch < 90
         if sums <= _OF_A_THREAD and not spills:
             most = _PARTS_OF_A_THREAD // sums
             fill = (cost.parts_to_fill(programs, steps, chip, waves) for waves in (1, 2))
