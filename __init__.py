@@ -16,6 +16,7 @@ __all__ = [
     "EngineError",
     "Error",
     "ImageError",
+    "LaunchRefused",
     "NetworkError",
     "OnnxError",
     "OutputError",
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
         PictureError,
         Prediction,
     )
+    from .kernels.jit import LaunchRefused
     from .kernels.tuning import TuningError
     from .weights import WeightsError
 else:
-    _ELSEWHERE = {"TuningError": ".kernels.tuning", "WeightsError": ".weights"}
+    _ELSEWHERE = {
+        "LaunchRefused": ".kernels.jit",
+        "TuningError": ".kernels.tuning",
+        "WeightsError": ".weights",
+    }
 
     def __getattr__(name: str) -> object:
         """The engine's names and the rooms, imported when they are first asked for."""

@@ -137,15 +137,16 @@ class Layer:
 
     def configured(self, arch: int) -> Any:
         """The configuration that a plan chooses."""
-        arithmetic = self.arithmetic.dtype, self.arithmetic.precision
+        block = self.step.block
+        affine = block is not None and block.affine is not None
+        how = self.arithmetic.dtype, self.arithmetic.precision, arch, False, affine
         match self.step.shape:
             case conv.Conv2dShape() as shape if self.before.by_image:
-                pixel = self.before.output[3]
-                return first_layer.default_config(shape, pixel, *arithmetic, arch)
+                return first_layer.default_config(shape, self.before.output[3], *how)
             case conv.Conv2dShape() as shape:
-                return conv.default_config(shape, *arithmetic, arch)
+                return conv.default_config(shape, *how)
             case gemm.LinearShape() as shape:
-                return gemm.default_config(shape, *arithmetic, arch)
+                return gemm.default_config(shape, *how)
             case pool.PoolShape() as shape:
                 return pool.default_config(shape, arch)
             case lrn.LRNShape() as shape:

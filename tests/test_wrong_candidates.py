@@ -198,9 +198,7 @@ def test_the_wrong_are_refused_with_their_reason_and_the_right_are_raced(
         setup = Setup("tiles", "conv3", IMAGES, "fp32", "cpu", 0)
         files |= {name: locate(name) for name in ("im2col", "winograd")}
     else:
-        wrongs = {
-            name: WRONGS[name] for name in ("memo", "patched_clock", "patched_norm", "unordered")
-        }
+        wrongs = {name: WRONGS[name] for name in ("memo", "unordered")}
         files = {name: files[name] for name in (*RIGHTS, *wrongs)}
     told = {name: str(path) for name, path in files.items()}
     league = race(setup, told, limit=300.0, seconds=1.0, kinds=())
