@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.race import contestant
 from alexnet_triton.bench.race.contestant import Contestant, Judge, Turn
 from alexnet_triton.bench.race.examiner import Setup, find_problem
 from alexnet_triton.bench.race.proof import Disqualified
@@ -78,8 +79,17 @@ Race = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def race(tmp_path: Path, device: torch.device, capsys: pytest.CaptureFixture[str]) -> Race:
-    """`race({name: source}, *arguments)`: exit status and JSON of a race on a small layer."""
+def race(
+    tmp_path: Path,
+    device: torch.device,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Race:
+    """`race({name: source}, *arguments)`: exit status and JSON of a race on a small layer.
+
+    The race waits as long as it takes: on a busy machine its clock would disqualify who is right.
+    """
+    monkeypatch.setattr(contestant, "SLACK_US", 1e9)
 
     def run(sources: dict[str, str], *arguments: str) -> tuple[int, dict[str, Any]]:
         common = ["--model", "digits", "--device", str(device), "--peers", "torch", "--json"]
