@@ -1,10 +1,8 @@
 """No kernel reads or writes outside its tensors, on shapes that fit no tile; what does is found.
 
-Nor does one read what nobody wrote, or two programs touch what nothing orders. The first is asked
-twice: our own sanitizer watches every access of every program as it is interpreted, through
-descriptors too; triton-viz computes no numbers but asks a solver about all of a program's lanes.
-That one patches Triton for good, so it runs in a process of its own, `symbolic.py`, which takes
-`launches` from here. No numbers are checked: other tests do that.
+Nor does one read what nobody wrote, or two programs touch what nothing orders. The sanitizer
+watches every access of every program as it is interpreted, through descriptors too. No numbers are
+checked: other tests do that.
 """
 
 from __future__ import annotations
@@ -12,10 +10,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
-import json
 import linecache
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -57,7 +52,7 @@ pytestmark = pytest.mark.interpreter
 
 Epilogue = tuple[bool, str | None, bool]  # bias, activation, scale and shift
 
-# No two blocks of one kernel are of one size: triton-viz takes equal ranges for the same number.
+# No two blocks of one kernel are of one size.
 TILE = (16, 32, 64)
 ROWS = Conv2dConfig("rows", *TILE, descriptors=False)
 PIXELS = Conv2dConfig("pixels", *TILE, descriptors=False)
@@ -269,14 +264,6 @@ def copying(x: torch.Tensor, y: torch.Tensor, read: int = 0, write: int = 0) -> 
     return single(_copy_kernel, programs, x=x, y=y, N=len(x), **offsets, BLOCK=8)
 
 
-def planted() -> dict[str, list[Launch]]:
-    """A load one beyond the last element, and a store one before the first."""
-    return {
-        "planted load": [copying(torch.ones(13), torch.ones(13), read=1)],
-        "planted store": [copying(torch.ones(13), torch.ones(13), write=-1)],
-    }
-
-
 ENDS = POOLS["over both ends"]
 EVEN = Conv2dShape(17, 67, 1, 2, 40, 1, 2, padding=(0, 1, 0, 0))  # 40 channels: no padding
 SIZES = (19, 1, 70, 40)
@@ -335,24 +322,6 @@ def mutant(name: str) -> list[Launch]:
     """One of our kernels with a mask broken."""
     module, old, new, _, bind = MUTATIONS[name]
     return bind(mutated(module, old, new))
-
-
-def launches() -> dict[str, list[Launch]]:
-    """For triton-viz: what is right, and what is not.
-
-    It knows no descriptors, no shift to the right (first layer), and no atomic whose answer decides
-    what runs (split sums).
-    """
-    made = products(False) | others() | planted() | {name: mutant(name) for name in MUTATIONS}
-    return {
-        name: several
-        for name, several in made.items()
-        if all(launch.arguments.get("SPLIT_K", 1) == 1 for launch in several)
-        and "first layer" not in name
-    }
-
-
-# Our own sanitizer
 
 
 def unwritten(made: Iterable[Launch]) -> Iterator[torch.Tensor]:
@@ -683,31 +652,3 @@ def test_neighbouring_bytes_are_not_one_and_an_atomic_is_a_write() -> None:
         ("load", "sums", 1, 1, "store"),
         ("load", "sums", 1, 1, "atomic"),
     ]
-
-
-# triton-viz
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton_viz") is None, reason="triton-viz is not installed"
-)
-def test_triton_viz_finds_what_is_wrong_and_nothing_else() -> None:
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("symbolic.py"), __file__],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    right = products(False) | others()
-    assert {name: findings for name, findings in found.items() if name in right and findings} == {}
-    for name, access, argument in (("planted load", "load", "x"), ("planted store", "store", "y")):
-        (finding,) = found[name]
-        assert finding.startswith("_copy_kernel, test_sanitizer.py:")
-        assert finding.endswith(f": {access} of {argument}")
-    for name in found.keys() & MUTATIONS.keys():
-        argument = MUTATIONS[name][3]
-        assert any(finding.endswith(f" of {argument}") for finding in found[name]), name

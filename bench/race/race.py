@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -175,10 +177,14 @@ def race(
             return math.nan
 
     with ExitStack() as stack:
+        # A proof is not timed: on a CPU one runs beside another, on a GPU alone in its memory.
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if device.type == "cpu" else 1)
+        stack.callback(pool.shutdown)
         guests: dict[str, Contestant] = {}
         for name, file in candidates.items():
             guests[name] = contestant(setup, file)
             stack.callback(guests[name].close)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # of who is interrupted
         stack.enter_context(libraries(problem.plan.arithmetic))
         say(f"{OURS} and its peers")
         given, compare = inputs(problem, device, setup.seed)
@@ -193,12 +199,15 @@ def race(
                     samples[name] = sample if device.type == "cpu" else partial(_second, sample)
             except Exception as error:
                 drop(name, error)
+        proofs: dict[str, Future[Proof]] = {
+            name: pool.submit(ask, guest, limit, "prove", limit) for name, guest in guests.items()
+        }
         for name, guest in guests.items():
             say(name)
             rows[name] = replace(blank, contestant=name)
             standings[name] = Standing(name, candidates[name])
             try:
-                proof: Proof = ask(guest, limit, "prove", limit)
+                proof = proofs[name].result()
             except (Disqualified, Declined) as error:
                 guest.close()
                 drop(name, error)
