@@ -23,7 +23,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .images import ImageError
-    from .jobs.rows import OutputError
+    from .jobs.tables import OutputError
     from .load import EngineError
     from .onnx.file import OnnxError
     from .pictures.canvas import PictureError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec", "Options": "plan"}
     _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
-    _HOMES |= {"OnnxError": "onnx.file", "OutputError": "jobs.rows"}
+    _HOMES |= {"OnnxError": "onnx.file", "OutputError": "jobs.tables"}
     _HOMES |= {"PictureError": "pictures.canvas"}
 
     def __getattr__(name: str) -> object:

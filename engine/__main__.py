@@ -21,7 +21,7 @@ from .zoo import NETWORKS
 
 Option = Callable[[argparse.ArgumentParser], object]  # adds itself
 
-HOMES = {"classify": ".jobs.job"}
+HOMES = {"classify": ".jobs.job", "features": ".jobs.features", "distance": ".jobs.distance"}
 """The module of a verb that has one to itself; the others are in `verbs.py`."""
 
 
@@ -119,6 +119,50 @@ _BACKEND = option(
     default="triton",
     help="our kernels, or the same by torch, fast on a CPU (default triton)",
 )
+_BATCH_SIZE = option("--batch-size", type=_count, default=256, help="images a batch (default 256)")
+_VIEWS = option(
+    "--views",
+    choices=("center", "ten-crop"),
+    default="center",
+    help="average over ten views, as in 2012 (default center)",
+)
+_EXIF = option(
+    "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
+)
+_CLASSES = option(
+    "--classes", metavar="FILE", help="names of the classes, one a line (default: the model's)"
+)
+_SOURCES = option(
+    "source",
+    nargs="+",
+    help="image files, folders, globs or URLs, and .parquet files with a column `path` of them",
+)
+_WORKERS = option(
+    "--workers",
+    type=_natural,
+    default=0,
+    help="processes that decode images (default 0: this one, between batches); "
+    "with --ray, engines at once (default 1)",
+)
+_RAY = option(
+    "--ray",
+    nargs="?",
+    const="",
+    metavar="ADDRESS",
+    help="run on the Ray cluster at HOST:PORT, at auto, or without ADDRESS on one "
+    "started on this machine for the job; rows come in any order",
+)
+_KEEPING = (
+    option(
+        "--resume",
+        action="store_true",
+        help="keep the rows that are in the output, errors too, and do the images that have none",
+    ),
+    option("--overwrite", action="store_true", help="replace what is in the output"),
+    option(
+        "--retry-errors", action="store_true", help="as --resume, and do those with an error again"
+    ),
+)
 
 # Of each verb its name, its help, an example of it, and its options in the order of its `--help`.
 COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
@@ -135,65 +179,25 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         "classify",
         "print the most likely classes of images",
         "classify holiday/ cat.jpg --top 3 --output labels.jsonl",
-        option(
-            "source",
-            nargs="+",
-            help="image files, folders, globs or URLs, and .parquet files with a column `path` of "
-            "them",
-        ),
+        _SOURCES,
         _MODEL,
         *_ENGINE,
         _TARGET,
         _BACKEND,
-        option("--batch-size", type=_count, default=256, help="images a batch (default 256)"),
+        _BATCH_SIZE,
         option("--top", type=_count, default=5, help="classes an image (default 5)"),
-        option(
-            "--views",
-            choices=("center", "ten-crop"),
-            default="center",
-            help="average over ten views, as in 2012 (default center)",
-        ),
-        option(
-            "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
-        ),
-        option(
-            "--classes",
-            metavar="FILE",
-            help="names of the classes, one a line (default: the model's)",
-        ),
-        option(
-            "--workers",
-            type=_natural,
-            default=0,
-            help="processes that decode images (default 0: this one, between batches); "
-            "with --ray, engines at once (default 1)",
-        ),
-        option(
-            "--ray",
-            nargs="?",
-            const="",
-            metavar="ADDRESS",
-            help="classify on the Ray cluster at HOST:PORT, at auto, or without ADDRESS on one "
-            "started on this machine for the job; rows come in any order",
-        ),
+        _VIEWS,
+        _EXIF,
+        _CLASSES,
+        _WORKERS,
+        _RAY,
         option(
             "--output",
             type=Path,
             help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if "
             "in .jsonl or .ndjson; - is standard output, as JSON lines",
         ),
-        option(
-            "--resume",
-            action="store_true",
-            help="keep the rows that are in the output, errors too, and do the images that have "
-            "none",
-        ),
-        option("--overwrite", action="store_true", help="replace what is in the output"),
-        option(
-            "--retry-errors",
-            action="store_true",
-            help="as --resume, and do those with an error again",
-        ),
+        *_KEEPING,
     ),
     (
         "summary",
@@ -219,11 +223,22 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
     ),
     (
         "features",
-        "draw a layer's feature maps of an image",
-        "features cat.jpg --layer conv1 --output maps.png",
-        option("image", help="an image file or URL"),
-        option("--layer", default="conv1", help="default conv1"),
-        option("--output", type=Path, required=True, help="a .png, .svg or .pdf file"),
+        "write a layer's activations of images as rows, or draw those of one as maps",
+        "features holiday/ --layer fc7 --output fc7.parquet",
+        _SOURCES,
+        option(
+            "--layer",
+            default="conv1",
+            help="after its ReLU; torchvision's names will do, too: features.1 (default conv1)",
+        ),
+        option(
+            "--output",
+            type=Path,
+            required=True,
+            help="a row an image in a .parquet, .jsonl or .ndjson file, or float32 [images, ...] "
+            "in a .npy or .safetensors file, NaN where an image has an error, and beside it in "
+            "FILE.paths.jsonl which row is whose; or a picture, .png, .svg or .pdf, of one image",
+        ),
         option(
             "--filters",
             action="store_true",
@@ -231,7 +246,13 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         ),
         _MODEL,
         *_ENGINE,
+        _TARGET,
         _BACKEND,
+        _BATCH_SIZE,
+        _EXIF,
+        _WORKERS,
+        _RAY,
+        *_KEEPING,
     ),
     (
         "plan",

@@ -15,7 +15,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -408,6 +408,23 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
+
+
+def one_behind(
+    loaded: Iterable[Tensor | ImageError], size: int, compute: Callable[[Tensor], T]
+) -> Iterator[tuple[list[ImageError | None], T | None]]:
+    """Batches of `size`: what is an error, and what `compute` makes of the others' pixels.
+
+    Reading a result waits for the GPU, so the next batch is under way before anybody can.
+    """
+    waiting: list[tuple[list[ImageError | None], T | None]] = []
+    for group in batched(loaded, size):
+        errors = [item if isinstance(item, ImageError) else None for item in group]
+        pixels = [item for item in group if isinstance(item, Tensor)]
+        waiting.append((errors, compute(torch.stack(pixels)) if pixels else None))
+        if len(waiting) == 2:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def name_of(item: Item, index: int) -> str:

@@ -29,7 +29,7 @@ from .devices.planner import Planner
 from .devices.single import Single
 from .devices.torch import Torch
 from .devices.towers import Towers
-from .images import ImageError, Views, batched, load_each, to_batch
+from .images import ImageError, Views, load_each, one_behind, to_batch
 from .load import (
     Backend,
     Classes,
@@ -46,6 +46,7 @@ from .load import (
     places,
     read_classes,
 )
+from .names import canonical
 from .plan import PLAIN, Options, Plan
 from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
@@ -256,8 +257,9 @@ class Engine:
         """Activations of the named layers after their ReLU, from one pass.
 
         layers: None is every convolution and linear layer but the last. Convolutions and pools come
-        as float32 [N, C, H, W], linear layers as [N, features]. Raises NetworkError naming the
-        layers there are, if one is not.
+        as float32 [N, C, H, W], linear layers as [N, features]. torchvision's names will do, too,
+        `features.1` for conv1 after its ReLU, and stay in the result. Raises NetworkError naming
+        the layers there are, if one is not, or is one before its ReLU.
         """
         batch = self._batch(images)
         if layers is None:
@@ -266,12 +268,14 @@ class Engine:
         if not isinstance(layers, Collection) or not all(isinstance(n, str) for n in layers):
             raise EngineError(f"layers: wanted the names of layers, got {layers!r}")
         layers = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
-        planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=layers)  # refuses a bad fit
+        own = {name: canonical(self.network, name) for name in layers}
+        keep = tuple(dict.fromkeys(own.values()))
+        planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
         count, device = len(batch), self.device
-        outs = {name: torch.empty((count, *shapes[name]), device=device) for name in layers}
+        outs = {name: torch.empty((count, *shapes[name]), device=device) for name in keep}
         self._fill(outs, batch)
-        return outs
+        return {name: outs[own[name]] for name in layers}
 
     def classify(
         self, images: Any, top: int = 5, views: Views = "center", exif: bool = False
@@ -312,17 +316,9 @@ class Engine:
                 f"[N, {sides}]; engine(images) gives them"
             )
         batch_size, top = at_least_one("batch_size", batch_size), at_least_one("top", top)
-        waiting: list[tuple[list[ImageError | None], Best | None]] = []
         loaded = load_each(source, self.network.preprocess, views, exif)
-        for group in batched(loaded, min(batch_size, self.max_batch)):
-            errors = [item if isinstance(item, ImageError) else None for item in group]
-            pixels = [item for item in group if isinstance(item, torch.Tensor)]
-            best = self._best(torch.stack(pixels), top) if pixels else None
-            # Reading a result waits for the GPU: the next batch is under way before we do.
-            waiting.append((errors, best))
-            if len(waiting) == 2:
-                yield from self._predictions(*waiting.pop(0))
-        for errors, best in waiting:
+        size = min(batch_size, self.max_batch)
+        for errors, best in one_behind(loaded, size, lambda pixels: self._best(pixels, top)):
             yield from self._predictions(errors, best)
 
     # --- what it is --------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What each verb of the shell does: `run_VERB` takes its options and returns its exit status.
 
-It is imported when a verb runs and not before (`__main__.py`). The verb `classify` is a room of its
-own, `jobs/job.py`.
+It is imported when a verb runs and not before (`__main__.py`). The verbs that make rows are
+in a room of their own, `jobs/`.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def run_explain(options: argparse.Namespace) -> int:
     return 0 if seen.equal else 1
 
 
-def run_features(options: argparse.Namespace) -> int:
+def draw_features(options: argparse.Namespace, image: str) -> int:
     """Pictures of a layer's maps, and of the first layer's filters if they are wanted."""
     check(options.output)
     net, state = _weighted(find(options.model), options)
     engine = Engine.load(net, state, **_how(options), max_batch=1)
-    written = {options.output: draw_maps(engine, options.image, options.layer, options.output)}
+    written = {options.output: draw_maps(engine, image, options.layer, options.output)}
     if options.filters:
         path = options.output.with_suffix(f".filters{options.output.suffix}")
         written[path] = draw_filters(net, state, path)

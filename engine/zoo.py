@@ -11,6 +11,8 @@ torchvision has them.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .spec import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -37,19 +39,15 @@ def _preset(crop: int) -> Preprocess:
     return Preprocess(256, crop, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def _head(units: int, classes: int, *, drop: bool = True) -> Layers:
-    """fc6 to fc8, with the dropouts of torchvision's order."""
-    layers: Layers = (
-        ("flatten", Flatten()),
-        ("drop6", Dropout()),
-        ("fc6", Linear(units)),
-        ("relu6", ReLU()),
-        ("drop7", Dropout()),
-        ("fc7", Linear(units)),
-        ("relu7", ReLU()),
-        ("fc8", Linear(classes)),
-    )
-    return tuple(pair for pair in layers if drop or not isinstance(pair[1], Dropout))
+def _head(units: int, classes: int, *, drop: Literal["before", "after"] | None) -> Layers:
+    """fc6 to fc8; torchvision has dropouts before linear layers in AlexNet, after them in VGGs."""
+    layers: list[tuple[str, Layer]] = [("flatten", Flatten())]
+    for number in (6, 7):
+        dropout = (f"drop{number}", Dropout())
+        layers += [dropout] * (drop == "before")
+        layers += [(f"fc{number}", Linear(units)), (f"relu{number}", ReLU())]
+        layers += [dropout] * (drop == "after")
+    return (*layers, ("fc8", Linear(classes)))
 
 
 _FOLLOWERS = {LocalResponseNorm: "norm", BatchNorm2d: "bn", MaxPool2d: "pool"}
@@ -75,7 +73,7 @@ def _one_weird_trick(width: float, classes: int) -> Layers:
         *_stage(4, Conv2d(scaled(256), 3, padding=1)),
         *_stage(5, Conv2d(scaled(256), 3, padding=1), POOL),
         ("avgpool", AdaptiveAvgPool2d(6)),
-        *_head(scaled(4096), classes),
+        *_head(scaled(4096), classes, drop="before"),
     )
 
 
@@ -99,7 +97,7 @@ def alexnet2012(
         *_stage(3, Conv2d(scaled(384), 3, padding=1)),
         *_stage(4, Conv2d(scaled(384), 3, padding=1, groups=2)),
         *_stage(5, Conv2d(scaled(256), 3, padding=1, groups=2), POOL),
-        *_head(scaled(4096), 1000),
+        *_head(scaled(4096), 1000, drop="before"),
     )
 
 
@@ -110,7 +108,7 @@ def _single_tower() -> Layers:
         *_stage(3, Conv2d(384, 3, padding=1)),
         *_stage(4, Conv2d(384, 3, padding=1)),
         *_stage(5, Conv2d(256, 3, padding=1), POOL),
-        *_head(4096, 1000),
+        *_head(4096, 1000, drop="before"),
         ("softmax", Softmax()),
     )
 
@@ -122,7 +120,7 @@ def _keras_bn() -> Layers:
         *_stage(3, Conv2d(384, 3)),
         *_stage(4, Conv2d(384, 3)),
         *_stage(5, Conv2d(256, 3), POOL),
-        *_head(4096, 1, drop=False),
+        *_head(4096, 1, drop=None),
         ("sigmoid", Sigmoid()),
     )
 
@@ -135,7 +133,7 @@ def _zfnet() -> Layers:
         *_stage(3, Conv2d(384, 3, padding=1)),
         *_stage(4, Conv2d(384, 3, padding=1)),
         *_stage(5, Conv2d(256, 3, padding=1), POOL),
-        *_head(4096, 1000),
+        *_head(4096, 1000, drop="before"),
     )
 
 
@@ -147,7 +145,11 @@ def vgg(stages: tuple[int, ...], *, width: float = 1) -> Layers:
         for i in range(1, count + 1):
             layers += _stage(f"{stage}_{i}", Conv2d(channels, 3, padding=1))
         layers.append((f"pool{stage}", MaxPool2d(2, stride=2)))
-    return (*layers, ("avgpool", AdaptiveAvgPool2d(7)), *_head(int(4096 * width), 1000))
+    return (
+        *layers,
+        ("avgpool", AdaptiveAvgPool2d(7)),
+        *_head(int(4096 * width), 1000, drop="after"),
+    )
 
 
 def _imagenet(name: str, layers: Layers, *, size: int = 224, weights: str | None = None) -> Network:

@@ -28,7 +28,8 @@ from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source, expand
 from alexnet_triton.engine.jobs.classify import Tally, classify, remaining
-from alexnet_triton.engine.jobs.rows import Kept, pair, path_of, row
+from alexnet_triton.engine.jobs.kinds import PREDICTIONS, path_of, row
+from alexnet_triton.engine.jobs.rows import Kept, pair
 from alexnet_triton.engine.jobs.workers import CHUNK
 from alexnet_triton.engine.run import Prediction
 from hypothesis import given
@@ -276,8 +277,8 @@ def as_nobody(folder: Path) -> Iterator[None]:
 def test_scores_that_are_no_numbers_are_an_error() -> None:
     source = Source("a.png", named=False)
     best = Prediction(3, "three", float("nan"))
-    made = row(source, [best, Prediction(1, "one", 0.5)])
-    assert made.predictions == ()
+    made = row(source, [best, Prediction(1, "one", 0.5)], PREDICTIONS)
+    assert made.result is None
     assert made.error is not None
     assert "NaN" in made.error
 
@@ -370,7 +371,7 @@ def test_a_worker_that_is_killed_costs_nothing(engine: Engine, tmp_path: Path) -
                 worker.kill()
     assert kills >= 2
     assert [(row.path, row.error) for row in rows] == [(path, None) for path in paths]
-    assert [r.predictions[0].label for r in rows] == [r.predictions[0].label for r in wanted]
+    assert [r.result[0].label for r in rows] == [r.result[0].label for r in wanted]
     assert not multiprocessing.active_children()
 
 
@@ -403,7 +404,7 @@ def test_workers_cut_ten_views_and_obey_pillows_limit(
         list(classify(engine, sources, views="ten-crop", workers=workers)) for workers in (0, 1)
     )
     assert here == there
-    assert here[0].predictions
+    assert here[0].result
     assert here[1].error is not None
     assert "Pillow's limit is 120000" in here[1].error
 

@@ -21,8 +21,9 @@ from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.jobs import ray as on_ray
 from alexnet_triton.engine.jobs import reaper
 from alexnet_triton.engine.jobs.classify import classify
+from alexnet_triton.engine.jobs.kinds import ImageRow
 from alexnet_triton.engine.jobs.listing import listing
-from alexnet_triton.engine.jobs.rows import ImageRow, schema
+from alexnet_triton.engine.jobs.tables import schema
 from alexnet_triton.engine.zoo import network
 from PIL import Image
 
@@ -165,7 +166,7 @@ def test_a_dataset_of_paths_and_what_decodes(
     rows = on_ray.classify(ray.data.read_parquet(str(file)), **DIGITS, num_gpus=0).materialize()
     assert answers(rows.take_all()) == answers(dicts(wanted))
     # Were they one, the engines would decode, one image after another.
-    assert "MapBatches(_decode)->MapBatches(_Classifier)" not in rows.stats()
+    assert "MapBatches(_decode)->MapBatches(_Engine)" not in rows.stats()
 
 
 def test_a_dataset_without_rows(cluster: str) -> None:

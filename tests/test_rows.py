@@ -18,9 +18,11 @@ import torch
 from alexnet_triton import weights
 from alexnet_triton.engine import Engine
 from alexnet_triton.engine.__main__ import main
+from alexnet_triton.engine.jobs.kinds import ImageRow
 from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.provenance import by_content, difference, fingerprint
-from alexnet_triton.engine.jobs.rows import Existing, ImageRow, Output, OutputError
+from alexnet_triton.engine.jobs.rows import Existing, Output
+from alexnet_triton.engine.jobs.tables import OutputError
 from alexnet_triton.engine.load import find, load_state
 from alexnet_triton.engine.run import Prediction
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Offline classification: sources in, one row each out, whatever happens to single images."""
+"""Offline inference: sources in, one row each out, whatever happens to single images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,15 +18,16 @@ from ..images import ImageError, Item, Listed, Views
 from ..load import EngineError
 from ..run import Engine
 from ..spec import Preprocess
-from .rows import ImageRow, Kept, pair, row
-from .workers import Decoded, decode_ahead
+from .kinds import ImageRow, Kind, Predictions, row
+from .rows import Kept, pair
+from .workers import Decoded, decode_ahead, picture
 
 Pairs = Iterator[tuple[Listed, Item]]
 
 
 @dataclass(slots=True)
 class Tally:
-    """How a job fares: rows kept from before, and all rows with and without a prediction."""
+    """How a job fares: rows kept from before, and all rows with and without a result."""
 
     kept: int = 0
     good: int = 0
@@ -38,7 +40,7 @@ class Tally:
 
     @property
     def failed(self) -> bool:
-        """Whether an image that was named itself, or every image, has no prediction."""
+        """Whether an image that was named itself, or every image, has no result."""
         return bool(self.named_bad or not self.good)
 
     def add(self, error: str | None, named: bool) -> None:
@@ -70,24 +72,39 @@ def classify(
 ) -> Generator[ImageRow]:
     """A row for each of `sources` (what `images.expand` yields), in order, lazily.
 
-    `exif` turns pictures. `workers` processes decode; with 0, this one does between batches. When a
+    `exif` turns pictures. For the rest see `answer`.
+    """
+    return answer(engine, sources, Predictions(top, views), batch_size, workers, exif)
+
+
+def answer(
+    engine: Engine,
+    sources: Iterable[Listed],
+    kind: Kind,
+    batch_size: int = 256,
+    workers: int = 0,
+    exif: bool = False,
+) -> Generator[ImageRow]:
+    """A row of this kind for each of `sources`, in order, lazily.
+
+    `workers` processes decode; with 0, this one does between batches. When a
     batch is too large for the GPU's memory, it and all after it are halved until they fit, which
     one line on standard error says; a single image that does not fit raises EngineError.
     """
     if not workers:
-        yield from answered(
-            engine, ((source, source) for source in sources), batch_size, top, views, exif
-        )
+        itself = ((source, source) for source in sources)
+        yield from answered(engine, itself, batch_size, kind, exif)
         return
-    preprocess = worker_preset(engine.network.preprocess, views)
-    ahead = decode_ahead(sources, preprocess, workers, batch_size, exif)
+    preprocess = worker_preset(engine.network.preprocess, kind.views)
+    decode = partial(picture, preprocess=preprocess, exif=exif)
+    ahead = decode_ahead(sources, decode, workers, batch_size)
     with closing(ahead):
-        pairs = ((source, worker_item(decoded, views)) for source, decoded in ahead)
-        yield from answered(engine, pairs, batch_size, top, views)
+        pairs = ((source, worker_item(decoded, kind.views)) for source, decoded in ahead)
+        yield from answered(engine, pairs, batch_size, kind)
 
 
 def answered(
-    engine: Engine, pairs: Pairs, batch_size: int, top: int, views: Views, exif: bool = False
+    engine: Any, pairs: Pairs, batch_size: int, kind: Kind, exif: bool = False
 ) -> Iterator[ImageRow]:
     """A row for every source, from what the engine is to take for it, in batches that fit."""
     size = min(batch_size, engine.max_batch)
@@ -97,8 +114,8 @@ def answered(
         unanswered.clear()
         items = _recorded(pairs, unanswered)
         try:
-            for result in engine.stream(items, batch_size=size, top=top, views=views, exif=exif):
-                yield row(unanswered.popleft()[0], result)
+            for result in kind.stream(engine, items, size, exif):
+                yield row(unanswered.popleft()[0], result, kind)
             return
         except torch.cuda.OutOfMemoryError as error:
             if size == 1:

@@ -83,24 +83,27 @@ def _changes(before: list[str], now: list[str]) -> str:
 # On disk
 
 
-def encode(record: Record) -> str:
-    """A record as text; `decode` makes it a record again."""
-    return json.dumps({"classify": record})
+BESIDE = ".job.json"  # what a record's file is called after the file that it is of
 
 
-def decode(text: bytes) -> dict[str, Any] | None:
-    """The record that a text is, None if it is none."""
+def encode(record: Record, verb: str) -> str:
+    """A record of a verb's rows as text; `decode` makes it a record again."""
+    return json.dumps({verb: record})
+
+
+def decode(text: bytes, verb: str) -> dict[str, Any] | None:
+    """The record that a text is, None if it is none of that verb's."""
     try:
-        record = json.loads(text)["classify"]
+        record = json.loads(text)[verb]
     except (ValueError, LookupError, TypeError):
         return None
     return record if isinstance(record, dict) else None
 
 
-def store(record: Record, path: Path) -> None:
+def store(record: Record, path: Path, verb: str) -> None:
     """Write it so that it is on disk when this returns, whole or not at all. Raises OSError."""
     with replacing(path) as file:
-        file.write(encode(record).encode() + b"\n")
+        file.write(encode(record, verb).encode() + b"\n")
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # not every file system can

@@ -1,4 +1,4 @@
-"""Many machines: classification on Ray Data, the same rows as from any other job.
+"""Many machines: inference on Ray Data, the same rows as from any other job.
 
     dataset = ray.data.read_parquet("photos.parquet")  # a column path, and bytes if they are there
     alexnet_triton.engine.ray.classify(dataset, workers=8).write_parquet("labels")
@@ -44,11 +44,12 @@ from ..load import (
     read_classes,
     resolve,
 )
-from ..run import Engine, Prediction
+from ..run import Engine
 from ..spec import Network, Preprocess
 from . import reaper
 from .classify import answered, worker_item, worker_preset
-from .rows import ImageRow, row, to_table
+from .kinds import PREDICTIONS, Features, ImageRow, Kind, Predictions, row, valid_text
+from .tables import to_table
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -76,10 +77,12 @@ def classify(
 ) -> Dataset:
     """A row for every image of a dataset, lazily: nothing runs until rows are asked for.
 
+    `features` gives the activations of a layer in the same way.
+
     dataset: with a column `path` of files and URLs (string, or binary for file names that are no
     Unicode), which are opened on whatever machine a task runs; or besides it with a column `bytes`
     of encoded images, and then `path` only names them. The rows have the columns of
-    `rows.schema()`, then all others of the dataset but `bytes`, in Ray's order. An image that
+    `tables.schema()`, then all others of the dataset but `bytes`, in Ray's order. An image that
     cannot be read is a row with its error.
 
     workers: engines at once, on `num_gpus` GPUs each. None is one where the cluster has GPUs now,
@@ -90,17 +93,49 @@ def classify(
     Ray; NetworkError and WeightsError as `Engine.load` does. That a picture has an orientation in
     its EXIF and lies otherwise is not told: warnings of Ray's workers stay there.
     """
+    one_of("views", views, ("center", "ten-crop"))
+    kind = Predictions(at_least_one("top", top), views)
+    how = {"model": model, "weights": weights, "dtype": dtype, "backend": backend, "exif": exif}
+    how |= {"batch_size": batch_size, "workers": workers, "num_gpus": num_gpus}
+    return answer(dataset, kind, classes=classes, **how)
+
+
+def features(dataset: Dataset, *, layer: str = "fc7", **how: Any) -> Dataset:
+    """A row with one layer's activations for every image of a dataset, lazily.
+
+    layer: after its ReLU, by its own name or torchvision's; (C, H, W) comes as one list. `how` and
+    the rest are as for `classify`, without top, views and classes. Raises NetworkError for no such
+    layer, too.
+    """
+    return answer(dataset, Features(layer), **how)
+
+
+def answer(
+    dataset: Dataset,
+    kind: Kind,
+    *,
+    model: str | Path | Network = "alexnet",
+    weights: weight_sources.Source | None = None,
+    dtype: str | None = None,
+    backend: Backend = "triton",
+    batch_size: int = 256,
+    workers: int = 1,
+    num_gpus: float | None = None,
+    exif: bool = False,
+    classes: Classes | None = None,
+) -> Dataset:
+    """A row of this kind for every image of a dataset, as `classify` says."""
     ray = _ray()
     dtype = dtype and dtype_name(dtype)
     one_of("backend", backend, ("triton", "torch"))
-    one_of("views", views, ("center", "ten-crop"))
-    for name, count in (("top", top), ("batch_size", batch_size), ("workers", workers)):
+    for name, count in (("batch_size", batch_size), ("workers", workers)):
         at_least_one(name, count)
-    _check_columns(dataset)
+    _check_columns(dataset, kind)
     classes = read_classes(classes)  # here, not where the engines are
     network, published = find(model)
     network, state = load_state(network, published if weights is None else weights)
     named(network, classes)
+    kind = kind.fitted(network)
     num_gpus = _gpus(workers) if num_gpus is None else num_gpus
     if not num_gpus:  # what actors refuse comes under a traceback each; here it is one line
         Engine.load(network, state, "cpu", dtype, backend, batch_size, classes=classes)
@@ -112,7 +147,7 @@ def classify(
         "max_batch": batch_size,
         "classes": classes,
     }
-    preprocess = worker_preset(network.preprocess, views)
+    preprocess = worker_preset(network.preprocess, kind.views)
     # Small blocks, for there must be more of them than engines.
     blocks: Any = dataset.repartition(target_num_rows_per_block=batch_size)
     pixels = blocks.map_batches(
@@ -122,10 +157,10 @@ def classify(
         fn_args=(preprocess, exif, Image.MAX_IMAGE_PIXELS),
     )
     rows: Dataset = pixels.map_batches(
-        _Classifier,
+        _Engine,
         batch_format="pyarrow",
         batch_size=batch_size,
-        fn_constructor_args=(engine, ray.put(state), preprocess.crop, top, views),
+        fn_constructor_args=(engine, ray.put(state), preprocess.crop, kind),
         compute=ray.data.ActorPoolStrategy(size=workers),
         # Cores are for decoding: engines that held them all would wait for pixels forever. And Ray
         # lets the actors decode, one image after another, where they ask for what tasks ask for.
@@ -138,6 +173,7 @@ def classify(
 def run(
     sources: Iterable[Listed],
     address: str | None = None,
+    kind: Kind = PREDICTIONS,
     *,
     model: str | Path | Network = "alexnet",
     weights: weight_sources.Source | None = None,
@@ -150,13 +186,13 @@ def run(
     process is connected to, else Ray on this machine alone for as long as rows are asked for: no
     dashboard, no usage reports. Relative paths start from the working directory of this process,
     and every machine of the cluster must have them. device: of every engine, "cpu" or "cuda"; None
-    is a GPU where the cluster has GPUs. The others are as for `classify`.
+    is a GPU where the cluster has GPUs. The others are as for `answer`.
 
     A worker that dies costs nothing, Ray does its work again; but without end where a file kills
     whatever decodes it. A job without Ray makes that file a row with its error.
 
     Raises, in one line, EngineError for a cluster that cannot be reached or a worker that failed,
-    and whatever `classify` raises.
+    and whatever `answer` raises.
     """
     _ray()
     network, published = find(model)
@@ -165,23 +201,26 @@ def run(
     with _cluster(address), _quiet():
         for listed in batched(sources, LISTED):
             images = dict(enumerate(source for source in listed if isinstance(source, Source)))
-            yield from (row(source, source) for source in listed if isinstance(source, ImageError))
+            bad = (source for source in listed if isinstance(source, ImageError))
+            yield from (row(source, source, kind) for source in bad)
             if images:
-                yield from _run(images, model=network, weights=state, num_gpus=num_gpus, **options)
+                options |= {"model": network, "weights": state, "num_gpus": num_gpus}
+                yield from _run(images, kind, **options)
 
 
-def _run(images: dict[int, Source], **options: Any) -> Iterator[ImageRow]:
+def _run(images: dict[int, Source], kind: Kind, **options: Any) -> Iterator[ImageRow]:
     ray = _ray()
-    rows: Any = classify(ray.data.from_arrow(_table(images)), **options)
+    rows: Any = answer(ray.data.from_arrow(_table(images)), kind, **options)
     rows.context.enable_progress_bars = False
     try:
         for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for record in block.to_pylist():
-                result: list[Prediction] | ImageError
-                result = [Prediction(**best) for best in record["predictions"] or ()]
+                result: Any
                 if record["error"] is not None:
                     result = ImageError(record["path"], record["error"])
-                yield row(images[record["source"]], result)
+                else:
+                    result = kind.result(record[kind.key])
+                yield row(images[record["source"]], result, kind)
     except ray.exceptions.RayError as error:
         raise EngineError(f"a Ray worker failed: {_cause(error)}") from error
 
@@ -214,7 +253,7 @@ def _decode(table: Any, preprocess: Preprocess, exif: bool, pixel_limit: int | N
             errors.append(None)
         except ImageError as error:
             pixels.append(None)
-            errors.append(row(Source(str(path), named=False), error).error)
+            errors.append(valid_text(error.reason))
     kept = table.select([name for name in table.column_names if name != "bytes"])
     size = 3 * preprocess.crop * preprocess.crop
     return kept.append_column("error", pa.array(errors, pa.string())).append_column(
@@ -222,18 +261,16 @@ def _decode(table: Any, preprocess: Preprocess, exif: bool, pixel_limit: int | N
     )
 
 
-class _Classifier:
+class _Engine:
     """An actor: an engine that makes tables of rows out of tables of pixels."""
 
-    def __init__(
-        self, engine: dict[str, Any], state: Any, crop: int, top: int, views: Views
-    ) -> None:
+    def __init__(self, engine: dict[str, Any], state: Any, crop: int, kind: Kind) -> None:
         self.engine = Engine.load(weights=_ray().get(state), **engine)
-        self.crop, self.top, self.views = crop, top, views
+        self.crop, self.kind = crop, kind
 
     def __call__(self, table: Any) -> Any:
         pairs = self._pairs(table)
-        rows = to_table(answered(self.engine, pairs, self.engine.max_batch, self.top, self.views))
+        rows = to_table(answered(self.engine, pairs, self.engine.max_batch, self.kind), self.kind)
         for name in table.column_names:
             if name not in ("path", "error", "pixels"):
                 rows = rows.append_column(name, table[name])
@@ -243,7 +280,7 @@ class _Classifier:
         columns = _paths(table), self._pixels(table), table["error"].to_pylist()
         for path, pixels, error in zip(*columns, strict=True):
             decoded = pixels if error is None else ImageError(str(path), error)
-            yield Source(str(path), named=False), worker_item(decoded, self.views)
+            yield Source(str(path), named=False), worker_item(decoded, self.kind.views)
 
     def _pixels(self, table: Any) -> Pixels:
         """[N, 3, crop, crop], anything where the column is null, in memory that may be written."""
@@ -381,7 +418,7 @@ def _wanted_gpus(device: str | None, address: str | None) -> float | None:
 # Refusals
 
 
-def _check_columns(dataset: Dataset) -> None:
+def _check_columns(dataset: Dataset, kind: Kind) -> None:
     import pyarrow as pa
 
     schema = dataset.schema()
@@ -395,7 +432,7 @@ def _check_columns(dataset: Dataset) -> None:
         )
     if types.get("bytes", pa.binary()) not in (pa.binary(), pa.large_binary(), object):
         raise EngineError(f"dataset: wanted binary in its column 'bytes', got {types['bytes']}")
-    if taken := {"error", "predictions", "pixels"} & types.keys():
+    if taken := {"error", kind.key, "pixels"} & types.keys():
         raise EngineError(
             f"dataset: wanted no column {', '.join(sorted(taken))}, which rows get here; "
             "dataset.rename_columns() renames"

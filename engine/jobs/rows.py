@@ -1,10 +1,11 @@
 """Rows: what became of each image, on disk as it comes, and what of it is there already.
 
 A job's state is one file of JSON lines that only ever grows by whole rows, so that `--resume` can
-go on. For JSON lines that file is the output itself. For Parquet, whose files are nothing without
-their end, it lies beside the output as `FILE.parquet.partial.jsonl`. How the rows were made
-(`provenance.py`) lies beside these lines, as `FILE.jsonl.job.json` or
-`FILE.parquet.partial.jsonl.job.json`, and in the metadata of Parquet.
+go on. For JSON lines that file is the output itself. For a table (`tables.py`), which is nothing
+without its end, it lies beside the output as `FILE.partial.jsonl`. How the rows were made
+(`provenance.py`) lies beside the lines, as `FILE.jsonl.job.json` or
+`FILE.parquet.partial.jsonl.job.json`, and in the metadata of Parquet; beside an array of features,
+whether it is finished or not, as `FILE.npy.job.json`.
 """
 
 from __future__ import annotations
@@ -13,52 +14,23 @@ import contextlib
 import fcntl
 import io
 import json
-import math
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from errno import EACCES, EISDIR, ENAMETOOLONG
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ...errors import Error
-from ..images import ImageError, Listed
-from ..run import Prediction
+from ..images import Listed
 from . import provenance
+from .kinds import PREDICTIONS, ImageRow, Kind, path_of
+from .tables import GROUP, TABLES, OutputError, Table, foreign, paths_of
 
 Existing = Literal["refuse", "resume", "retry", "overwrite"]
 
-_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-_METADATA = b"alexnet_triton"  # where a Parquet file tells how its rows were made
-_GROUP = 8 << 20  # bytes of JSON lines that become one row group: flat memory, some 20,000 rows
-
-
-class OutputError(Error):
-    """Rows that cannot be kept: one line that names the file, the cause and the cure."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """What became of one input: its predictions, or why there are none.
-
-    `named` says whether the user named this very file, not a folder or glob it was found in; it is
-    not stored.
-    """
-
-    path: str
-    predictions: tuple[Prediction, ...]
-    error: str | None
-    named: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """`{"path", "predictions": [...]}` or `{"path", "error"}`: what is printed and stored."""
-        if self.error is not None:
-            return {"path": self.path, "error": self.error}
-        best = [{"index": p.index, "label": p.label, "score": p.score} for p in self.predictions]
-        return {"path": self.path, "predictions": best}
+_LINES = (".jsonl", ".ndjson")
 
 
 class Kept(NamedTuple):
@@ -68,121 +40,71 @@ class Kept(NamedTuple):
     error: str | None
 
 
-def path_of(source: Listed) -> str:
-    """The path or URL that stands in a source's row, valid Unicode whatever the file is called.
-
-    Bytes of a file name that are not UTF-8 are spelled out (`caf\\udce9.png`): JSON and Parquet
-    have no other room for them.
-    """
-    path = source.item if isinstance(source, ImageError) else source.location
-    return _text(path)
-
-
-def row(source: Listed, result: Sequence[Prediction] | ImageError) -> ImageRow:
-    """The row of one source from what the engine, or its decoding, made of it.
-
-    Scores that are not numbers, as after an overflow in fp16, are an error.
-    """
-    named = isinstance(source, ImageError) or source.named
-    if isinstance(result, ImageError):
-        return ImageRow(path_of(source), (), _text(result.reason), named)
-    if any(math.isnan(prediction.score) for prediction in result):
-        return ImageRow(
-            path_of(source), (), "its scores are not numbers (NaN); try dtype fp32", named
-        )
-    return ImageRow(path_of(source), tuple(result), None, named)
-
-
-def _text(words: str) -> str:
-    return words.encode("utf-8", "backslashreplace").decode()
-
-
-# Parquet
-
-
-def schema() -> Any:
-    """The pyarrow.Schema of Parquet output: of `error` and `predictions` one is always null.
-
-    path: string; error: string; predictions: list<struct<index: int32, label: string,
-    score: float>>. Raises OutputError where pyarrow is missing.
-    """
-    pa = _pyarrow()
-    prediction = pa.struct([("index", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
-    return pa.schema(
-        [("path", pa.string()), ("error", pa.string()), ("predictions", pa.list_(prediction))]
-    )
-
-
-def to_table(rows: Iterable[ImageRow]) -> Any:
-    """`rows` as a pyarrow.Table of `schema()`."""
-    return _pyarrow().Table.from_pylist([row.to_dict() for row in rows], schema())
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.json
-        import pyarrow.parquet
-    except ImportError:
-        raise OutputError(
-            "Parquet needs pyarrow, which is not installed; "
-            "`pip install -e '.[parquet]'`, or name a .jsonl file"
-        ) from None
-    return pyarrow
-
-
 # The output
 
 
 class Output:
     """The file that a job writes its rows to: a context manager, safe against whatever ends it.
 
-    A path that ends in .parquet becomes Parquet of `schema()`, one in .jsonl or .ndjson JSON lines
-    (`ImageRow.to_dict`), and so does a device or pipe of any name, which keeps nothing. Every row
+    A path that ends in .parquet becomes Parquet of `schema(kind)`, of features one in .npy or
+    .safetensors an array, one in .jsonl or .ndjson JSON lines (`ImageRow.to_dict`), and so does a
+    device or pipe of any name, which keeps nothing. Every row
     goes to the operating system when it is written; one that was torn by a kill or a full disk is
     cut off. `existing` says what becomes of rows that are there already: they are refused, kept and
     continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
     ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
     with them, and `agree` holds it against what is asked for now. Nothing is touched before the
-    first new row is written. When the context is left, also by Ctrl-C or an error, a Parquet file
-    is made of the rows so far in one piece; its partial file goes when the job is done.
+    first new row is written. When the context is left, also by Ctrl-C or an error, a table is made
+    of the rows so far in one piece; its partial file goes when the job is done.
 
     Raises OutputError, one line: at once for what cannot be written, for rows that are there and
     refused, for what no job wrote, and while another job writes to it; from `write` and on leaving
     for a full disk, and where somebody else moved, deleted or changed the file meanwhile.
     """
 
-    def __init__(self, path: str | os.PathLike[str], existing: Existing = "refuse") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        existing: Existing = "refuse",
+        kind: Kind = PREDICTIONS,
+    ) -> None:
         suffix = Path(path).suffix.lower()
         self._regular = not _is_stream(Path(path))
         # Behind a link, so that its record lies beside the rows whatever link leads to them.
         behind = self._regular and os.path.islink(path)
         self.path = Path(os.path.realpath(path) if behind else path)
+        self.kind = kind  # may be set to one that is fitted, before any row
         self._existing = existing
         self._resuming = existing in ("resume", "retry")
-        if self._regular and suffix not in _SUFFIXES and not os.path.isdir(self.path):
+        tables = TABLES if kind.packed else {".parquet": TABLES[".parquet"]}
+        suffixes = (*_LINES, *tables)
+        if self._regular and suffix not in suffixes and not os.path.isdir(self.path):
             raise OutputError(
-                f"{self.path}: wanted a name that ends in {' or '.join(_SUFFIXES)}, got "
+                f"{self.path}: wanted a name that ends in {' or '.join(suffixes)}, got "
                 f"{suffix or 'none'}; for example {self.path.with_suffix('.jsonl')}"
             )
         if self._resuming and not self._regular:
             raise OutputError(f"{self.path}: is no regular file: there is nothing to resume")
-        self._parquet = self._regular and suffix == ".parquet"
-        self._lines = _beside(self.path, ".partial.jsonl") if self._parquet else self.path
-        self._record = _beside(self._lines, ".job.json")
-        if self._parquet:
-            _pyarrow()
-        for path in (self.path, self._lines):
+        self._table = tables.get(suffix) if self._regular else None
+        self._lines = _beside(self.path, ".partial.jsonl") if self._table else self.path
+        self._record = _beside(self._lines, provenance.BESIDE)
+        self._files = [self.path, self._lines]
+        if self._table:
+            self._table.check()
+            if self._table.beside:
+                self._record = _beside(self.path, provenance.BESIDE)
+                self._files.append(paths_of(self.path))
+        for path in self._files:
             if existing == "refuse" and _size(path):
                 raise OutputError(
                     f"{path}: holds something already; "
                     "go on with it (--resume), replace it (--overwrite), or name another file"
                 )
-        self._before = _identity(self.path)  # of a Parquet file that this job may replace
+        self._before = _identity(self.path)  # of a table that this job may replace
         self._created = self._begun = self._torn = False
         self.resumed = False
         self._made: dict[str, Any] = {}  # how the rows are made, those that are kept, too
-        self._finished = False  # whether what is kept is in the Parquet file
+        self._finished = False  # whether what is kept is in the table
         self._kept = 0  # bytes of whole rows in the lines that are kept
         self._size = 0  # bytes that are in the lines, unless somebody else changes them
         try:
@@ -215,12 +137,12 @@ class Output:
 
         Raises OutputError at a line that is no row.
         """
-        rows = self._restored(["path", "error"]) if self._finished else self._whole()
+        rows = self._restored(wanted=False) if self._finished else self._whole()
         yield from (kept for kept, _ in rows)
 
     def write(self, row: ImageRow) -> None:
         """Append one row. Raises OutputError where it finds no room; the rows before it stay."""
-        line = rest = _line(row.to_dict())
+        line = rest = _line(row.to_dict(packed=self._table is not None))
         self._check_untouched()
         try:
             if not self._begun:
@@ -254,7 +176,8 @@ class Output:
         if os.path.isdir(self.path):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         if self._regular:  # its record will lie beside it
-            length = len(os.fsencode(self._record.name)) + provenance.LONGER
+            longest = max(len(os.fsencode(path.name)) for path in (self._record, self._lines))
+            length = longest + provenance.LONGER
             if (more := length - os.pathconf(self.path.parent, "PC_NAME_MAX")) > 0:
                 raise OSError(ENAMETOOLONG, f"its name is too long, take {more} bytes off it")
             if not os.access(self.path.parent, os.W_OK):
@@ -281,12 +204,10 @@ class Output:
     def _look(self) -> None:
         """What is there, and whether it is a job's."""
         self._size = _size(self._lines)
-        self._finished = self._parquet and not self._size and _size(self.path) > 0
         made = self._read_record()
-        if self._parquet and _size(self.path):
-            with self._parquet_file() as file:
-                metadata = file.schema_arrow.metadata or {}
-            described = provenance.decode(metadata.get(_METADATA, b""))
+        if self._table and _size(self.path):
+            self._finished = not self._size
+            described = self._table.made(self.path, self.kind)
             if self._finished:
                 made = described
             elif self._resuming and described != made:
@@ -295,12 +216,13 @@ class Output:
                     "move one of them away, or replace both (--overwrite)"
                 )
         if self._size and not self._begins_with_row(made is not None):
-            raise self._foreign("its content")
+            raise foreign("its content", self._lines)
         if not self._resuming:  # it is to be replaced
             self._finished = False
         elif self._size or self._finished:
             if made is None:
-                where = "its metadata" if self._finished else self._record
+                inside = self._finished and self._table and not self._table.beside
+                where = "its metadata" if inside else self._record
                 raise OutputError(
                     f"{self.path}: how its rows were made should stand in {where} and does not; "
                     "replace it (--overwrite), or name another file"
@@ -314,18 +236,19 @@ class Output:
             text = self._record.read_bytes()
         except FileNotFoundError:
             return None
-        if (record := provenance.decode(text)) is None:
+        if (record := provenance.decode(text, self.kind.verb)) is None:
             raise OutputError(
-                f"{self._record}: is no record of a job; delete it, or name another output"
+                f"{self._record}: is no record of a job of `{self.kind.verb}`; delete it, or name "
+                "another output"
             )
         return record
 
     def _begins_with_row(self, recorded: bool) -> bool:
         """Whether the first line is a row, or a part of one: without a record, one that says so."""
         with open(self._lines, "rb") as lines:
-            line = lines.readline(_GROUP)
+            line = lines.readline(GROUP)
         if line.endswith(b"\n"):
-            return _kept(line) is not None
+            return _kept(line, self.kind) is not None
         return _is_torn(line) if recorded else line.startswith(_ROW_BEGINS)
 
     def _whole_bytes(self) -> int:
@@ -340,7 +263,7 @@ class Output:
             whole = end + block.rfind(b"\n") + 1
             lines.seek(whole)
             if not _is_torn(lines.read(len(_ROW_BEGINS))):
-                raise self._foreign("its end")
+                raise foreign("its end", self._lines)
         return whole
 
     # The rows that are kept, each as what resuming needs and as its line
@@ -349,52 +272,34 @@ class Output:
         with open(self._lines, "rb") if self._kept else io.BytesIO() as lines:
             end = 0
             for number, line in enumerate(lines, 1):
-                if (row := _kept(line)) is None:
-                    raise self._foreign(f"line {number}")
+                if (row := _kept(line, self.kind)) is None:
+                    raise foreign(f"line {number}", self._lines)
                 yield row, line
                 end += len(line)
                 if end == self._kept:  # what follows was written since
                     return
 
-    def _restored(self, columns: list[str] | None = None) -> Iterator[tuple[Kept, bytes]]:
-        try:
-            with self._parquet_file() as file:
-                for batch in file.iter_batches(batch_size=1024, columns=columns):
-                    for found in batch.to_pylist():
-                        row = {name: value for name, value in found.items() if value is not None}
-                        yield Kept(found["path"], found["error"]), _line(row)
-        except (_pyarrow().ArrowInvalid, OSError):
-            raise self._foreign("its content", self.path) from None
-
-    def _parquet_file(self) -> Any:
-        pa = _pyarrow()
-        try:
-            file = pa.parquet.ParquetFile(self.path)
-        except PermissionError as error:
-            raise OutputError(f"{self.path}: cannot be read: {error.strerror}") from error
-        except (pa.ArrowInvalid, OSError):
-            raise self._foreign("its content", self.path) from None
-        if not file.schema_arrow.equals(schema()):
-            file.close()
-            raise self._foreign("its schema", self.path)
-        return file
+    def _restored(self, wanted: bool = True) -> Iterator[tuple[Kept, bytes]]:
+        assert self._table
+        for row in self._table.records(self.path, self.kind, wanted):
+            yield Kept(row["path"], row.get("error")), _line(row)
 
     # The first row, and what comes after
 
     def _begin(self) -> None:
         """Make the lines what the first new row follows; their record is there before they are."""
         if self._regular:
-            if self._parquet and self._existing == "overwrite":
-                self._check_parquet()
+            if self._table and self._existing == "overwrite":
+                self._check_table()
             os.ftruncate(self._file, self._kept)
+            if self._table and self._existing == "overwrite":
+                self.path.unlink(missing_ok=True)  # before its record is another one's
             if not self._kept:
-                provenance.store(self._made, self._record)
+                provenance.store(self._made, self._record, self.kind.verb)
             if self._finished:
                 self._rewrite(self._restored())
             elif self._existing == "retry":
                 self._rewrite(self._whole())
-            if self._parquet and self._existing == "overwrite":
-                self.path.unlink(missing_ok=True)
             self._size = os.fstat(self._file).st_size
         self._begun = True
 
@@ -433,8 +338,8 @@ class Output:
         there = _stat(self._lines)
         return there is not None and os.path.samestat(there, os.fstat(self._file))
 
-    def _check_parquet(self) -> None:
-        """Raises OutputError where somebody else made or changed the Parquet file."""
+    def _check_table(self) -> None:
+        """Raises OutputError where somebody else made or changed the table."""
         if _identity(self.path) not in (None, self._before):
             raise OutputError(
                 f"{self.path}: was put there or changed while the job ran; "
@@ -445,14 +350,18 @@ class Output:
         if self._begun or self._resuming:
             size = self._size if self._begun else self._kept
             os.ftruncate(self._file, size)  # a row may be torn
-            if self._parquet and size and not isinstance(error, OutputError):
-                self._render()
-            if not size or (self._parquet and error is None):
+            if self._table and size and not isinstance(error, OutputError):
+                self._render(self._table)
+            recorded = size > 0
+            if not size or (self._table and error is None):
                 self._lines.unlink()
+                beside = self._table is not None and self._table.beside
+                recorded = beside and (size > 0 or self._finished)
+            if not recorded:
                 self._record.unlink(missing_ok=True)
             elif not self._record.exists():  # somebody else deleted it
-                provenance.store(self._made, self._record)
-            for path in {self.path, self._lines, self._record}:
+                provenance.store(self._made, self._record, self.kind.verb)
+            for path in {*self._files, self._record}:
                 provenance.sweep(path)
 
     def _close(self) -> None:
@@ -463,25 +372,13 @@ class Output:
         finally:
             os.close(self._file)
 
-    def _render(self) -> None:
-        """The Parquet file of all rows, in place of the last one only when it is complete."""
-        pa = _pyarrow()
-        parse = pa.json.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="ignore")
-        described = schema().with_metadata({_METADATA: provenance.encode(self._made)})
+    def _render(self, table: Table) -> None:
+        """The table of all rows, in place of the last one only when it is complete."""
         with open(self._lines, "rb") as lines, provenance.replacing(self.path) as new:
-            with pa.parquet.ParquetWriter(new, described) as writer:
-                while group := b"".join(lines.readlines(_GROUP)):
-                    read = pa.json.ReadOptions(use_threads=False, block_size=len(group))
-                    writer.write_table(pa.json.read_json(io.BytesIO(group), read, parse))
-            self._check_parquet()
+            table.render(lines, new, self.path, self.kind, self._made)
+            self._check_table()
 
     # Refusals
-
-    def _foreign(self, what: str, path: Path | None = None) -> OutputError:
-        return OutputError(
-            f"{path or self._lines}: {what} was not written by a job; "
-            "delete it, or name another file"
-        )
 
     def _taken(self) -> OutputError:
         return OutputError(f"{self.path}: another job is writing to it; wait for it")
@@ -506,14 +403,14 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _kept(line: bytes) -> Kept | None:
+def _kept(line: bytes, kind: Kind) -> Kept | None:
     """The row that a line is, None if it is none."""
     try:
         found = json.loads(line)
-        path, error, best = found["path"], found.get("error"), found.get("predictions")
+        path, error, value = found["path"], found.get("error"), found.get(kind.key)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    answered = isinstance(best, list) if error is None else isinstance(error, str)
+    answered = kind.holds(value) if error is None else isinstance(error, str)
     return Kept(path, error) if isinstance(path, str) and answered else None
 
 

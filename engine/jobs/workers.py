@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -35,22 +35,28 @@ CHUNK = 8
 """Images a message: its cost is small beside theirs, and few are decoded again after a death."""
 
 Decoded = Pixels | ImageError
+Decode = Callable[[Listed], Pixels]
+
+
+def picture(source: Listed, preprocess: Preprocess, exif: bool = False) -> Pixels:
+    """The pixels of a source, uint8 [3, crop, crop]. Raises ImageError."""
+    return load(source, preprocess, name_of(source, 0), exif=exif).contiguous().numpy()
 
 
 def decode_ahead(
-    sources: Iterable[Listed], preprocess: Preprocess, workers: int, ahead: int, exif: bool = False
+    sources: Iterable[Listed], decode: Decode, workers: int, ahead: int
 ) -> Generator[tuple[Listed, Decoded]]:
-    """Each source with its pixels, uint8 [3, crop, crop], or with the ImageError in their place.
+    """Each source with what `decode` makes of it, or with the ImageError that it raises.
 
     `workers` processes decode up to about `ahead` images that nobody has asked for yet. When one
     of them dies, each image that it was at is decoded once more, alone, in a new one; an image
-    that kills that one, too, is an error. Pixels are what `images.load` gives in this process.
+    that kills that one, too, is an error. `decode` must pickle.
     """
-    team = [_Worker(preprocess, exif) for _ in range(workers)]
+    team = [_Worker(decode) for _ in range(workers)]
     idle = deque(team)
     threads = ThreadPoolExecutor(workers)  # each waits for one worker
 
-    def decode(chunk: list[Listed]) -> list[Decoded]:
+    def decoded(chunk: list[Listed]) -> list[Decoded]:
         worker = idle.popleft()
         try:
             return worker.decode(chunk)
@@ -60,12 +66,12 @@ def decode_ahead(
     window: deque[tuple[list[Listed], Future[list[Decoded]]]] = deque()
     try:
         for chunk in batched(sources, CHUNK):
-            window.append((chunk, threads.submit(decode, chunk)))
+            window.append((chunk, threads.submit(decoded, chunk)))
             if len(window) > workers + ahead // CHUNK:
-                first, decoded = window.popleft()
-                yield from zip(first, decoded.result(), strict=True)
-        for first, decoded in window:
-            yield from zip(first, decoded.result(), strict=True)
+                first, answers = window.popleft()
+                yield from zip(first, answers.result(), strict=True)
+        for first, answers in window:
+            yield from zip(first, answers.result(), strict=True)
     finally:
         for worker in team:
             worker.stop()
@@ -77,8 +83,8 @@ def decode_ahead(
 class _Worker:
     """One process and the pipe to it, renewed when it dies."""
 
-    def __init__(self, preprocess: Preprocess, exif: bool) -> None:
-        self._how = preprocess, exif
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
         self._stopped = False
         self._start()
 
@@ -104,7 +110,7 @@ class _Worker:
         self._pipe, theirs = context.Pipe()
         limit = Image.MAX_IMAGE_PIXELS  # the caller may have raised it
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, *self._how, limit), daemon=True
+            target=_serve, args=(theirs, self._decode, limit), daemon=True
         )
         self._process.start()
         theirs.close()  # else the pipe would not end with the process
@@ -126,7 +132,7 @@ class _Worker:
         return answers
 
 
-def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: int | None) -> None:
+def _serve(pipe: Connection, decode: Decode, pixel_limit: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
     Image.MAX_IMAGE_PIXELS = pixel_limit
     turned: list[object] = []
@@ -144,15 +150,16 @@ def _serve(pipe: Connection, preprocess: Preprocess, exif: bool, pixel_limit: in
         while True:
             sources = pipe.recv()
             turned.clear()
-            decoded = [_decode(source, preprocess, exif) for source in sources]
+            decoded = [decoded_or_error(source, decode) for source in sources]
             pipe.send((decoded, bool(turned)))
     except (EOFError, OSError):
         return
 
 
-def _decode(source: Listed, preprocess: Preprocess, exif: bool) -> Decoded:
+def decoded_or_error(source: Listed, decode: Decode) -> Decoded:
+    """What `decode` makes of a source, or the ImageError that it raises."""
     try:
-        return load(source, preprocess, name_of(source, 0), exif=exif).contiguous().numpy()
+        return decode(source)
     except ImageError as error:
         return error
 
