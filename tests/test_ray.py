@@ -21,7 +21,7 @@ from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.jobs import ray as on_ray
 from alexnet_triton.engine.jobs import reaper
 from alexnet_triton.engine.jobs.classify import classify
-from alexnet_triton.engine.jobs.kinds import ImageRow
+from alexnet_triton.engine.jobs.kinds import ImageRow, Predictions
 from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.tables import schema
 from alexnet_triton.engine.zoo import network
@@ -130,7 +130,7 @@ def test_ten_views_of_relative_paths_listed_a_few_at_a_time(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(on_ray, "LISTED", 12)
-    found = on_ray.run(listing(["0[01]*.png"]), **DIGITS, views="ten-crop", top=2)
+    found = on_ray.run(listing(["0[01]*.png"]), None, Predictions(2, "ten-crop"), **DIGITS)
     plain = classify(
         Engine.load("digits", backend="torch"), listing(["0[01]*.png"]), top=2, views="ten-crop"
     )

@@ -21,7 +21,8 @@ def run_features(options: argparse.Namespace) -> int:
     """The suffix of the output says which; raises EngineError for options of the other."""
     if options.output.suffix.lower() not in SUFFIXES:
         if options.filters:
-            raise EngineError(f"--filters: wanted a picture, {SUFFIXES}, got {options.output}")
+            wanted = f"wanted a picture, {', '.join(SUFFIXES)}, got {options.output}"
+            raise EngineError(f"--filters: {wanted}; leave it out")
         kind = Features(options.layer).fitted(find(options.model)[0])
         return run(options, over_images(options, kind, layer=kind.layer))
     what = f"{options.output} is a picture of one image"

@@ -238,8 +238,8 @@ class Output:
             return None
         if (record := provenance.decode(text, self.kind.verb)) is None:
             raise OutputError(
-                f"{self._record}: is no record of a job of `{self.kind.verb}`; delete it, or name "
-                "another output"
+                f"{self._record}: is no record of a job that was `{self.kind.verb}`; "
+                "delete it, or name another output"
             )
         return record
 
