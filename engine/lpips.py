@@ -10,8 +10,10 @@ the network in one run, and `kernels/lpips.py` reads the activations where that 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, overload
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels import layout
@@ -70,13 +72,19 @@ class LPIPS:
         self._arch = arch or (None if self.device.type == "cpu" else OLDEST)
         self._heads = {name: head.to(self.device) for name, head in heads().items()}
 
+    @overload
     def __call__(
-        self,
-        in0: torch.Tensor,
-        in1: torch.Tensor,
-        retPerLayer: bool = False,
-        normalize: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[False] = False, normalize: bool = False
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[True], normalize: bool = False
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    def __call__(
+        self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Distances, float32 [N, 1, 1, 1] on the engine's device; [N, 1, H, W] if spatial.
 
         in0, in1: float images [N, 3, H, W] of one size from 31x31 up, from -1 to 1, or from 0 to 1
@@ -87,7 +95,7 @@ class LPIPS:
         for such that are too small.
         """
         a, b = (self._checked(name, images) for name, images in (("in0", in0), ("in1", in1)))
-        if a.shape[2:] != b.shape[2:] or len(a) != len(b) and 1 not in (len(a), len(b)):
+        if a.shape[2:] != b.shape[2:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
             raise ImageError(
                 "in1",
                 f"wanted {list(a.shape)} like in0, or one image of that size, got {list(b.shape)}",
@@ -107,7 +115,7 @@ class LPIPS:
         total = sum(parts[1:], start=parts[0])
         return (total, parts) if retPerLayer else total
 
-    def _checked(self, name: str, images: object) -> torch.Tensor:
+    def _checked(self, name: str, images: object) -> Tensor:
         """A batch of float images [N, 3, H, W]. Raises ImageError naming the argument."""
         try:
             batch = self._engine._batch(images)
@@ -119,14 +127,14 @@ class LPIPS:
             )
         return batch
 
-    def _scaled(self, images: torch.Tensor, normalize: bool) -> torch.Tensor:
+    def _scaled(self, images: Tensor, normalize: bool) -> Tensor:
         """Images as the first layer wants them, on the device that runs it."""
         x = images.to(self.device, torch.float32)
         x = 2 * x - 1 if normalize else x
         shift, scale = (x.new_tensor(numbers)[:, None, None] for numbers in (SHIFT, SCALE))
         return (x - shift) / scale
 
-    def _measure(self, name: str, output: torch.Tensor, first: int, part: torch.Tensor) -> None:
+    def _measure(self, name: str, output: Tensor, first: int, part: Tensor) -> None:
         """Fill `part` [N, 1, ...] from a layer's output, whose `first` images are those of in0."""
         # torch's output may have any strides; the engine's own lies as the kernel wants it.
         packed = self._engine.backend == "torch"

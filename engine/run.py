@@ -395,7 +395,7 @@ class Engine:
     def _running(
         self, piece: torch.Tensor, keep: tuple[str, ...], configured_for: int
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Run at most `max_batch` images; inside, the outputs of the steps in `keep` where they lie.
+        """Run at most `max_batch` images; inside, outputs of the steps in `keep`, where they lie.
 
         They are views, [N, C, H, W] or [N, features], of memory that the next run writes to.
         """
