@@ -40,7 +40,7 @@ class DistanceShape:
 def _unit(x):
     """Pixels [BLOCK_M, BLOCK_C], each divided by its norm over the channels."""
     norm = tl.sqrt(tl.reduce(x * x, 1, tl.standard._sum_combine))
-    return x / (norm + 1e-10)[:, None]
+    return x * (1.0 / (norm + 1e-10))[:, None]
 
 
 @jit(do_not_specialize=("M", "W", "N", "a_h", "a_w", "a_n", "b_h", "b_w", "b_n"))
@@ -72,34 +72,36 @@ def _distance_kernel(
     inside = (row < M)[:, None] & (c < C)[None, :]
     unit_a = _unit(tl.load(a, mask=inside, other=0.0).to(tl.float32))
     unit_b = _unit(tl.load(b, mask=inside, other=0.0).to(tl.float32))
-    apart = unit_a - unit_b
+    # Not the difference itself: fused with one of the products it would not be zero for equals.
+    apart = tl.maximum(unit_a, unit_b, tl.PropagateNan.ALL)
+    apart -= tl.minimum(unit_a, unit_b, tl.PropagateNan.ALL)
     weights = tl.load(weight + c, mask=c < C, other=0.0)
     total = tl.reduce(weights[None, :] * (apart * apart), 1, tl.standard._sum_combine)
     tl.store(y + row, total, mask=row < M)
 
 
-@jit(do_not_specialize=("P", "N"))
+@jit(do_not_specialize=("M", "N"))
 def _mean_kernel(
-    y,  # float32 [P, N]
+    y,  # float32 [M, N]
     mean,  # float32 [N]
-    P,
+    M,
     N,
-    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     n = tl.program_id(0)
-    total = tl.full((BLOCK_P,), 0.0, tl.float32)
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        total += tl.load(y + p.to(tl.int64) * N + n, mask=p < P, other=0.0)
-    tl.store(mean + n, tl.reduce(total, 0, tl.standard._sum_combine) / P)
+    total = tl.full((BLOCK,), 0.0, tl.float32)
+    for start in range(0, M, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        total += tl.load(y + pixel.to(tl.int64) * N + n, mask=pixel < M, other=0.0)
+    tl.store(mean + n, tl.reduce(total, 0, tl.standard._sum_combine) / M)
 
 
 @dataclass(frozen=True, slots=True)
 class DistanceConfig:
-    """Pixels of a tile, which holds all channels, and of what a mean reads at a time."""
+    """Pixels of a tile, which holds all channels, and those that a mean reads at a time."""
 
     BLOCK_M: int
-    BLOCK_P: int
+    BLOCK: int
     num_warps: int = 4
 
 
@@ -151,10 +153,7 @@ def means(
     y: torch.Tensor, out: torch.Tensor, shape: DistanceShape, config: DistanceConfig
 ) -> Launch:
     """Bind the mean over pixels; calling the result fills `out`, float32 [N], from y [H, W, N]."""
-    arguments = {
-        **{"y": y, "mean": out, "P": shape.H * shape.W, "N": shape.N},
-        "BLOCK_P": config.BLOCK_P,
-    }
+    arguments = {"y": y, "mean": out, "M": shape.H * shape.W, "N": shape.N, "BLOCK": config.BLOCK}
     return Launch(_mean_kernel, (shape.N,), arguments, config.num_warps, num_stages=1)
 
 
