@@ -109,6 +109,7 @@ class LPIPS:
             rows = slice(start, start + self.max_batch)
             pair = [x if len(x) == 1 else x[rows] for x in (a, b)]
             images = torch.cat([self._scaled(x, normalize) for x in pair])
+            self._engine._foretell(images, LAYERS, configured_for)
             with self._engine._running(images, LAYERS, configured_for) as outputs:
                 for name, part in zip(LAYERS, parts, strict=True):
                     self._measure(name, outputs[name], len(pair[0]), part[rows])

@@ -377,8 +377,7 @@ class Engine:
         """
         count, size, keep = batch.shape[0], self.max_batch, tuple(outs)
         configured_for = min(count, size)
-        if self._interprets_a_card:
-            self._foretell(batch, keep, configured_for)
+        self._foretell(batch, keep, configured_for)
         for start in range(0, count, size):
             piece, into = batch, outs
             if count > size:
@@ -416,7 +415,8 @@ class Engine:
     def _foretell(self, batch: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> None:
         """How long it takes, once for each shape, where the interpreter runs a card's plan."""
         runner, shape = self._runner, (batch.shape, keep)
-        if not isinstance(runner, Single) or not len(batch) or shape in self._foretold:
+        told = not self._interprets_a_card or shape in self._foretold
+        if told or not isinstance(runner, Single) or not len(batch):
             return
         self._foretold.add(shape)
         piece = batch[: self.max_batch]

@@ -82,8 +82,8 @@ def _distance_kernel(
 
 @jit(do_not_specialize=("M", "N"))
 def _mean_kernel(
-    y,  # float32 [M, N]
-    mean,  # float32 [N]
+    x,  # float32 [M, N]
+    y,  # float32 [N]
     M,
     N,
     BLOCK: tl.constexpr,
@@ -92,8 +92,8 @@ def _mean_kernel(
     total = tl.full((BLOCK,), 0.0, tl.float32)
     for start in range(0, M, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
-        total += tl.load(y + pixel.to(tl.int64) * N + n, mask=pixel < M, other=0.0)
-    tl.store(mean + n, tl.reduce(total, 0, tl.standard._sum_combine) / M)
+        total += tl.load(x + pixel.to(tl.int64) * N + n, mask=pixel < M, other=0.0)
+    tl.store(y + n, tl.reduce(total, 0, tl.standard._sum_combine) / M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,10 @@ def distances(
 
 
 def means(
-    y: torch.Tensor, out: torch.Tensor, shape: DistanceShape, config: DistanceConfig
+    x: torch.Tensor, out: torch.Tensor, shape: DistanceShape, config: DistanceConfig
 ) -> Launch:
-    """Bind the mean over pixels; calling the result fills `out`, float32 [N], from y [H, W, N]."""
-    arguments = {"y": y, "mean": out, "M": shape.H * shape.W, "N": shape.N, "BLOCK": config.BLOCK}
+    """Bind the mean over pixels; calling the result fills `out`, float32 [N], from x [H, W, N]."""
+    arguments = {"x": x, "y": out, "M": shape.H * shape.W, "N": shape.N, "BLOCK": config.BLOCK}
     return Launch(_mean_kernel, (shape.N,), arguments, config.num_warps, num_stages=1)
 
 
