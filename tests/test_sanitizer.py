@@ -32,6 +32,7 @@ from alexnet_triton.kernels import (
     first_layer,
     gemm,
     layout,
+    lpips,
     lrn,
     pool,
     softmax,
@@ -42,6 +43,7 @@ from alexnet_triton.kernels.conv import Conv2dConfig, Conv2dShape
 from alexnet_triton.kernels.first_layer import FirstLayerConfig
 from alexnet_triton.kernels.gemm import LinearConfig
 from alexnet_triton.kernels.jit import Kernel, Launch, jit
+from alexnet_triton.kernels.lpips import DistanceConfig, DistanceShape
 from alexnet_triton.kernels.lrn import LRNConfig, LRNShape
 from alexnet_triton.kernels.pool import PoolConfig, PoolShape
 from alexnet_triton.kernels.softmax import SoftmaxConfig, SoftmaxShape
@@ -167,6 +169,16 @@ def probabilities(shape: SoftmaxShape, module: Any = softmax) -> list[Launch]:
     return several(module.softmax(x, out, shape, SoftmaxConfig(2)))
 
 
+def distance(shape: DistanceShape, module: Any = lpips) -> list[Launch]:
+    """The distances of pairs, pixel by pixel and their means; all of b is one image."""
+    config, pixels = DistanceConfig(4, 8), (shape.H, shape.W, shape.N)
+    a, one = activation(*pixels, shape.C), activation(shape.H, shape.W, 1, shape.C)
+    b = one.expand(*pixels, shape.C)
+    y, out = torch.zeros(pixels), torch.zeros(shape.N)
+    each = module.distances(a, b, torch.zeros(shape.C), y, shape, config)
+    return [each, module.means(y, out, shape, config)]
+
+
 def entry(
     pixels: torch.Tensor, module: Any = channels_last, shape: ChannelsLastShape = READ
 ) -> list[Launch]:
@@ -230,6 +242,8 @@ def others() -> dict[str, list[Launch]]:
         made[f"lrn, {lrn_shape}"] = normalisation(lrn_shape)
     for softmax_shape in (SoftmaxShape(3, 13), SoftmaxShape(2, 16), SoftmaxShape(1, 1)):
         made[f"softmax, {softmax_shape}"] = probabilities(softmax_shape)
+    for pairs in (DistanceShape(3, 13, 2, 5), DistanceShape(2, 16, 3, 3), DistanceShape(1, 1, 1, 1)):
+        made[f"lpips, {pairs}"] = distance(pairs)
     for name, images in {
         "bytes": torch.zeros(2, 3, 9, 7, dtype=torch.uint8),
         "floats": torch.zeros(2, 3, 9, 7),
@@ -281,6 +295,10 @@ def on_softmax(module: Any) -> list[Launch]:
     return probabilities(SoftmaxShape(3, 16), module)
 
 
+def on_distances(module: Any) -> list[Launch]:
+    return distance(DistanceShape(3, 16, 2, 3), module)
+
+
 # A module, a part of a mask in it, what to put there, whose elements are reached then, and how to
 # launch the kernel from a copy of the module.
 MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launch]]]] = {
@@ -297,6 +315,8 @@ MUTATIONS: dict[str, tuple[ModuleType, str, str, str, Callable[[Any], list[Launc
     "average": (pool, "inside & valid[:, None]", "inside", "x", on_averages),
     "lrn": (lrn, "row < M", "row <= M", "y", lambda m: normalisation(LRNShape(18, 16, 5), m)),
     "softmax": (softmax, "row < M", "row <= M", "y", on_softmax),
+    "distances": (lpips, "row < M", "row <= M", "y", on_distances),
+    "means": (lpips, "pixel < M", "pixel <= M", "x", on_distances),
     "pass": (
         *(channels_last, "(h < H)", "(h <= H)", "image"),
         lambda m: entry(torch.zeros(2, 3, 9, 7), m),
@@ -335,7 +355,7 @@ def unwritten(made: Iterable[Launch]) -> Iterator[torch.Tensor]:
             memory = getattr(tensor, "_base", None)
             if name in ("y", "parts") and tensor is not None:
                 yield tensor if memory is None else memory
-            elif name in ("x", "w") and memory is not None and memory.ndim == tensor.ndim:
+            elif name in ("a", "b", "x", "w") and memory is not None and memory.ndim == tensor.ndim:
                 pooling = "pool" in launch.kernel.__name__
                 yield memory[..., memory.shape[-1] if pooling else tensor.shape[-1] :]
 
