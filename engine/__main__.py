@@ -99,6 +99,16 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 _count, _natural = _at_least(1), _at_least(0)
 
+
+def _rows_to(what: str) -> Option:
+    return option(
+        "--output",
+        type=Path,
+        help=f"write a row {what} to this file, Parquet if it ends in .parquet, JSON lines if in "
+        ".jsonl or .ndjson; - is standard output, as JSON lines",
+    )
+
+
 # What several verbs can be told
 
 _KINDS = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
@@ -191,12 +201,7 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         _CLASSES,
         _WORKERS,
         _RAY,
-        option(
-            "--output",
-            type=Path,
-            help="write a row an image to this file, Parquet if it ends in .parquet, JSON lines if "
-            "in .jsonl or .ndjson; - is standard output, as JSON lines",
-        ),
+        _rows_to("an image"),
         *_KEEPING,
     ),
     (
@@ -252,6 +257,27 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         _EXIF,
         _WORKERS,
         _RAY,
+        *_KEEPING,
+    ),
+    (
+        "distance",
+        "measure by LPIPS how far apart two images look, or those of two folders with one name",
+        "distance originals/ restored/ --output distances.parquet",
+        option("first", help="an image, a URL or a folder"),
+        option("second", help="another, of the same size, or a folder with the same names"),
+        option(
+            "--size",
+            type=_at_least(31),
+            metavar="SIDE",
+            help="resize both images to SIDE x SIDE (default: they must have one size)",
+        ),
+        *_ENGINE,
+        _TARGET,
+        _BACKEND,
+        option("--batch-size", type=_count, default=64, help="pairs a batch (default 64)"),
+        _EXIF,
+        option("--workers", type=_natural, default=0, help="processes that decode (default 0)"),
+        _rows_to("a pair"),
         *_KEEPING,
     ),
     (
