@@ -20,8 +20,8 @@ from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.jobs import ray as on_ray
 from alexnet_triton.engine.jobs import reaper
-from alexnet_triton.engine.jobs.classify import classify
-from alexnet_triton.engine.jobs.kinds import ImageRow, Predictions
+from alexnet_triton.engine.jobs.classify import answer, classify
+from alexnet_triton.engine.jobs.kinds import Features, ImageRow, Predictions
 from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.tables import schema
 from alexnet_triton.engine.zoo import network
@@ -135,6 +135,22 @@ def test_ten_views_of_relative_paths_listed_a_few_at_a_time(
         Engine.load("digits", backend="torch"), listing(["0[01]*.png"]), top=2, views="ten-crop"
     )
     assert answers(dicts(found)) == answers(dicts(plain))
+
+
+def test_features_are_those_of_a_job_without_ray(cluster: str, folder: Path) -> None:
+    engine, words = Engine.load("digits", backend="torch"), [str(folder / "00*.png")]
+    kind = Features("features.12").fitted(network("digits"))
+    plain = {made.path: made for made in answer(engine, listing(words), kind)}
+    found = {made.path: made for made in on_ray.run(listing(words), None, kind, **DIGITS)}
+    assert found.keys() == plain.keys()
+    for path, made in plain.items():
+        assert found[path].error == made.error
+        if made.error is None:
+            assert np.allclose(found[path].result, made.result.ravel(), atol=1e-5)
+    dataset = ray.data.from_items([{"path": path} for path in plain])
+    rows = on_ray.features(dataset, layer="pool5", **DIGITS).take_all()
+    assert {row["path"]: row["error"] for row in rows} == {p: m.error for p, m in plain.items()}
+    assert {len(row["features"]) for row in rows if row["error"] is None} == {32 * 9}
 
 
 # A dataset that somebody has

@@ -95,7 +95,8 @@ def _rows(
     word = options.weights or ALEXNET.weights
     state = load_state(ALEXNET, word)[1]
     if output:
-        output.agree(weights=provenance.by_content(word, provenance.fingerprint(state)))
+        used = {name: state[name] for name in TRUNK.parameter_shapes()}
+        output.agree(weights=provenance.by_content(word, provenance.fingerprint(used)))
     how = {name: getattr(options, name) for name in ("device", "dtype", "backend", "target")}
     lpips = LPIPS(state, **how, max_batch=options.batch_size)
     return distances(
