@@ -15,7 +15,7 @@ from alexnet_triton.engine import LPIPS, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source
 from alexnet_triton.engine.jobs import distance
-from alexnet_triton.engine.jobs.distance import Pair, by_size, distances, load_pair, pairs
+from alexnet_triton.engine.jobs.distance import ImagePair, by_size, distances, load_pair, pairs
 from alexnet_triton.engine.load import find, load_state
 from PIL import Image
 
@@ -95,7 +95,7 @@ def test_folders_are_matched_by_relative_names(tmp_path: Path) -> None:
                 (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / side / name).touch()
     x, y = f"{tmp_path}/x", f"{tmp_path}/y"
-    wanted = {Pair(name, False, f"{x}/{name}", f"{y}/{name}") for name in names}
+    wanted = {ImagePair(name, False, f"{x}/{name}", f"{y}/{name}") for name in names}
     assert Counter(pairs(x, y)) == Counter(wanted), "each once"
 
 
@@ -137,7 +137,7 @@ def test_rows_are_lpips_of_each_pair(
 
 def test_size_makes_pairs_comparable(folders: tuple[str, str], bad: dict[str, str]) -> None:
     for source in pairs(*folders):
-        if isinstance(source, Pair) and source.location in ("sub/sizes.png", "tiny.png"):
+        if isinstance(source, ImagePair) and source.location in ("sub/sizes.png", "tiny.png"):
             assert load_pair(source, side=48).shape == (2, 3, 48, 48)
             with pytest.raises(ImageError):
                 load_pair(source)
@@ -152,7 +152,8 @@ def test_one_size_comes_after_another_and_little_waits(monkeypatch: pytest.Monke
             side = 31 + read % 3
             yield Source(str(read), named=False), torch.zeros(2, 3, side, side)
 
-    sides = [item.shape[2] for _, item in by_size(items(), 4)]
+    found: Any = by_size(items(), 4)
+    sides = [item.shape[2] for _, item in found]
     assert len(sides) == 100
     assert all(len({*sides[n : n + 4]}) == 1 for n in range(0, 96, 4))
     next(iter(by_size(items(), 4)))

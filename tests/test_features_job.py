@@ -134,8 +134,8 @@ def test_interrupted_it_leaves_what_is_done_and_goes_on(
 ) -> None:
     job = (photos, "--layer", "conv2", "--output", output, "--batch-size", 1)
 
-    def interrupted(*words: Any, **how: bool) -> Iterator[Any]:
-        for number, source in enumerate(listing(*words, **how)):
+    def interrupted(words: list[str], gone: bool) -> Iterator[Any]:
+        for number, source in enumerate(listing(words, gone=gone)):
             if number == 4:
                 raise KeyboardInterrupt
             yield source
@@ -182,7 +182,7 @@ def write(output: Path, rows: list[ImageRow], existing: Existing, exits_at: int 
 
     try:
         if exits_at:
-            os.replace = counted
+            pytest.MonkeyPatch().setattr(os, "replace", counted)
         with Output(output, existing, KIND) as opened:
             opened.agree(layer="conv2")
             for each in rows:
@@ -203,6 +203,12 @@ def test_killed_as_the_table_is_made_it_loses_and_doubles_nothing(output: Path) 
         rows, values = read(output)
         assert [row["path"] for row in rows] == ["a", "bb", "ccc"]
         assert values[:, 0, 0, 0].tolist() == [1.0, pytest.approx(np.nan, nan_ok=True), 3.0]
+    with pytest.raises(TypeError):
+        write(output, [made("a"), None], "overwrite")  # interrupted, it has a table of what is done
+    for exits_at in range(1, files):
+        write(output, [made("bb")], "resume", exits_at)
+    write(output, [], "resume")
+    assert names(output) == ["a", *["bb"] * (files - 1)]
     write(output, [made("dddd")], "overwrite", files)
     write(output, [], "resume")
     assert names(output) == ["dddd"], "what was overwritten is gone"
@@ -223,8 +229,8 @@ def test_an_array_of_somebody_else_is_not_touched(suffix: str, tmp_path: Path) -
     write(tmp_path / f"ours.{suffix}", [made("a"), made("b")], "refuse")
     beside = tmp_path / f"ours.{suffix}.paths.jsonl"
     beside.write_bytes(beside.read_bytes().splitlines()[0])
-    with pytest.raises(OutputError, match="number of lines"):
-        Output(tmp_path / f"ours.{suffix}", "resume", KIND)
+    with pytest.raises(OutputError, match="paths.jsonl: its content was not written"):
+        write(tmp_path / f"ours.{suffix}", [made("c")], "resume")
 
 
 # What cannot be

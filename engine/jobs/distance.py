@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import ImageError, Item, Listed, Pixels, Source, decode, expand, is_url, one_behind
+from ..images import ImageError, Listed, Pixels, Source, decode, expand, is_url, one_behind
 from ..load import EngineError, arithmetic, load_state, resolve
 from ..lpips import LPIPS, TRUNK
 from ..zoo import ALEXNET
@@ -34,7 +34,7 @@ HELD = 64 << 20  # bytes of pixels: of pairs that wait for others of their size,
 
 
 @dataclass(frozen=True, slots=True)
-class Pair(Source):
+class ImagePair(Source):
     """Two images to compare; `location` is what their row is called."""
 
     first: str
@@ -47,9 +47,10 @@ class Distances(Kind):
 
     verb = "distance"
     key = "distance"
+    values = (float,)
 
     def stream(
-        self, engine: LPIPS, items: Iterator[Item], batch_size: int, exif: bool
+        self, engine: LPIPS, items: Iterator[Any], batch_size: int, exif: bool
     ) -> Iterator[float | ImageError]:
         def measured(pairs: Any) -> list[float]:
             a, b = (pairs.to(engine.device).float() / 127.5 - 1).unbind(1)
@@ -63,15 +64,6 @@ class Distances(Kind):
 
     def fault(self, result: float) -> str | None:
         return None if math.isfinite(result) else "its distance is no number; try dtype fp32"
-
-    def value(self, result: float) -> float:
-        return result
-
-    def result(self, value: float) -> float:
-        return value
-
-    def holds(self, value: Any) -> bool:
-        return isinstance(value, float)
 
     def text(self, result: float) -> list[str]:
         return [f"  {result:.6f}"]
@@ -92,7 +84,7 @@ def _rows(
     options: argparse.Namespace, sources: Iterator[Listed], output: Output | None
 ) -> Generator[ImageRow]:
     arithmetic(options.dtype, resolve(options.device), options.backend, options.target)
-    word = options.weights or ALEXNET.weights
+    word = options.weights or "imagenet"
     state = load_state(ALEXNET, word)[1]
     if output:
         used = {name: state[name] for name in TRUNK.parameter_shapes()}
@@ -117,7 +109,7 @@ def pairs(first: str, second: str) -> Iterator[Listed]:
     if len(folders) == 1:
         raise EngineError(f"{folders[0]}: is a folder; wanted two folders or two images")
     if not folders:
-        return iter([Pair(first, True, first, second)])
+        return iter([ImagePair(first, True, first, second)])
     # Both are walked in one order, by the parts of a name, so nothing is kept of what came.
     found = heapq.merge(_walked(first), _walked(second), key=itemgetter(0))
     return (
@@ -136,7 +128,7 @@ def _matched(name: str, first: str, second: str, found: list[Listed]) -> Listed:
     for listed in found:
         if isinstance(listed, ImageError):
             return ImageError(name, f"{listed.item}: {listed.reason}")
-    return Pair(name, False, os.path.join(first, name), os.path.join(second, name))
+    return ImagePair(name, False, os.path.join(first, name), os.path.join(second, name))
 
 
 def distances(
@@ -169,7 +161,7 @@ def load_pair(source: Listed, side: int | None = None, exif: bool = False) -> Pi
     Raises ImageError, which says which image it was, and for two sizes and for one that is too
     small.
     """
-    if not isinstance(source, Pair):
+    if not isinstance(source, ImagePair):
         raise source if isinstance(source, ImageError) else TypeError(source)
     images = []
     for path in (source.first, source.second):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ import numpy as np
 
 from ...errors import printable
 from ..fuse import fuse
-from ..images import ImageError, Item, Listed, Views, load_each, one_behind
+from ..images import ImageError, Listed, Views, load_each, one_behind
 from ..names import canonical
 from ..run import Engine, Prediction
 from ..spec import Network, NetworkError, Shape
@@ -25,52 +24,52 @@ from ..spec import Network, NetworkError, Shape
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-class Kind(ABC):
-    """What rows hold: `verb` is whose they are, `key` where in a row its result stands."""
+class Kind:
+    """What rows hold: results of the verb `verb`, which stand at `key` in a row.
+
+    `values` are the types that a value may have in a line. One that is `packed` is numbers without
+    end, and in a partial file what `pack` makes of them.
+    """
 
     verb: ClassVar[str]
     key: ClassVar[str]
+    values: ClassVar[tuple[type, ...]]
     packed: ClassVar[bool] = False
-    """Whether a value is numbers without end, which a partial file has as `pack` writes them."""
     views: Views = "center"
-
-    @abstractmethod
-    def stream(
-        self, engine: Any, items: Iterator[Item], batch_size: int, exif: bool
-    ) -> Iterator[Any]:
-        """The result of every item, or its ImageError, in order, lazily."""
-
-    @abstractmethod
-    def fault(self, result: Any) -> str | None:
-        """What is wrong with a result, as after an overflow in fp16; it is then an error."""
-
-    @abstractmethod
-    def value(self, result: Any) -> Any:
-        """A result as JSON has it; `result` is the way back."""
-
-    @abstractmethod
-    def result(self, value: Any) -> Any:
-        """A value as Python has it."""
-
-    @abstractmethod
-    def holds(self, value: Any) -> bool:
-        """Whether a line of a job may have this value."""
-
-    @abstractmethod
-    def text(self, result: Any) -> list[str]:
-        """A result in lines for a person."""
-
-    @abstractmethod
-    def arrow(self, pa: Any) -> Any:
-        """The pyarrow.DataType of a value."""
-
-    def about(self) -> dict[str, str]:
-        """What a reader of the values must know, for the metadata of a table."""
-        return {}
 
     def fitted(self, network: Network) -> Kind:
         """The same of this network's results. Raises NetworkError for what it does not have."""
         return self
+
+    def stream(
+        self, engine: Any, items: Iterator[Any], batch_size: int, exif: bool
+    ) -> Iterator[Any]:
+        """The result of every item, or its ImageError, in order, lazily."""
+        raise NotImplementedError
+
+    def fault(self, result: Any) -> str | None:
+        """What is wrong with a result, as after an overflow in fp16; it is then an error."""
+        raise NotImplementedError
+
+    def value(self, result: Any) -> Any:
+        """A result as JSON has it."""
+        return result
+
+    def result(self, value: Any) -> Any:
+        """A value as Python has it."""
+        return value
+
+    def text(self, result: Any) -> list[str]:
+        """A result in lines for a person."""
+        raise NotImplementedError
+
+    def arrow(self, pa: Any) -> Any:
+        """The pyarrow.DataType of a value."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, str]:
+        """What a reader of the values must know, for the metadata of a table."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,15 @@ class Predictions(Kind):
 
     verb = "classify"
     key = "predictions"
+    values = (list,)
 
     top: int = 5
     views: Views = "center"
 
     def stream(
-        self, engine: Engine, items: Iterator[Item], batch_size: int, exif: bool
+        self, engine: Engine, items: Iterator[Any], batch_size: int, exif: bool
     ) -> Iterator[list[Prediction] | ImageError]:
-        how = {"top": self.top, "views": self.views, "exif": exif}
-        return engine.stream(items, batch_size=batch_size, **how)
+        return engine.stream(items, batch_size, self.top, self.views, exif)
 
     def fault(self, result: Iterable[Prediction]) -> str | None:
         if any(math.isnan(prediction.score) for prediction in result):
@@ -99,9 +98,6 @@ class Predictions(Kind):
 
     def result(self, value: Iterable[dict[str, Any]]) -> tuple[Prediction, ...]:
         return tuple(Prediction(**best) for best in value)
-
-    def holds(self, value: Any) -> bool:
-        return isinstance(value, list)
 
     def text(self, result: Iterable[Prediction]) -> list[str]:
         return [f"  {best.score:7.2%}  {printable(best.label)}" for best in result]
@@ -123,6 +119,7 @@ class Features(Kind):
 
     verb = "features"
     key = "features"
+    values = (list, str)
     packed = True
 
     layer: str
@@ -139,7 +136,7 @@ class Features(Kind):
         return Features(name, shapes[name])
 
     def stream(
-        self, engine: Engine, items: Iterator[Item], batch_size: int, exif: bool
+        self, engine: Engine, items: Iterator[Any], batch_size: int, exif: bool
     ) -> Iterator[Vector | ImageError]:
         loaded = load_each(items, engine.network.preprocess, exif=exif)
         computed = one_behind(loaded, batch_size, lambda x: engine.features(x, [self.layer]))
@@ -151,13 +148,10 @@ class Features(Kind):
         return None if np.isfinite(result).all() else "its features overflow; try dtype fp32"
 
     def value(self, result: Vector) -> list[float]:
-        return result.ravel().tolist()  # type: ignore[no-any-return]
+        return result.ravel().tolist()
 
     def result(self, value: list[float]) -> Vector:
         return np.asarray(value, np.float32)
-
-    def holds(self, value: Any) -> bool:
-        return isinstance(value, list | str)
 
     def text(self, result: Vector) -> list[str]:
         return [f"  {self.layer}: {' x '.join(map(str, self.shape))} features"]

@@ -95,8 +95,8 @@ def classify(
     """
     one_of("views", views, ("center", "ten-crop"))
     kind = Predictions(at_least_one("top", top), views)
-    how = {"model": model, "weights": weights, "dtype": dtype, "backend": backend, "exif": exif}
-    how |= {"batch_size": batch_size, "workers": workers, "num_gpus": num_gpus}
+    how: dict[str, Any] = {"model": model, "weights": weights, "dtype": dtype, "exif": exif}
+    how |= {"backend": backend, "batch_size": batch_size, "workers": workers, "num_gpus": num_gpus}
     return answer(dataset, kind, classes=classes, **how)
 
 

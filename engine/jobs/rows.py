@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 from ..images import Listed
 from . import provenance
 from .kinds import PREDICTIONS, ImageRow, Kind, path_of
-from .tables import GROUP, TABLES, OutputError, Table, foreign, paths_of
+from .tables import GROUP, TABLES, Format, OutputError, foreign, paths_of
 
 Existing = Literal["refuse", "resume", "retry", "overwrite"]
 
@@ -372,7 +372,7 @@ class Output:
         finally:
             os.close(self._file)
 
-    def _render(self, table: Table) -> None:
+    def _render(self, table: Format) -> None:
         """The table of all rows, in place of the last one only when it is complete."""
         with open(self._lines, "rb") as lines, provenance.replacing(self.path) as new:
             table.render(lines, new, self.path, self.kind, self._made)
@@ -410,7 +410,7 @@ def _kept(line: bytes, kind: Kind) -> Kept | None:
         path, error, value = found["path"], found.get("error"), found.get(kind.key)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    answered = kind.holds(value) if error is None else isinstance(error, str)
+    answered = isinstance(value, kind.values) if error is None else isinstance(error, str)
     return Kept(path, error) if isinstance(path, str) and answered else None
 
 

@@ -36,7 +36,7 @@ def foreign(what: str, path: Path) -> OutputError:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Format:
     """A format: what it needs, how rows become a file, and how that file tells of them.
 
     `check` raises OutputError where a library is missing. `render` writes a file of JSON lines as
@@ -194,30 +194,32 @@ def _array(path: Path, kind: Kind) -> Any:
 
 
 def _array_made(path: Path, kind: Kind) -> dict[str, Any] | None:
-    rows = len(_array(path, kind))
+    _array(path, kind)
     try:
-        with open(paths_of(path), "rb") as lines:
-            paths = sum(1 for _ in lines)
         record = path.with_name(path.name + provenance.BESIDE).read_bytes()
     except OSError:
         return None
-    if paths != rows:
-        raise foreign("its number of lines", paths_of(path))
     return provenance.decode(record, kind.verb)
 
 
 def _array_records(path: Path, kind: Kind, wanted: bool) -> Iterator[dict[str, Any]]:
-    with open(paths_of(path), "rb") as lines:
-        for line, values in zip(lines, _array(path, kind), strict=True):
-            row = json.loads(line)
-            if wanted and "error" not in row:
-                row[kind.key] = pack(values)
-            yield row
+    array, count = _array(path, kind), 0
+    try:
+        with open(paths_of(path), "rb") as lines:
+            for count, line in enumerate(lines, 1):
+                row = json.loads(line)
+                if wanted and "error" not in row:
+                    row[kind.key] = pack(array[count - 1])
+                yield row
+    except (OSError, ValueError, IndexError):
+        count = -1
+    if count != len(array):
+        raise foreign("its content", paths_of(path))
 
 
-_ARRAY = Table(lambda: None, _array_render, _array_made, _array_records, beside=True)
+_ARRAY = Format(lambda: None, _array_render, _array_made, _array_records, beside=True)
 TABLES = {
-    ".parquet": Table(_pyarrow, _parquet_render, _parquet_made, _parquet_records),
+    ".parquet": Format(_pyarrow, _parquet_render, _parquet_made, _parquet_records),
     ".npy": _ARRAY,
     ".safetensors": _ARRAY,
 }
