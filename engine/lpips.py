@@ -30,22 +30,22 @@ from .zoo import ALEXNET
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _LAST = [name for name, _ in ALEXNET.layers].index("relu5") + 1
 TRUNK = replace(ALEXNET, layers=ALEXNET.layers[:_LAST], classes="")
-"""AlexNet up to its last convolution's ReLU: images from 31x31 fit, and nothing is fully connected.
-"""
+"""AlexNet up to relu5: images from 31x31 fit, and no fully connected weight is packed."""
 
 # What LPIPS takes for the mean and the deviation of pixels from -1 to 1.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class LPIPS:
-    """The distance of images; equal ones are 0 apart, and either may come first.
+    """The distance of images: 0 for equal ones, the same in either order.
 
     weights: an AlexNet's, from any source that `Engine.load` takes; None is ImageNet's. device,
     dtype, backend and target are those of `Engine.load`. spatial: a distance for every pixel
-    instead of their mean. max_batch: pairs of one piece; more are cut.
+    instead of their mean. max_batch: pairs of one piece; more are cut. By the engine's own kernels
+    a pair has the same bits wherever it stands in a batch.
 
     Safe to call from many threads; it belongs to the process that made it. Raises as `Engine.load`
-    does.
+    does. Near pixels of no activation torchmetrics differs: see `kernels/lpips.py`.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class LPIPS:
         arch = self._engine.plan.arch
         self._arch = arch or (None if self.device.type == "cpu" else OLDEST)
         self._heads = {name: head.to(self.device) for name, head in heads().items()}
+        shift, scale = torch.tensor([SHIFT, SCALE], device=self.device)[..., None, None]
+        self._shift, self._scale = shift, scale
 
     @overload
     def __call__(
@@ -132,8 +134,7 @@ class LPIPS:
         """Images as the first layer wants them, on the device that runs it."""
         x = images.to(self.device, torch.float32)
         x = 2 * x - 1 if normalize else x
-        shift, scale = (x.new_tensor(numbers)[:, None, None] for numbers in (SHIFT, SCALE))
-        return (x - shift) / scale
+        return (x - self._shift) / self._scale
 
     def _measure(self, name: str, output: Tensor, first: int, part: Tensor) -> None:
         """Fill `part` [N, 1, ...] from a layer's output, whose `first` images are those of in0."""

@@ -41,7 +41,7 @@ from alexnet_triton.engine.plan import (
     reconfigured,
 )
 from alexnet_triton.engine.zoo import ALEXNET, network
-from alexnet_triton.kernels import conv, first_layer, gemm, layout, pool
+from alexnet_triton.kernels import conv, first_layer, gemm, layout, lpips, pool
 from alexnet_triton.kernels.driver import refusals, tensor_maps
 from alexnet_triton.kernels.jit import Launch
 from alexnet_triton.kernels.tuning import TUNED, Table, TunedRow, load, without_batch
@@ -319,6 +319,25 @@ def test_pools_of_any_size_keep_to_their_registers(kernel: int) -> None:
         config = pool.default_config(shape, arch)
         check(pool.max_pool2d(x, out, shape, config), arch, "fp32")
         check(pool.avg_pool2d(x, out, shape, config), arch, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "side", "channels"),
+    [
+        *((80, torch.float32, 13, 384), (90, torch.float16, 55, 64)),
+        (100, torch.float16, 27, 192),
+    ],
+)
+def test_distances(arch: int, dtype: torch.dtype, side: int, channels: int) -> None:
+    """No product is fused with what is subtracted from it: equal images would not be 0 apart."""
+    taps = layout.empty(side, side, 128, channels, dtype, "meta")
+    y = torch.empty(side, side, 64, device="meta")
+    shape = lpips.DistanceShape(64, channels, side, side)
+    config = lpips.default_config(shape, arch)
+    weight, pairs = torch.empty(channels, device="meta"), (taps[:, :, :64], taps[:, :, 64:])
+    binary = check(lpips.distances(*pairs, weight, y, shape, config), arch, "fp16")
+    assert not re.search(r"FFMA[^;]*, -R\d+", binary.sass)
+    check(lpips.means(y, y[0, 0], shape, config), arch, "fp16")
 
 
 def test_faults_are_found() -> None:

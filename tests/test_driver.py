@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -40,6 +40,7 @@ from alexnet_triton.kernels import (
     first_layer,
     gemm,
     layout,
+    lpips,
     lrn,
     pool,
     softmax,
@@ -230,6 +231,27 @@ def test_every_other_kernel_of_every_network_at_every_batch() -> None:
     for layer in distinct(ARITHMETIC["fp16"]):
         if not layer.product:
             assert not broken(layer, set())
+
+
+def distances(images: int, height: int, width: int, channels: int, arch: int) -> Iterator[Launch]:
+    """The launches of LPIPS for one of AlexNet's layers, one image against all others."""
+    taps = layout.empty(height, width, images + 1, channels, torch.float16, "meta")
+    one = taps[:, :, -1:].expand(-1, -1, images, -1)
+    y = torch.empty(height, width, images, device="meta")
+    shape = lpips.DistanceShape(images, channels, height, width)
+    config = lpips.default_config(shape, arch)
+    yield lpips.distances(taps[:, :, :-1], one, y[0, 0], y, shape, config)
+    yield lpips.means(y, y[0, 0], shape, config)
+
+
+def test_distances_of_every_layer_at_every_batch() -> None:
+    """Of images from 31x31 to 4000x3000; more pixels than 32 bits count are refused before."""
+    sizes = ((7, 7, 64), (1, 1, 192), (999, 749, 64), (499, 374, 192), (249, 187, 384))
+    for arch, images, size in product(ARCHS, (1, 2, 63, 64, 1000, 2048), sizes):
+        for launch in distances(images, *size, arch):
+            assert not refusals(launch, arch), (arch, images, size)
+    with pytest.raises(ValueError, match=r"2147483648 rows .* smaller batch"):
+        next(distances(2048, 1024, 1024, 64, 90))
 
 
 # --- whole plans -----------------------------------------------------------------------------

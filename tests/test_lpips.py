@@ -7,7 +7,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -25,6 +25,7 @@ Run = Callable[..., tuple[Tensor, Tensor]]
 Close = Callable[..., None]
 State = dict[str, Tensor]
 Original = Callable[..., nn.Module]
+Ours = Callable[..., LPIPS]
 
 
 class AlexNet(nn.Module):
@@ -81,6 +82,12 @@ def original(state: State) -> Iterator[Original]:
     yield original
     for name in [name for name in sys.modules if name.partition(".")[0] == "lpips"]:
         del sys.modules[name]  # it holds stand-ins
+
+
+@pytest.fixture(scope="module")
+def ours(state: State, device: torch.device) -> Ours:
+    """`ours(**options)` is LPIPS on it, in float32, two pairs at a time; loaded once."""
+    return cache(partial(LPIPS, state, device, "fp32", max_batch=2))
 
 
 def images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -148,35 +155,28 @@ def test_a_nan_costs_its_own_pixel_and_pair(run: Run, generator: torch.Generator
     assert mean.isnan().tolist() == [False, True, False]
 
 
-def test_one_stands_against_many(device: torch.device, generator: torch.Generator) -> None:
-    """An image that is expanded is read where it is, and so is a slice of the images."""
-    many = activations((4, 16, 3, 2), torch.float16, generator).to(device)
-    taps, weight = layout.pack(many), torch.rand(16, generator=generator).to(device)
-    y, shape = torch.full((3, 2, 3), torch.nan, device=device), DistanceShape(3, 16, 3, 2)
-    one = taps[:, :, :1].expand(-1, -1, 3, -1)
-    lpips.distances(one, taps[:, :, 1:], weight, y, shape, DistanceConfig(4, 16))()
-    wanted = lpips.reference(many[:1], many[1:], weight)
-    torch.testing.assert_close(y.permute(2, 0, 1).double(), wanted, rtol=1e-5, atol=1e-7)
+def test_work() -> None:
+    work = lpips.work(DistanceShape(2, 10, 3, 5), torch.float16)
+    assert work.flops == 30 * 10 * 12
+    assert work.bytes == 2 * 30 * 10 * 2 + 2 * 30 * 4  # a and b; y, written and read
 
 
 # --- the whole -------------------------------------------------------------------------------
 
 
-def test_pairs_of_any_size(
-    original: Original, state: State, device: torch.device, request: pytest.FixtureRequest
-) -> None:
+def test_pairs_of_any_size(original: Original, ours: Ours, request: pytest.FixtureRequest) -> None:
     """By torch's convolutions and by the engine's own; `--every-candidate`: 200 pairs and 12."""
     every, theirs = request.config.getoption("--every-candidate"), original()
     numbers, extremes = random.Random(0), {1: (31, 31), 2: (256, 341)}
     for backend, count in (("torch", 200 if every else 3), ("triton", 12 if every else 1)):
-        ours = LPIPS(state, device, "fp32", backend)
+        mine = ours(backend=backend)
         for pair in range(count):
             sides = numbers.randint(31, 256), numbers.randint(31, 341)
             generator = torch.Generator().manual_seed(pair)
             a, b = images(2, *extremes.get(pair, sides), generator).split(1)
             if pair % 2:  # as often alike as not
                 b = (0.9 * a + 0.1 * b).clamp(-1, 1)
-            (got, parts), (wanted, layers) = ours(a, b, True), theirs(a, b, True)
+            (got, parts), (wanted, layers) = mine(a, b, True), theirs(a, b, True)
             assert wanted.item() > 1e-4
             for our, their in zip([got, *parts], [wanted, *layers], strict=True):
                 torch.testing.assert_close(our.cpu(), their, rtol=0, atol=1e-6)
@@ -184,13 +184,12 @@ def test_pairs_of_any_size(
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_distance_of_every_pixel(
-    normalize: bool, original: Original, state: State, generator: torch.Generator
+    normalize: bool, original: Original, ours: Ours, generator: torch.Generator
 ) -> None:
     a, b = (images(2, 40, 61, generator) for _ in range(2))
     if normalize:
         a, b = (a + 1) / 2, (b + 1) / 2
-    ours = LPIPS(state, "cpu", backend="torch", spatial=True)
-    got, parts = ours(a, b, retPerLayer=True, normalize=normalize)
+    got, parts = ours(backend="torch", spatial=True)(a, b, retPerLayer=True, normalize=normalize)
     wanted, layers = original(spatial=True)(a, b, retPerLayer=True, normalize=normalize)
     assert got.shape == (2, 1, 40, 61)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
@@ -198,58 +197,36 @@ def test_a_distance_of_every_pixel(
     assert len(got.unique()) > 1000
 
 
-@pytest.mark.parametrize(
-    ("target", "dtype", "within"), [(None, "fp32", 1e-6), ("h200", "fp16", 1e-4)]
-)
-def test_a_pair_has_one_distance_wherever_it_stands(
-    target: str | None,
-    dtype: str,
-    within: float,
-    original: Original,
-    state: State,
-    device: torch.device,
-    generator: torch.Generator,
+def test_a_pair_has_one_distance(
+    ours: Ours, original: Original, generator: torch.Generator
 ) -> None:
-    """To the bit, in either order; equal images have none."""
+    """To the bit, in either order, also in the smaller last piece of a batch; equal images none."""
+    x, y, z = images(3, 31, 33, generator).split(1)
+    a, b = torch.cat([x, z, y]), torch.cat([y, z, x])
+    got = ours(backend="triton")(a, b)
+    assert got.shape == (3, 1, 1, 1)
+    assert got[0] == got[2]
+    assert got[1] == 0
+    torch.testing.assert_close(got.cpu(), original()(a, b), rtol=0, atol=1e-6)
+
+
+def test_a_card_by_target(original: Original, state: State, generator: torch.Generator) -> None:
     x, y, z, w = images(4, 31, 31, generator).split(1)
     a, b = torch.cat([x, y, z, z]), torch.cat([y, x, w, z])
-    ours = LPIPS(state, None if target else device, dtype, target=target)
-    first, turned, other, equal = ours(a, b).flatten().tolist()
-    assert first == turned
-    assert equal == 0
-    wanted = original()(torch.cat([x, z]), torch.cat([y, w])).flatten()
-    torch.testing.assert_close(torch.tensor([first, other]), wanted, rtol=0, atol=within)
+    got = LPIPS(state, target="h200")(a, b)
+    assert got[0] == got[1]
+    assert got[3] == 0
+    torch.testing.assert_close(got, original()(a, b), rtol=0, atol=1e-4)
 
 
-def test_pieces_of_a_batch(state: State, device: torch.device, generator: torch.Generator) -> None:
-    """The last is a smaller one, and computes as the others do."""
-    a, b = (images(3, 31, 33, generator) for _ in range(2))
-    ours = LPIPS(state, device, "fp32", max_batch=2)
-    distances = ours(a, b)
-    assert distances.shape == (3, 1, 1, 1)
-    assert distances.unique().numel() == 3
-    assert torch.equal(ours(a.roll(1, 0), b.roll(1, 0)), distances.roll(1, 0))
-
-
-def test_one_image_against_a_batch(state: State, generator: torch.Generator) -> None:
+def test_one_image_against_a_batch(ours: Ours, generator: torch.Generator) -> None:
     """As the original, which broadcasts; one that has no images has no distances."""
-    ours = LPIPS(state, "cpu", backend="torch", max_batch=2)
+    mine = ours(backend="torch")
     many, one = images(5, 40, 44, generator), images(1, 40, 44, generator)
-    wanted = ours(many, one.expand(5, -1, -1, -1))
-    for got in (ours(many, one), ours(one, many)):
+    wanted = mine(many, one.expand(5, -1, -1, -1))
+    for got in (mine(many, one), mine(one, many)):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
-    assert ours(one[:0], one[:0]).shape == (0, 1, 1, 1)
-
-
-def test_heads_are_those_of_the_original(original: Original) -> None:
-    """All of them, also those of channels that a random AlexNet never lights."""
-    from alexnet_triton.weights.lpips import heads
-
-    theirs = [m.weight for m in original().modules() if isinstance(m, nn.Conv2d) and m.bias is None]
-    assert [*heads()] == [f"conv{number}" for number in range(1, 6)]
-    for head, weight in zip(heads().values(), theirs, strict=True):
-        assert torch.equal(head, weight.flatten())
-        assert head.min() >= 0
+    assert mine(one[:0], one[:0]).shape == (0, 1, 1, 1)
 
 
 def test_only_what_is_measured_is_planned_and_packed(state: State) -> None:
@@ -262,8 +239,8 @@ def test_only_what_is_measured_is_planned_and_packed(state: State) -> None:
         LPIPS({name: tensor for name, tensor in state.items() if name != "fc6.weight"}, "cpu")
 
 
-def test_bad_input_is_one_line(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = LPIPS(state, "cpu", backend="torch")
+def test_bad_input_is_one_line(ours: Ours, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ours(backend="torch")
     good = torch.zeros(2, 3, 32, 40)
     for bad, words in (
         (good.byte(), r"in1: wanted floats from -1 to 1, got uint8.*127\.5 - 1"),
@@ -275,14 +252,14 @@ def test_bad_input_is_one_line(state: State, monkeypatch: pytest.MonkeyPatch) ->
         (None, "in1: .*NoneType"),
     ):
         with pytest.raises(ImageError, match=words) as refusal:
-            ours(good, bad)  # type: ignore[arg-type]
+            mine(good, bad)  # type: ignore[arg-type]
         assert "\n" not in str(refusal.value)
     with pytest.raises(NetworkError, match="from 31x31 fit"):
-        ours(good[:, :, :30], good[:, :, :30])
+        mine(good[:, :, :30], good[:, :, :30])
     for wrong in ({"spatial": "yes"}, {"max_batch": 0}, {"dtype": "int8"}):
         with pytest.raises(EngineError, match=next(iter(wrong))):
             LPIPS(state, **wrong)  # type: ignore[arg-type]
     there = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: there + 1)
     with pytest.raises(EngineError, match="fork"):
-        ours(good, good)
+        mine(good, good)

@@ -242,12 +242,8 @@ def others() -> dict[str, list[Launch]]:
         made[f"lrn, {lrn_shape}"] = normalisation(lrn_shape)
     for softmax_shape in (SoftmaxShape(3, 13), SoftmaxShape(2, 16), SoftmaxShape(1, 1)):
         made[f"softmax, {softmax_shape}"] = probabilities(softmax_shape)
-    for pairs in (
-        DistanceShape(3, 13, 2, 5),
-        DistanceShape(2, 16, 3, 3),
-        DistanceShape(1, 1, 1, 1),
-    ):
-        made[f"lpips, {pairs}"] = distance(pairs)
+    for sizes in ((3, 13, 2, 5), (2, 16, 3, 3), (1, 1, 1, 1)):
+        made[f"lpips, {sizes}"] = distance(DistanceShape(*sizes))
     for name, images in {
         "bytes": torch.zeros(2, 3, 9, 7, dtype=torch.uint8),
         "floats": torch.zeros(2, 3, 9, 7),

@@ -132,6 +132,10 @@ install_cuda() {
         die "the CUDA build could not be installed; TORCH=system uses a torch that is already there"
 }
 
+# The LPIPS that ours is held against, without the torchvision and SciPy that it asks for: the former
+# would bring another build of torch, and what it computes needs neither.
+install_lpips() { install "lpips 0.1.4" --no-deps lpips==0.1.4; }
+
 # A venv made by a venv's Python sees what lies below that venv but not what is in it: the .pth adds
 # that.
 borrow_packages() {
@@ -147,8 +151,8 @@ case $build${1:+-$1} in
     cpu) make_venv ensurepip; install_cpu; show_checkout ;;
     cuda) make_venv ensurepip; install_cuda; show_checkout ;;
     system) make_venv venv --system-site-packages --without-pip; borrow_packages ;;
-    cpu-test) install "what lint and the tests need" -c requirements/cpu.txt -e '.[test]' ;;
-    cuda-test) install "what lint and the tests need" -e '.[test]' ;;
+    cpu-test) install "what lint and the tests need" -c requirements/cpu.txt -e '.[test]'; install_lpips ;;
+    cuda-test) install "what lint and the tests need" -e '.[test]'; install_lpips ;;
     system-test) ;; # what is there must do
 esac
 [ "${1:-}" ] || echo "$choice" >.venv/.torch # only now: a choice that failed is not kept
