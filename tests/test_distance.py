@@ -146,20 +146,20 @@ def test_size_makes_pairs_comparable(folders: tuple[str, str], bad: dict[str, st
 def test_one_size_comes_after_another_and_little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
 
-    def items() -> Iterator[Any]:
+    def items(sizes: int) -> Iterator[Any]:
         nonlocal read
         for read in range(1, 101):
-            side = 31 + read % 3
+            side = 31 + read % sizes
             yield Source(str(read), named=False), torch.zeros(2, 3, side, side)
 
-    found: Any = by_size(items(), 4)
+    found: Any = by_size(items(3), 4)
     sides = [item.shape[2] for _, item in found]
     assert len(sides) == 100
     assert all(len({*sides[n : n + 4]}) == 1 for n in range(0, 96, 4))
-    next(iter(by_size(items(), 4)))
+    next(iter(by_size(items(3), 4)))
     assert read == 10, "when there are four of a size"
     monkeypatch.setattr(distance, "HELD", 3 * 6 * 31 * 31)
-    next(iter(by_size(items(), 100)))
+    next(iter(by_size(items(50), 100)))
     assert read <= 4, "of large images fewer wait"
 
 
