@@ -87,9 +87,9 @@ def answer(
 ) -> Generator[ImageRow]:
     """A row of this kind for each of `sources`, in order, lazily.
 
-    `workers` processes decode; with 0, this one does between batches. When a
-    batch is too large for the GPU's memory, it and all after it are halved until they fit, which
-    one line on standard error says; a single image that does not fit raises EngineError.
+    `workers` processes decode; with 0, this one does between batches. When a batch is too large for
+    the GPU's memory, it and all after it are halved until they fit, which one line on standard
+    error says; a single image that does not fit raises EngineError.
     """
     if not workers:
         itself = ((source, source) for source in sources)

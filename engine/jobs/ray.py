@@ -49,7 +49,7 @@ from ..spec import Network, Preprocess
 from . import reaper
 from .classify import answered, worker_item, worker_preset
 from .kinds import PREDICTIONS, Features, ImageRow, Kind, Predictions, row, valid_text
-from .tables import to_table
+from .tables import to_table, values
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -214,13 +214,12 @@ def _run(images: dict[int, Source], kind: Kind, **options: Any) -> Iterator[Imag
     rows.context.enable_progress_bars = False
     try:
         for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for record in block.to_pylist():
-                result: Any
-                if record["error"] is not None:
-                    result = ImageError(record["path"], record["error"])
-                else:
-                    result = kind.result(record[kind.key])
-                yield row(images[record["source"]], result, kind)
+            told = (block[name].to_pylist() for name in ("source", "path", "error"))
+            for number, path, error, value in zip(
+                *told, values(block[kind.key], kind), strict=True
+            ):
+                result = kind.result(value) if error is None else ImageError(path, error)
+                yield row(images[number], result, kind)
     except ray.exceptions.RayError as error:
         raise EngineError(f"a Ray worker failed: {_cause(error)}") from error
 

@@ -48,14 +48,14 @@ class Output:
 
     A path that ends in .parquet becomes Parquet of `schema(kind)`, of features one in .npy or
     .safetensors an array, one in .jsonl or .ndjson JSON lines (`ImageRow.to_dict`), and so does a
-    device or pipe of any name, which keeps nothing. Every row
-    goes to the operating system when it is written; one that was torn by a kill or a full disk is
-    cut off. `existing` says what becomes of rows that are there already: they are refused, kept and
-    continued ("resume", which may also find none), kept but for errors ("retry"), or replaced
-    ("overwrite"); `resumed` says whether there are rows that are kept. How they were made is kept
-    with them, and `agree` holds it against what is asked for now. Nothing is touched before the
-    first new row is written. When the context is left, also by Ctrl-C or an error, a table is made
-    of the rows so far in one piece; its partial file goes when the job is done.
+    device or pipe of any name, which keeps nothing. Every row goes to the operating system when it
+    is written; one that was torn by a kill or a full disk is cut off. `existing` says what becomes
+    of rows that are there already: they are refused, kept and continued ("resume", which may also
+    find none), kept but for errors ("retry"), or replaced ("overwrite"); `resumed` says whether
+    there are rows that are kept. How they were made is kept with them, and `agree` holds it against
+    what is asked for now. Nothing is touched before the first new row is written. When the context
+    is left, also by Ctrl-C or an error, a table is made of the rows so far in one piece; its
+    partial file goes when the job is done.
 
     Raises OutputError, one line: at once for what cannot be written, for rows that are there and
     refused, for what no job wrote, and while another job writes to it; from `write` and on leaving
