@@ -86,7 +86,8 @@ class Predictions(Kind):
     def stream(
         self, engine: Engine, items: Iterator[Any], batch_size: int, exif: bool
     ) -> Iterator[list[Prediction] | ImageError]:
-        return engine.stream(items, batch_size, self.top, self.views, exif)
+        top, views = self.top, self.views
+        return engine.stream(items, batch_size=batch_size, top=top, views=views, exif=exif)
 
     def fault(self, result: Iterable[Prediction]) -> str | None:
         if any(math.isnan(prediction.score) for prediction in result):
