@@ -268,7 +268,7 @@ def test_bad_input_is_one_line(ours: Ours, state: State, monkeypatch: pytest.Mon
         mine(good[:, :, :30], good[:, :, :30])
     for wrong in ({"spatial": "yes"}, {"max_batch": 0}, {"dtype": "int8"}):
         with pytest.raises(EngineError, match=next(iter(wrong))):
-            LPIPS(state, **wrong)  # type: ignore[arg-type]
+            LPIPS(state, **wrong)
     there = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: there + 1)
     with pytest.raises(EngineError, match="fork"):
