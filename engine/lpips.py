@@ -71,8 +71,8 @@ class LPIPS:
         arch = self._engine.plan.arch
         self._arch = arch or (None if self.device.type == "cpu" else OLDEST)
         self._heads = {name: head.to(self.device) for name, head in heads().items()}
-        shift, scale = torch.tensor([SHIFT, SCALE], device=self.device)[..., None, None]
-        self._shift, self._scale = shift, scale
+        constants = (torch.tensor(c, device=self.device)[:, None, None] for c in (SHIFT, SCALE))
+        self._shift, self._scale = constants
 
     @overload
     def __call__(
@@ -134,7 +134,7 @@ class LPIPS:
         """Images as the first layer wants them, on the device that runs it."""
         x = images.to(self.device, torch.float32)
         x = 2 * x - 1 if normalize else x
-        return (x - self._shift) / self._scale
+        return (x - self._shift).div(self._scale)
 
     def _measure(self, name: str, output: Tensor, first: int, part: Tensor) -> None:
         """Fill `part` [N, 1, ...] from a layer's output, whose `first` images are those of in0."""

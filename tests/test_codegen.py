@@ -337,6 +337,7 @@ def test_distances(arch: int, dtype: torch.dtype, side: int, channels: int) -> N
     weight, pairs = torch.empty(channels, device="meta"), (taps[:, :, :64], taps[:, :, 64:])
     binary = check(lpips.distances(*pairs, weight, y, shape, config), arch, "fp16")
     assert not re.search(r"FFMA[^;]*, -R\d+", binary.sass)
+    assert "max.NaN.f32" in binary.ptx, "a NaN would be 0 apart from anything"
     check(lpips.means(y, y[0, 0], shape, config), arch, "fp16")
 
 

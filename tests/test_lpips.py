@@ -212,20 +212,30 @@ def test_a_pair_has_one_distance(
 
 def test_a_card_by_target(original: Original, state: State, generator: torch.Generator) -> None:
     x, y, z, w = images(4, 31, 31, generator).split(1)
-    a, b = torch.cat([x, y, z, z]), torch.cat([y, x, w, z])
+    a, b = torch.cat([x, z, z, y]), torch.cat([y, w, z, x])
     got = LPIPS(state, target="h200")(a, b)
-    assert got[0] == got[1]
-    assert got[3] == 0
+    assert got[0] == got[3]
+    assert got[2] == 0
     torch.testing.assert_close(got, original()(a, b), rtol=0, atol=1e-4)
 
 
-def test_one_image_against_a_batch(ours: Ours, generator: torch.Generator) -> None:
-    """As the original, which broadcasts; one that has no images has no distances."""
+def test_one_image_against_a_batch(
+    ours: Ours, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the original, which broadcasts; all pieces are configured for the first's images."""
     mine = ours(backend="torch")
     many, one = images(5, 40, 44, generator), images(1, 40, 44, generator)
+    told, running = [], mine._engine._running
+
+    def listening(piece: Tensor, keep: tuple[str, ...], configured_for: int) -> Any:
+        told.append((len(piece), configured_for))
+        return running(piece, keep, configured_for)
+
+    monkeypatch.setattr(mine._engine, "_running", listening)
     wanted = mine(many, one.expand(5, -1, -1, -1))
     for got in (mine(many, one), mine(one, many)):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+    assert told == [(4, 4), (4, 4), (2, 4), *2 * [(3, 3), (3, 3), (2, 3)]]
     assert mine(one[:0], one[:0]).shape == (0, 1, 1, 1)
 
 
@@ -258,7 +268,7 @@ def test_bad_input_is_one_line(ours: Ours, state: State, monkeypatch: pytest.Mon
         mine(good[:, :, :30], good[:, :, :30])
     for wrong in ({"spatial": "yes"}, {"max_batch": 0}, {"dtype": "int8"}):
         with pytest.raises(EngineError, match=next(iter(wrong))):
-            LPIPS(state, **wrong)  # type: ignore[arg-type]
+            LPIPS(state, **wrong)
     there = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: there + 1)
     with pytest.raises(EngineError, match="fork"):
