@@ -148,7 +148,7 @@ def test_features_are_those_of_a_job_without_ray(cluster: str, folder: Path) -> 
         if made.error is None:
             assert np.allclose(found[path].result, made.result.ravel(), atol=1e-5)
     dataset = ray.data.from_items([{"path": path} for path in plain])
-    with pytest.raises(NetworkError, match="ask for 'features.1'"):
+    with pytest.raises(NetworkError, match=r"ask for 'features\.1'"):
         on_ray.features(dataset, layer="features.0", **DIGITS)
 
 
