@@ -21,7 +21,7 @@ from .zoo import NETWORKS
 
 Option = Callable[[argparse.ArgumentParser], object]  # adds itself
 
-HOMES = {"classify": ".jobs.job"}
+HOMES = {"classify": ".jobs.job", "validate": ".jobs.validate"}
 """The module of a verb that has one to itself; the others are in `verbs.py`."""
 
 
@@ -99,6 +99,17 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 _count, _natural = _at_least(1), _at_least(0)
 
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not (value == 0 or 1 <= value <= 100):  # 0.565 is a fraction, and everything would pass
+        raise argparse.ArgumentTypeError(f"wanted a percentage like 56.5, got {text}")
+    return value
+
+
 # What several verbs can be told
 
 _KINDS = f"{', '.join(sorted(NETWORKS))}, or an .onnx file"
@@ -118,6 +129,19 @@ _BACKEND = option(
     choices=("triton", "torch"),
     default="triton",
     help="our kernels, or the same by torch, fast on a CPU (default triton)",
+)
+_BATCH_SIZE = option("--batch-size", type=_count, default=256, help="images a batch (default 256)")
+_VIEWS = option(
+    "--views",
+    choices=("center", "ten-crop"),
+    default="center",
+    help="average over ten views, as in 2012 (default center)",
+)
+_EXIF = option(
+    "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
+)
+_CLASSES = option(
+    "--classes", metavar="FILE", help="names of the classes, one a line (default: the model's)"
 )
 
 # Of each verb its name, its help, an example of it, and its options in the order of its `--help`.
@@ -145,22 +169,11 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         *_ENGINE,
         _TARGET,
         _BACKEND,
-        option("--batch-size", type=_count, default=256, help="images a batch (default 256)"),
+        _BATCH_SIZE,
         option("--top", type=_count, default=5, help="classes an image (default 5)"),
-        option(
-            "--views",
-            choices=("center", "ten-crop"),
-            default="center",
-            help="average over ten views, as in 2012 (default center)",
-        ),
-        option(
-            "--exif", action="store_true", help="turn pictures as their EXIF says, as viewers do"
-        ),
-        option(
-            "--classes",
-            metavar="FILE",
-            help="names of the classes, one a line (default: the model's)",
-        ),
+        _VIEWS,
+        _EXIF,
+        _CLASSES,
         option(
             "--workers",
             type=_natural,
@@ -193,6 +206,37 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
             "--retry-errors",
             action="store_true",
             help="as --resume, and do those with an error again",
+        ),
+    ),
+    (
+        "validate",
+        "count how often the first guess, and the first five, are right on labelled images",
+        "validate imagenet/val --views ten-crop --expect 56.5",
+        option(
+            "folder",
+            help="a folder of folders, each of them a class; its name is the class's name, its "
+            "number, or if none of them is that, its place in sorted order (ImageFolder's rule)",
+        ),
+        option(
+            "--labels",
+            metavar="FILE",
+            help="instead of folders' names, a CSV file of rows path,label with paths from FOLDER "
+            "on and labels by the same rule",
+        ),
+        _MODEL,
+        *_ENGINE,
+        _TARGET,
+        _BACKEND,
+        _BATCH_SIZE,
+        _VIEWS,
+        _EXIF,
+        _CLASSES,
+        option("--workers", type=_natural, default=0, help="processes that decode (default 0)"),
+        option(
+            "--expect",
+            type=_percent,
+            metavar="PERCENT",
+            help="exit 1 if the first guess is right less often, or an image could not be read",
         ),
     ),
     (
