@@ -12,6 +12,7 @@ from .errors import Error
 __version__ = "0.1.0"
 
 __all__ = [
+    "LPIPS",
     "Engine",
     "EngineError",
     "Error",
@@ -28,6 +29,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .engine import (
+        LPIPS,
         Engine,
         EngineError,
         ImageError,

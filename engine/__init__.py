@@ -9,6 +9,7 @@ for prediction in engine.classify("cat.jpg")[0]:
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "LPIPS",
     "Engine",
     "EngineError",
     "ImageError",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .images import ImageError
     from .jobs.rows import OutputError
     from .load import EngineError
+    from .lpips import LPIPS
     from .onnx.file import OnnxError
     from .pictures.canvas import PictureError
     from .plan import Options
@@ -34,7 +36,7 @@ else:
     _HOMES = {"ImageError": "images", "EngineError": "load", "Network": "spec", "Options": "plan"}
     _HOMES |= {"NetworkError": "spec", "Engine": "run", "Prediction": "run"}
     _HOMES |= {"OnnxError": "onnx.file", "OutputError": "jobs.rows"}
-    _HOMES |= {"PictureError": "pictures.canvas"}
+    _HOMES |= {"PictureError": "pictures.canvas", "LPIPS": "lpips"}
 
     def __getattr__(name: str) -> object:
         """The public names, imported when they are first asked for: torch takes seconds."""

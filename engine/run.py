@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -396,37 +397,46 @@ class Engine:
         """
         count, size, keep = batch.shape[0], self.max_batch, tuple(outs)
         configured_for = min(count, size)
-        if self._interprets_a_card:
-            self._foretell(batch, keep, configured_for)
-        with torch.inference_mode():
-            for start in range(0, count, size):
-                piece, into = batch, outs
-                if count > size:
-                    rows = slice(start, start + size)
-                    piece, into = batch[rows], {name: out[rows] for name, out in outs.items()}
-                # Waits for the copy: a caller's pinned buffer may be filled anew once we return.
-                piece = piece.to(self._runner.devices[0])
-                with self._turn:
-                    # All runs share memory: this one starts after the last, whatever stream that
-                    # was on, and ends when its outputs are copied.
-                    turns = [(torch.cuda.current_stream(d), e) for d, e in self._done.items()]
-                    for stream, done in turns:
-                        stream.wait_event(done)
-                    try:
-                        outputs = self._runner.run(piece, keep, configured_for)
-                        for name, out in into.items():
-                            output = outputs[name]
-                            if out.shape != output.shape:  # a last Flatten is no step
-                                out = out.view(output.shape)
-                            out.copy_(output)
-                    finally:  # what a run that breaks off has queued still runs
-                        for stream, done in turns:
-                            done.record(stream)
+        self._foretell(batch, keep, configured_for)
+        for start in range(0, count, size):
+            piece, into = batch, outs
+            if count > size:
+                rows = slice(start, start + size)
+                piece, into = batch[rows], {name: out[rows] for name, out in outs.items()}
+            with self._running(piece, keep, configured_for) as outputs:
+                for name, out in into.items():
+                    output = outputs[name]
+                    if out.shape != output.shape:  # a last Flatten is no step
+                        out = out.view(output.shape)
+                    out.copy_(output)
+
+    @contextmanager
+    def _running(
+        self, piece: torch.Tensor, keep: tuple[str, ...], configured_for: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Run at most `max_batch` images; inside, outputs of the steps in `keep`, where they lie.
+
+        They are views, [N, C, H, W] or [N, features], of memory that the next run writes to.
+        """
+        # Waits for the copy: a caller's pinned buffer may be filled anew once we return.
+        piece = piece.to(self._runner.devices[0])
+        with torch.inference_mode(), self._turn:
+            # All runs share memory: this one starts after the last, whatever stream that was on,
+            # and ends when its outputs are copied.
+            turns = [(torch.cuda.current_stream(d), e) for d, e in self._done.items()]
+            for stream, done in turns:
+                stream.wait_event(done)
+            try:
+                yield self._runner.run(piece, keep, configured_for)
+            finally:  # what a run that breaks off has queued still runs
+                for stream, done in turns:
+                    done.record(stream)
 
     def _foretell(self, batch: torch.Tensor, keep: tuple[str, ...], configured_for: int) -> None:
         """How long it takes, once for each shape, where the interpreter runs a card's plan."""
         runner, shape = self._runner, (batch.shape, keep)
-        if not isinstance(runner, Single) or not len(batch) or shape in self._foretold:
+        told = not self._interprets_a_card or shape in self._foretold
+        if told or not isinstance(runner, Single) or not len(batch):
             return
         self._foretold.add(shape)
         piece = batch[: self.max_batch]

@@ -218,7 +218,7 @@ def _registers(asked: Asked) -> Iterator[str]:
 # --- 32 bits ---------------------------------------------------------------------------------
 
 # Distances in memory, which every kernel here multiplies in 64 bits.
-_DISTANCE = re.compile(r"(stride|[xy])_[a-z]")
+_DISTANCE = re.compile(r"(stride|[abxy])_[a-z]")
 
 
 def _integers(asked: Asked) -> Iterator[str]:
