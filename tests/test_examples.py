@@ -34,7 +34,8 @@ def test_lpips_of_two_folders(tmp_path: Path, capsys: Capture) -> None:
     folders = [str(tmp_path / "first"), str(tmp_path / "second")]
     run = runpy.run_path(str(EXAMPLES / "lpips_folders.py"))["main"]
     run([*folders, "--weights", "random:0", "--backend", "torch"])
-    told = dict(reversed(line.split()) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    told = {name: distance for distance, name in map(str.split, lines)}
     assert told.keys() == made.keys()
     assert [*told.values()] == sorted(told.values(), reverse=True)
     assert told["same.png"] == "0.0000"

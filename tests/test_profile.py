@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_hosts_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     assert by_clock([partial(run, 0.25), partial(run, 0.5)]) == [250.0, 500.0]
 
 
@@ -173,9 +174,9 @@ def test_what_cannot_be_profiled_is_refused() -> None:
         engine.profile("nowhere.png")
     with pytest.raises(Error, match=r"profile: .*'torch'"):
         load(backend="torch").profile(noise(1))
-    halves = {"devices": ("cpu", "cpu"), "split": "pipeline"}
+    halves = Engine.load("digits", devices=("cpu", "cpu"), split="pipeline")
     with pytest.raises(Error, match=r"profile: .*two devices"):
-        Engine.load("digits", **halves).profile(noise(1))
+        halves.profile(noise(1))
 
 
 @pytest.mark.gpu

@@ -184,8 +184,7 @@ def test_the_example(cluster: str, folder: Path, tmp_path: Path, expected: list[
     assert sorted(row["shelf"] for row in rows) == list(range(9))
     for row in rows:
         assert row["error"] == wanted[row["path"]].error
-        best = [prediction.label for prediction in wanted[row["path"]].predictions[:1]]
-        assert [row["label"]] == (best or [None])
+        assert [row["label"]] == [p.label for p in wanted[row["path"]].predictions[:1]] or [None]
     assert {row["label"] is None for row in rows} == {True, False}, "one of them is bad"
 
 

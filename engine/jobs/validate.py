@@ -139,9 +139,8 @@ def validate(
     counts = [[0, 0, 0] for _ in engine.class_names]
     errors = 0
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
-    how = {"console": console, "transient": True, "disable": quiet}
     with closing(classify(engine, sources(), batch_size, BEST, views, workers, exif)) as rows:
-        for row in track(rows, "validating", count, **how):
+        for row in track(rows, "validating", count, console=console, transient=True, disable=quiet):
             truth = due.popleft()
             if row.error is not None:
                 errors += 1
