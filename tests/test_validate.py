@@ -53,6 +53,7 @@ def test_a_word_is_a_name_or_a_number_or_else_a_place_in_sorted_order() -> None:
     animals = ("cat", "dog", "crane", "crane", "7")
     assert means("dog", "cat", names=animals) == [1, 0]
     assert means("3", "0", "02", names=animals) == [3, 0, 2]
+    assert means("ape", "zebra", names=("zebra", "ape")) == [1, 0], "names, whatever their order"
     assert means("7", names=animals) == [4], "a name, though there is no class of that number"
     assert means("n3", "n1", "n0", "n4", "n2", names=animals) == [3, 1, 0, 4, 2]
     eleven = tuple(map(str, range(11)))
