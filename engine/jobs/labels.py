@@ -50,10 +50,11 @@ def meanings(words: Mapping[str, str], names: Sequence[str]) -> dict[str, int]:
         return in_order
     for word, where in words.items():
         if word not in known:
-            beside = f"beside {next(iter(known))!r}, which is one" if known else f"of {len(words)}"
+            others = f"among {len(words)} words"
+            beside = f"beside {next(iter(known))!r}, which is one" if known else others
             raise EngineError(
                 f"{where}: wanted the name of one class, its number below {len(names)}, or "
-                f"{len(names)} words that are neither, the classes in sorted order; got {word!r} "
+                f"{len(names)} words that are neither: the classes in sorted order; got {word!r} "
                 f"{beside}; --classes FILE names the classes in order"
             )
     if len(words) == len(names) and list(names) == numbers and known != in_order:

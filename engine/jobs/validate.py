@@ -92,7 +92,7 @@ class Validation:
         if len(worst) < len(self.classes):
             lines.insert(-1, f"and {len(self.classes) - len(worst):,} better ones, in --json")
         if self.errors:
-            lines.append(f"left out: {self.errors:,} images that could not be read")
+            lines.append(f"left out: {self.errors:,} that could not be read")
         return "\n".join(lines)
 
 
@@ -184,7 +184,7 @@ def run_validate(options: argparse.Namespace) -> int:
     if 100 * seen.total.top1 < options.expect:
         missed.append(f"top-1 is {seen.total.top1:.3%}, expected were {options.expect:g}%")
     if seen.errors:
-        missed.append(f"{seen.errors:,} images could not be read")
+        missed.append(f"{seen.errors:,} could not be read")
     if missed:
         print(f"alexnet-triton: {'; '.join(missed)}", file=sys.stderr)
     return 1 if missed else 0
