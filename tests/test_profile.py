@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +149,47 @@ def test_events_have_no_part_of_the_hosts_time(
     assert ahead[-2] == least
     if host < 1e6:
         assert times == [5.0, 7.0]
+
+
+class Card(str):
+    """A CPU that passes for a GPU, and for another device than a CPU."""
+
+    type = "cuda"
+
+
+@pytest.mark.interpreter
+def test_on_a_card_copies_the_graph_and_the_host_are_timed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = load(target="sm_90")
+    runner: Any = engine._runner
+    logits = engine(noise(2))  # bound, and from here on at what passes for a card
+    runner.devices = (Card("cpu"),)
+    ran = 0
+
+    def events(busy: Callable[[], object], runs: Sequence[Callable[[], object]]) -> list[float]:
+        nonlocal ran
+        ran += len(runs)
+        busy()
+        return [float(run() is run) + 1.0 for run in runs]
+
+    counted(monkeypatch)
+    monkeypatch.setattr(module, "by_events", events)
+    monkeypatch.setattr(module, "synchronize", lambda devices: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    seen = engine.profile(noise(2), repeats=1)
+    assert [(row.step, row.ms) for row in seen.parts] == [
+        ("copy in", 2.0),  # from the host, and to where the graph reads it
+        *((step.name, 1.0) for step in engine._runner.planner(2).steps),
+        ("copy out", 1.0),
+    ]
+    assert ran == len(seen.parts) + 2, "the graph and the copy out once more"
+    assert seen.at_once_ms == 3.0, "from the host, the graph, and the copy out"
+    assert seen.host_ms is not None
+    assert seen.host_ms > 0
+    assert seen.device == "A card"
+    assert engine(noise(2)).equal(logits)
 
 
 def test_a_gpus_profile_has_rates_the_graph_and_the_host() -> None:
