@@ -28,7 +28,7 @@ lint: .venv/.test-ok
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/alexnet_triton
 	@if $(PY) -c 'import mypy, ruff' 2>/dev/null || test "$$(cat .venv/.torch)" != system; then \
 	$(PY) -m ruff check && $(PY) -m ruff format --check && \
-	$(PY) -m mypy && $(PY) -m mypy --explicit-package-bases tests; \
+	$(PY) -m mypy && $(PY) -m mypy --explicit-package-bases tests examples; \
 	else echo "lint skipped: TORCH=system, and ruff and mypy are not installed there"; fi
 
 TRITON ?= 3.6.0

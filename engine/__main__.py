@@ -22,6 +22,7 @@ from .zoo import NETWORKS
 Option = Callable[[argparse.ArgumentParser], object]  # adds itself
 
 HOMES = {"classify": ".jobs.job", "features": ".jobs.features", "distance": ".jobs.distance"}
+HOMES |= {"validate": ".jobs.validate"}
 """The module of a verb that has one to itself; the others are in `verbs.py`."""
 
 
@@ -82,6 +83,16 @@ def _place(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"wanted ROW,COLUMN, got {text}") from None
     return row, column
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not (value == 0 or 1 <= value <= 100):  # 0.565 is a fraction, and everything would pass
+        raise argparse.ArgumentTypeError(f"wanted a percentage like 56.5, got {text}")
+    return value
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -298,6 +309,37 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         option("source", help="imagenet, random:SEED, or a weights or .onnx file"),
         option("output", type=Path, help="the .safetensors file to write"),
         option("--model", default="alexnet", help=f"whose weights these are: {_KINDS}"),
+    ),
+    (
+        "validate",
+        "count how often the first guess, and the first five, are right on labelled images",
+        "validate imagenet/val --views ten-crop --expect 56.5",
+        option(
+            "folder",
+            help="a folder of folders, each of them a class; its name is the class's name, its "
+            "number, or if none of them is that, its place in sorted order (ImageFolder's rule)",
+        ),
+        option(
+            "--labels",
+            metavar="FILE",
+            help="instead of folders' names, a CSV file of rows path,label with paths from FOLDER "
+            "on and labels by the same rule",
+        ),
+        _MODEL,
+        *_ENGINE,
+        _TARGET,
+        _BACKEND,
+        _BATCH_SIZE,
+        _VIEWS,
+        _EXIF,
+        _CLASSES,
+        option("--workers", type=_natural, default=0, help="processes that decode (default 0)"),
+        option(
+            "--expect",
+            type=_percent,
+            metavar="PERCENT",
+            help="exit 1 if the first guess is right less often, or an image could not be read",
+        ),
     ),
     (
         "verify",

@@ -170,12 +170,16 @@ class Bound:
             _run(head.launches)
         self.run_after_first()
 
+    def by_step(self, images: torch.Tensor) -> Launches:
+        """All that `run` runs on these images; each slice has the steps of its own again."""
+        made: list[tuple[str, tuple[Launch, ...]]] = []
+        for head in self.heads:
+            made += (head.step.name, (head.first(images),)), *head.launches
+        return (*made, *self.launches)
+
     def every_launch(self, images: torch.Tensor) -> Iterator[Launch]:
         """All that `run` runs on these images, in order."""
-        for head in self.heads:
-            yield head.first(images)
-            yield from _flat(head.launches)
-        yield from _flat(self.launches)
+        yield from _flat(self.by_step(images))
 
     def run_after_first(self) -> None:
         """The rest of an unsliced plan whose first step has run."""

@@ -49,6 +49,7 @@ from .load import (
 )
 from .names import canonical
 from .plan import PLAIN, Options, Plan
+from .profile import Profile, profile
 from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
 
@@ -323,6 +324,25 @@ class Engine:
             yield from self._predictions(errors, best)
 
     # --- what it is --------------------------------------------------------------------------
+
+    def profile(self, images: Any, repeats: int | None = None) -> Profile:
+        """Where the milliseconds of a call go: by step, by copy, and the host's; print it.
+
+        images: as for a call, 1 to `max_batch` of them. repeats: of which the medians are taken;
+        None is 20 on a GPU and 3 where kernels are interpreted. Raises EngineError for other
+        numbers, and where not the kernels on one device run.
+        """
+        if not isinstance(self._runner, Single):
+            got = "backend='torch'" if isinstance(self._runner, Torch) else "two devices"
+            raise EngineError(f"profile: wanted the Triton kernels on one device, got {got}")
+        batch = self._batch(images)
+        if not 0 < len(batch) <= self.max_batch:
+            raise EngineError(
+                f"profile: wanted 1 to {self.max_batch} images (max_batch), got {len(batch)}"
+            )
+        if repeats is not None:
+            repeats = at_least_one("repeats", repeats)
+        return profile(self, self._turn, self._runner, batch, self._last, repeats)
 
     @property
     def plan(self) -> Plan:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"__version__": -1, "errors": -1, "kernels": 0, "weights": 0, "engine": 1, "bench": 2}
 
 MODULES = [*sorted(ROOT.glob("*.py")), *sorted(p for r in FLOORS for p in (ROOT / r).rglob("*.py"))]
-TESTS = sorted(p for room in ("tests", "tools") for p in (ROOT / room).rglob("*.py"))
+TESTS = sorted(p for room in ("examples", "tests", "tools") for p in (ROOT / room).rglob("*.py"))
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 each_test = pytest.mark.parametrize("path", TESTS, ids=lambda p: p.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -182,6 +183,26 @@ def test_a_dataset_of_paths_and_what_decodes(
     assert answers(rows.take_all()) == answers(dicts(wanted))
     # Were they one, the engines would decode, one image after another.
     assert "MapBatches(_decode)->MapBatches(_Engine)" not in rows.stats()
+
+
+def test_the_example(cluster: str, folder: Path, tmp_path: Path, expected: list[ImageRow]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    wanted = {row.path: row for row in expected[:9]}
+    table = pa.table({"path": list(wanted), "shelf": list(range(9))})
+    pa.parquet.write_table(table, tmp_path / "photos.parquet")
+    example = Path(__file__).parents[1] / "examples" / "ray_data.py"
+    arguments = [str(tmp_path / "photos.parquet"), str(tmp_path / "labels")]
+    run = runpy.run_path(str(example))["main"]
+    run([*arguments, "--model", "digits", "--backend", "torch"])
+    rows = pyarrow.parquet.read_table(tmp_path / "labels").to_pylist()
+    assert sorted(row["shelf"] for row in rows) == list(range(9))
+    for row in rows:
+        plain = wanted[row["path"]].to_dict()
+        assert row["error"] == plain.get("error")
+        assert row["label"] == plain.get("predictions", [{"label": None}])[0]["label"]
+    assert {row["label"] is None for row in rows} == {True, False}, "one of them is bad"
 
 
 def test_a_dataset_without_rows(cluster: str) -> None:

@@ -35,7 +35,7 @@ class Recording:
 
     def __init__(self, bound: Bound, images: torch.Tensor | None) -> None:
         self.bound = bound
-        self._images = images
+        self.images = images
         self._replay: Callable[[], None] | None = None
 
     def run(self, images: torch.Tensor) -> None:
@@ -43,10 +43,10 @@ class Recording:
         if self._replay is None:  # now: recording runs all once, over the first step's output
             cpu = images.device.type == "cpu"
             self._replay = self._launch if cpu else record(self._launch, images.device)
-        if self._images is None:
+        if self.images is None:
             self.bound.first(images)()
         else:
-            self._images.copy_(images, non_blocking=True)
+            self.images.copy_(images, non_blocking=True)
         self._replay()
 
     def every_launch(self, images: torch.Tensor) -> Iterator[Launch]:
@@ -55,10 +55,10 @@ class Recording:
 
     def _launch(self) -> None:
         """What the graph holds."""
-        if self._images is None:
+        if self.images is None:
             self.bound.run_after_first()
         else:
-            self.bound.run(self._images)
+            self.bound.run(self.images)
 
 
 def record(launch: Callable[[], None], device: torch.device) -> Callable[[], None]:
