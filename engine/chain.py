@@ -9,12 +9,14 @@ classes, and any other number has no names (`classes` is "").
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
 
 from .. import weights
+from ..errors import Error
 from .spec import Conv2d, Layer, Linear, Network, NetworkError, Owner, Preprocess, Shape
 
 State = dict[str, torch.Tensor]
@@ -88,6 +90,15 @@ class Chain:
         self._names[name] += 1
         again = self._names[name]
         return name if again == 1 else f"{name}_{again}"
+
+
+@contextmanager
+def fitting(refused: Callable[[object], Error]) -> Iterator[None]:
+    """What a chain refuses is refused by its node."""
+    try:
+        yield
+    except (NetworkError, weights.WeightsError) as error:
+        raise refused(error) from None
 
 
 def preset(channels: int, crop: int) -> Preprocess:

@@ -25,9 +25,8 @@ import numpy as np
 import torch
 
 from ...errors import printable
-from ...weights import WeightsError
-from ..chain import Chain, State
-from ..spec import Network, NetworkError
+from ..chain import Chain, State, fitting
+from ..spec import Network
 from .file import UNKNOWN, Array, Graph, Node, OnnxError, parse
 from .operators import OPERATORS, Made, Site, torch_norm
 
@@ -63,15 +62,6 @@ def _named(node: Node) -> Iterator[None]:
         raise node.refused(f"malformed: {error}") from None
 
 
-@contextmanager
-def _fits(node: Node) -> Iterator[None]:
-    """What does not fit the chain is refused by its node."""
-    try:
-        yield
-    except (NetworkError, WeightsError) as error:
-        raise node.refused(error) from None
-
-
 class _Walk:
     """Takes all nodes of a graph, the first node always the next, and leaves them as `chain`."""
 
@@ -103,7 +93,7 @@ class _Walk:
         self._follows(node)
         if node.op == "Add":
             (given,) = (self._constants[n] for n in node.inputs if n in self._constants)
-            with _fits(node):
+            with fitting(node.refused):
                 self.chain.add_bias(_tensor(node, given))
         made = OPERATORS[node.op](site) if node.op in OPERATORS else ()
         self._append(node, made, node.outputs[0])
@@ -175,7 +165,7 @@ class _Walk:
         """The layers that a node became, with its tensors; then the chain goes on from `output`."""
         for part in made:
             tensors = {key: _tensor(node, array) for key, array in part.tensors.items()}
-            with _fits(node):
+            with fitting(node.refused):
                 self.chain.append(part.stem, part.layer, tensors)
         self._current = output
         self._shapes[output] = self.chain.shape
