@@ -24,6 +24,7 @@ __all__ = [
     "Prediction",
     "TuningError",
     "WeightsError",
+    "backend",
 ]
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         PictureError,
         Prediction,
     )
+    from .engine.dynamo import backend
     from .kernels.jit import LaunchRefused
     from .kernels.tuning import TuningError
     from .weights import WeightsError
@@ -45,6 +47,7 @@ else:
         "LaunchRefused": ".kernels.jit",
         "TuningError": ".kernels.tuning",
         "WeightsError": ".weights",
+        "backend": ".engine.dynamo",
     }
 
     def __getattr__(name: str) -> object:

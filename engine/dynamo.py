@@ -94,6 +94,9 @@ def backend(
     return run
 
 
+backend.reset = _PACKED.clear  # type: ignore[attr-defined]  # torch.compiler.reset() calls it
+
+
 def _aten(model: GraphModule) -> GraphModule:
     """The functions of torch that dynamo recorded, as aten's operators, on its own fake tensors."""
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -111,7 +114,7 @@ def _engine(
     with _TURN:
         shared = _PACKED.setdefault(weights[0], {})
         key = network, images.dtype, images.device
-        packed = shared.get(key)
+        packed: _Packed | None = shared.get(key)
         if packed is None or not packed.holds(weights):
             if packed is None:
                 engine = Engine.load(network, state(), images.device, images.dtype)

@@ -50,7 +50,8 @@ def images_of(graph: Graph) -> Node:
             while first.op == "call_function" and (read := first.all_input_nodes):
                 first = read[operator(first) == "addmm"]  # where the bias comes first
             if first.op == "placeholder" and _is_tensor(first):
-                return first
+                images: Node = first
+                return images
             raise refused(node, "wanted images to work on, got a constant")
     raise NetworkError("wanted a chain of layers, got an empty graph")
 

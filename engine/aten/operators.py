@@ -248,7 +248,8 @@ def torch_norm(nodes: Sequence[Node], current: Node, came: Shape) -> LocalRespon
     square, deep, pad, mean, squeezed, back, scaled, shifted, power, quotient = nodes
     chained = all(after.args[0] is before for before, after in pairwise(nodes[:-1]))
     ends = (*square.args, *quotient.args) == (current, current, current, power)
-    (size, *_), channels = mean.args[1], came[0]
+    window: Any = mean.args[1]
+    size, channels = window[0], came[0]
     sides = [list(node.meta["val"].shape)[1:] for node in (deep, pad, mean, squeezed, back)]
     padded = [[1, channels, *came[1:]], [1, channels + size - 1, *came[1:]]]
     exact = (
@@ -257,10 +258,12 @@ def torch_norm(nodes: Sequence[Node], current: Node, came: Shape) -> LocalRespon
         and sides == [*padded, padded[0], [*came], [*came]]
         and not any(node.kwargs for node in nodes)
     )
-    numbers = [node.args[1] for node in (scaled, power, shifted)]
-    if not (chained and ends and exact and all(isinstance(n, int | float) for n in numbers)):
+    alpha, beta, k = (node.args[1] for node in (scaled, power, shifted))
+    if not (chained and ends and exact):
         return None
-    return LocalResponseNorm(size, *map(float, numbers))
+    if not isinstance(alpha, int | float) or not isinstance(beta, int | float):
+        return None
+    return LocalResponseNorm(size, alpha, beta, k) if isinstance(k, int | float) else None
 
 
 def operator(node: Node) -> str:
