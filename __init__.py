@@ -25,6 +25,7 @@ __all__ = [
     "Prediction",
     "TuningError",
     "WeightsError",
+    "backend",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         PictureError,
         Prediction,
     )
+    from .engine.dynamo import backend
     from .kernels.jit import LaunchRefused
     from .kernels.tuning import TuningError
     from .weights import WeightsError
@@ -47,6 +49,7 @@ else:
         "LaunchRefused": ".kernels.jit",
         "TuningError": ".kernels.tuning",
         "WeightsError": ".weights",
+        "backend": ".engine.dynamo",
     }
 
     def __getattr__(name: str) -> object:

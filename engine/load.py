@@ -19,12 +19,13 @@ from ..kernels.driver import SHARED_MEMORY
 from ..kernels.jit import TooOld, architecture
 from ..kernels.tuning import Table
 from ..weights import Source
+from .aten import module as torch_module
 from .devices.cards import GPUS, find_card
 from .dtypes import DTYPES
 from .images import class_names
 from .onnx import graph as onnx_graph
 from .plan import ARITHMETIC, Arithmetic
-from .spec import Network, Sigmoid, Softmax
+from .spec import Network, Shape, Sigmoid, Softmax
 from .zoo import network as network_named
 
 Backend = Literal["triton", "torch"]
@@ -49,25 +50,40 @@ class Target:
     name: str | None = None
 
 
-def find(network: object) -> tuple[Network, Source | None]:
-    """A network by name, by .onnx file or as itself, and the weights that it comes with.
+def find(network: object, input_shape: object = None) -> tuple[Network, Source | None]:
+    """A network by name, by .onnx file, as a module or as itself, and the weights it comes with.
 
-    Raises NetworkError for a name that is none, OnnxError for such a file, EngineError for what is
-    neither.
+    Raises NetworkError for a name that is none and a module that is no chain, OnnxError for such a
+    file, EngineError for what is neither.
     """
+    if isinstance(network, torch.nn.Module):
+        return torch_module.read(network, _image_shape(input_shape))
+    if input_shape is not None:
+        raise EngineError(f"input_shape: wanted beside a module alone, got {input_shape!r}")
     if isinstance(network, Network):
         return network, network.weights
     if not isinstance(network, str | PathLike):
-        cure = "; pass its name, and model.state_dict() as its weights"
         raise EngineError(
-            f"network: wanted a name, an .onnx file or a Network, got {type(network).__name__}"
-            f"{cure if isinstance(network, torch.nn.Module) else ''}"
+            "network: wanted a name, an .onnx file, a module or a Network, got "
+            f"{type(network).__name__}"
         )
     word = os.fsdecode(network)
     if word.lower().endswith(".onnx"):
         return onnx_graph.read(word)
     named = network_named(word)
     return named, named.weights
+
+
+def _image_shape(given: object) -> Shape:
+    """The images that a module is for: torchvision's, unless others are asked for."""
+    shape = (3, 224, 224) if given is None else given
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 3
+        or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in shape)
+    ):
+        raise EngineError(f"input_shape: wanted (channels, height, width), got {given!r}")
+    return tuple(shape)
 
 
 def load_state(network: Network, source: Source | None) -> tuple[Network, State]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,7 +50,7 @@ from .load import (
 from .names import canonical
 from .plan import PLAIN, Options, Plan
 from .profile import Profile, profile
-from .spec import Conv2d, Linear, Network, Shape, Sigmoid, Softmax
+from .spec import Conv2d, Linear, Network, Preprocess, Shape, Sigmoid, Softmax
 from .summary import Summary, summarise
 
 Runner = Single | Torch | Pipeline | Towers
@@ -125,7 +125,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        network: str | Path | Network = "alexnet",
+        network: str | Path | Network | torch.nn.Module = "alexnet",
         weights: Source | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -134,6 +134,8 @@ class Engine:
         batch_invariant: bool = False,
         *,
         classes: Classes | None = None,
+        input_shape: tuple[int, int, int] | None = None,
+        preprocess: Preprocess | None = None,
         devices: tuple[str | torch.device, str | torch.device] | None = None,
         split: Split | None = None,
         at: str = "auto",
@@ -143,7 +145,8 @@ class Engine:
     ) -> Engine:
         """Load a network with its weights onto a device, or onto two.
 
-        network: a name in the zoo, a `Network`, or an .onnx file, which brings its weights.
+        network: a name in the zoo, a `Network`, or, with its weights, an .onnx file or an
+        nn.Module that is a chain of what `Network` has, in eval mode: its weights are copied.
         weights: "imagenet", "digits", "random:SEED", a file (.pth, .safetensors, .keras,
         .weights.h5), a state dict, or torchvision's enum; None is the network's published state.
         The last layer's weights tell how many classes there are. device: None is the GPU if there
@@ -152,7 +155,10 @@ class Engine:
         "torch" for the same network by cuDNN or oneDNN. max_batch: images of one piece; longer
         batches are cut. batch_invariant: the same bits at every batch size, at some cost in speed.
         classes: the classes' names in order, or a file of them, one a line; None is the network's
-        own, or for another number of classes their numbers.
+        own, or for another number of classes their numbers. input_shape: (C, H, W) of the images
+        that a module is for; None is (3, 224, 224). preprocess: how pictures become them, a
+        `Preprocess`; None is the network's own, for a module that the zoo does not know
+        torchvision's preset at that size.
 
         devices: two devices instead of one, which may be the same one twice. split: "pipeline" cuts
         the plan in two at step `at` ("auto": where the slower stage is fastest) and sends
@@ -169,7 +175,10 @@ class Engine:
         Raises NetworkError for an unknown network or a cut there is not, WeightsError for weights
         that do not fit, and EngineError for anything else, in one line.
         """
-        net, published = find(network)
+        net, published = find(network, input_shape)
+        if preprocess is not None:
+            of_kind("preprocess", preprocess, Preprocess)
+            net = replace(net, preprocess=preprocess)
         one_of("backend", backend, ("triton", "torch"))
         of_kind("batch_invariant", batch_invariant, bool)
         words = read_classes(classes)
@@ -225,6 +234,12 @@ class Engine:
             case _:
                 runner = Single(planner, state, where[0])
         return cls(runner, dtype=dtype, backend=backend, max_batch=max_batch, class_names=words)
+
+    def with_state(self, state: Mapping[str, torch.Tensor]) -> Engine:
+        """An engine of one device again, with other weights by the same names and one plan."""
+        planner = self._runner.planner
+        _, state = load_state(planner.network, state)
+        return Engine(Single(planner, state, self.device), dtype=self.dtype)
 
     # --- what it computes --------------------------------------------------------------------
 

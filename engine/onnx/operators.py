@@ -121,19 +121,7 @@ def _linear(site: Site, weight: Array, bias: Array | None) -> tuple[Made, ...]:
     """`weight` is [out, in]."""
     if weight.ndim != 2:
         raise site.node.refused(f"wanted a matrix of weights, got {weight.shape}")
-    layer = Linear(len(weight))
-    if bias is not None:
-        bias = per_channel(site.node, bias, site.output_shape(layer))
-    return _made("fc", layer, weight=weight, bias=bias)
-
-
-def per_channel(node: Node, bias: Array, shape: Shape) -> Array:
-    """What is added to [N, *shape], as one number for each channel if it is no more than that."""
-    wanted = (1, shape[0], *(1 for _ in shape[1:]))
-    try:
-        return np.broadcast_to(bias, wanted).reshape(-1)
-    except ValueError:
-        raise node.refused(f"wanted a bias that fits {wanted}, got {bias.shape}") from None
+    return _made("fc", Linear(len(weight)), weight=weight, bias=bias)
 
 
 # Windows

@@ -1,0 +1,1 @@
+"""torch's own graphs, in the words of `spec.py`."""
