@@ -225,6 +225,7 @@ def candidates(
         splits, sums = {1}, block_m * block_n // (32 * warps)
         shallow = block_k * dtype.itemsize < 128
         spills = shallow if arch >= 100 else sums >= 32 and dtype.itemsize > 2 and arch < 90
+        spills |= arch >= 100 and sums >= 32 and steps <= 8
         if sums <= _OF_A_THREAD and not spills:
             most = _PARTS_OF_A_THREAD // sums
             fill = (cost.parts_to_fill(programs, steps, chip, waves) for waves in (1, 2))
