@@ -122,7 +122,7 @@ def test_modules_of_the_zoos_layers_come_back(
 
 
 def test_every_operator_means_what_torch_means() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding="valid", dilation=2, bias=False),
         *(nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.LocalResponseNorm(4, 0.1, 0.5, 2)),
         nn.Conv2d(8, 8, 5, padding="same", groups=4),
@@ -164,7 +164,7 @@ def test_heads_as_people_write_them(head: Callable[..., torch.Tensor]) -> None:
 
 
 def test_weights_are_copied() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     _, state = read(model, SMALL)
     before = state["conv1.weight"].clone()
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_what_is_no_chain_is_refused(what: str, caplog: pytest.LogCaptureFixture
 def test_a_module_that_trains_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout())
     with pytest.raises(NetworkError, match=r"eval\(\)"):
-        Engine.load(model, input_shape=SMALL)  # type: ignore[arg-type]
+        Engine.load(model, input_shape=SMALL)
     model.eval()[1].train()
     with pytest.raises(NetworkError, match="its 1 is"):
         read(model, SMALL)

@@ -33,7 +33,7 @@ def read(graph: Graph, constants: Constants, name: str) -> tuple[Network, State]
     vocabulary and for weights that `weights.load` refuses.
     """
     try:
-        chain = _Reader(graph, constants, name).chain
+        chain = _AtenWalk(graph, constants, name).chain
     except NetworkError as error:
         raise NetworkError(f"{name}: {error}") from None
     network, state = _known(chain.network(), chain.state)
@@ -56,7 +56,7 @@ def images_of(graph: Graph) -> Node:
     raise NetworkError("wanted a chain of layers, got an empty graph")
 
 
-class _Reader:
+class _AtenWalk:
     """Takes the nodes one after the other, and leaves them as `chain`."""
 
     def __init__(self, graph: Graph, constants: Constants, name: str) -> None:
