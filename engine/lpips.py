@@ -10,6 +10,7 @@ the network in one run, and `kernels/lpips.py` reads the activations where that 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -42,7 +43,8 @@ class LPIPS:
     weights: an AlexNet's, from any source that `Engine.load` takes; None is ImageNet's. device,
     dtype, backend and target are those of `Engine.load`. spatial: a distance for every pixel
     instead of their mean. max_batch: pairs of one piece; more are cut. By the engine's own kernels
-    a pair has the same bits wherever it stands in a batch.
+    a pair has the same bits wherever it stands in a batch. It is no nn.Module: it runs on `device`
+    and has nothing to be called `.eval()` or `.cuda()` for.
 
     Safe to call from many threads; it belongs to the process that made it. Raises as `Engine.load`
     does. Near pixels of no activation torchmetrics differs: see `kernels/lpips.py`.
@@ -70,9 +72,10 @@ class LPIPS:
         # A torch engine plans for no card that is too old for it; this kernel runs there, too.
         arch = self._engine.plan.arch
         self._arch = arch or (None if self.device.type == "cpu" else OLDEST)
+        self._empty = partial(torch.empty, dtype=torch.float32, device=self.device)
         self._heads = {name: head.to(self.device) for name, head in heads().items()}
-        constants = (torch.tensor(c, device=self.device)[:, None, None] for c in (SHIFT, SCALE))
-        self._shift, self._scale = constants
+        float32 = partial(torch.tensor, dtype=torch.float32, device=self.device)
+        self._shift, self._scale = (float32(c)[:, None, None] for c in (SHIFT, SCALE))
 
     @overload
     def __call__(
@@ -104,7 +107,7 @@ class LPIPS:
             )
         count = len(b) if len(a) == 1 else len(a)
         sides = a.shape[2:] if self.spatial else (1, 1)
-        parts = [torch.empty(count, 1, *sides, device=self.device) for _ in LAYERS]
+        parts = [self._empty(count, 1, *sides) for _ in LAYERS]
         whole = min(count, self.max_batch)
         configured_for = min(len(a), whole) + min(len(b), whole)
         for start in range(0, count, self.max_batch):
@@ -146,7 +149,7 @@ class LPIPS:
         a, b = (x.expand(-1, -1, pairs, -1) for x in (taps[:, :, :first], taps[:, :, first:]))
         shape = DistanceShape(pairs, channels, height, width)
         config = kernel.default_config(shape, self._arch)
-        y = torch.empty(height, width, pairs, device=self.device)
+        y = self._empty(height, width, pairs)
         kernel.distances(a, b, self._heads[name], y, shape, config)()
         if self.spatial:
             maps = y.permute(2, 0, 1)[:, None]

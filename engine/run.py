@@ -289,8 +289,8 @@ class Engine:
         keep = tuple(dict.fromkeys(own.values()))
         planned = self._runner.planner(1, tuple(batch.shape[1:]), keep=keep)  # refuses a bad fit
         shapes = {name: shape for name, _, _, shape in self.network.walk(planned.image_shape)}
-        count, device = len(batch), self.device
-        outs = {name: torch.empty((count, *shapes[name]), device=device) for name in keep}
+        empty = partial(torch.empty, dtype=torch.float32, device=self.device)
+        outs = {name: empty((len(batch), *shapes[name])) for name in keep}
         self._fill(outs, batch)
         return {name: outs[own[name]] for name in layers}
 

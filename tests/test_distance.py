@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_one_size_comes_after_another_and_little_waits(monkeypatch: pytest.Monke
     assert read <= 4, "of large images fewer wait"
 
 
+def test_workers_decode_few_pairs_ahead(
+    folders: tuple[str, str], lpips: LPIPS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair of photographs is a hundred megabytes, and so a batch of its own."""
+    monkeypatch.setattr(distance, "HELD", 1)
+    one = ImagePair("0.png", False, *(f"{folder}/0.png" for folder in folders))
+    waiting = iter([one] * 100)
+    with closing(distances(lpips, waiting, batch_size=64, workers=1)) as rows:
+        next(rows)
+        assert len([*waiting]) >= 94
+
+
 def test_a_distance_that_is_no_number_is_an_error(folders: tuple[str, str], lpips: LPIPS) -> None:
     class Overflown:
         device, max_batch = lpips.device, 4
@@ -226,6 +239,17 @@ def test_two_images_and_json(folders: tuple[str, str], capsys: Capture) -> None:
     status, out, _ = run(capsys, *two)
     assert out == f"{two[0]}\n  {row['distance']:.6f}\n"
     assert run(capsys, two[0], f"{folders[1]}/0.png")[0] == 1, "it was named itself"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_two_images_are_one_row_in_either_order(
+    folders: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    two = [f"{folder}/1.png" for folder in folders]
+    assert run(capsys, *two, "--output", output)[0] == 0
+    assert run(capsys, *two[::-1], "--output", output, "--resume")[0] == 0
+    assert len(read(output)) == 1
 
 
 @pytest.mark.usefixtures("at_once")

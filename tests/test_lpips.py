@@ -239,6 +239,20 @@ def test_one_image_against_a_batch(
     assert mine(one[:0], one[:0]).shape == (0, 1, 1, 1)
 
 
+def test_torchs_default_dtype_changes_nothing(
+    ours: Ours, state: State, generator: torch.Generator
+) -> None:
+    a, b = (images(1, 40, 44, generator) for _ in range(2))
+    wanted = ours(backend="torch")(a, b)
+    torch.set_default_dtype(torch.float16)
+    try:
+        got = LPIPS(state, wanted.device, "fp32", backend="torch")(a, b)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert got.equal(wanted)
+
+
 def test_only_what_is_measured_is_planned_and_packed(state: State) -> None:
     """And weights are any that an engine takes: here fine-tuned ones, under torchvision's names."""
     tuned = {**state, "fc8.weight": torch.zeros(7, 4096), "fc8.bias": torch.zeros(7)}

@@ -435,6 +435,21 @@ def test_torch_backend_is_the_same_network(
         assert relative(theirs[name], feature.double().cpu()) < 1e-4, name
 
 
+def test_torchs_settings_change_nothing(device: torch.device, generator: torch.Generator) -> None:
+    """Around a call, a default dtype and autocast are a script's: the engine's dtype was asked."""
+    engine = Engine.load("digits", device=device, dtype="fp32", backend="torch")
+    images = torch.randn(2, 3, 63, 63, generator=generator)
+    wanted = engine.features(images, "fc8")["fc8"]
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.autocast(device.type):
+            got = engine.features(images, "fc8")["fc8"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert got.equal(wanted)
+
+
 def test_classify_finds_the_digits_and_a_bad_image_costs_only_itself(
     digits: Engine, tmp_path: Path
 ) -> None:

@@ -29,7 +29,10 @@ class Torch:
         planned = self.planner(len(images), tuple(images.shape[1:]))  # refuses what does not fit
         x = reference.normalise(images, network.preprocess, arithmetic.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        with _tf32(arithmetic.precision == "tf32"):
+        with (
+            _tf32(arithmetic.precision == "tf32"),
+            torch.autocast(self.devices[0].type, enabled=False),  # what was asked for at load
+        ):
             outputs = reference.forward(network, self._state, x)
         ends = {step.name: step.layers[-1] for step in planned.steps if step.block}
         return {name: outputs[ends[name]].float().contiguous() for name in keep}

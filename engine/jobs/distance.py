@@ -109,7 +109,8 @@ def pairs(first: str, second: str) -> Iterator[Listed]:
     if len(folders) == 1:
         raise EngineError(f"{folders[0]}: is a folder; wanted two folders or two images")
     if not folders:
-        return iter([ImagePair(first, True, first, second)])
+        # One name in either order, for the distance is the same and so is the job.
+        return iter([ImagePair(min(first, second), True, first, second)])
     # Both are walked in one order, by the parts of a name, so nothing is kept of what came.
     found = heapq.merge(_walked(first), _walked(second), key=itemgetter(0))
     return (
@@ -141,12 +142,12 @@ def distances(
 ) -> Generator[ImageRow]:
     """A row for each of `sources` (what `pairs` yields), lazily, those of one size together.
 
-    side: both images become a square of it; without, they must have one size. Memory, `workers` and
-    what is raised are as for `classify.answer`.
+    side: both images become a square of it; without, they must have one size. `workers` decode
+    a pair or two each ahead. Memory and what is raised are as for `classify.answer`.
     """
     load = partial(load_pair, side=side, exif=exif)
     ahead = (
-        decode_ahead(sources, load, workers, batch_size)
+        decode_ahead(sources, load, workers, ahead=workers, size=1)  # each may be large
         if workers
         else ((source, decoded_or_error(source, load)) for source in sources)
     )

@@ -44,13 +44,13 @@ def picture(source: Listed, preprocess: Preprocess, exif: bool = False) -> Pixel
 
 
 def decode_ahead(
-    sources: Iterable[Listed], decode: Decode, workers: int, ahead: int
+    sources: Iterable[Listed], decode: Decode, workers: int, ahead: int, size: int = CHUNK
 ) -> Generator[tuple[Listed, Decoded]]:
     """Each source with what `decode` makes of it, or with the ImageError that it raises.
 
-    `workers` processes decode up to about `ahead` images that nobody has asked for yet. When one
-    of them dies, each image that it was at is decoded once more, alone, in a new one; an image
-    that kills that one, too, is an error. `decode` must pickle.
+    `workers` processes, each asked for `size` at a time, decode up to about `ahead` images that
+    nobody has asked for yet. When one of them dies, each image that it was at is decoded once more,
+    alone, in a new one; an image that kills that one, too, is an error. `decode` must pickle.
     """
     team = [_Worker(decode) for _ in range(workers)]
     idle = deque(team)
@@ -65,9 +65,9 @@ def decode_ahead(
 
     window: deque[tuple[list[Listed], Future[list[Decoded]]]] = deque()
     try:
-        for chunk in batched(sources, CHUNK):
+        for chunk in batched(sources, size):
             window.append((chunk, threads.submit(decoded, chunk)))
-            if len(window) > workers + ahead // CHUNK:
+            if len(window) > workers + ahead // size:
                 first, answers = window.popleft()
                 yield from zip(first, answers.result(), strict=True)
         for first, answers in window:
