@@ -249,7 +249,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def tell_of_orientation() -> None:
     """Warn, in words that are always the same, so that Python shows them once."""
     warnings.warn(
-        "a picture has an orientation in its EXIF and is classified as it lies in the file, as "
+        "a picture has an orientation in its EXIF and is taken as it lies in the file, as "
         "torchvision does; --exif, in Python exif=True, turns it as viewers do",
         OrientationWarning,
         stacklevel=2,

@@ -43,7 +43,8 @@ class LPIPS:
     weights: an AlexNet's, from any source that `Engine.load` takes; None is ImageNet's. device,
     dtype, backend and target are those of `Engine.load`. spatial: a distance for every pixel
     instead of their mean. max_batch: pairs of one piece; more are cut. By the engine's own kernels
-    a pair has the same bits wherever it stands in a batch.
+    a pair has the same bits wherever it stands in a batch. It is no nn.Module: it runs on `device`
+    and has nothing to be called `.eval()` or `.cuda()` for.
 
     Safe to call from many threads; it belongs to the process that made it. Raises as `Engine.load`
     does. Near pixels of no activation torchmetrics differs: see `kernels/lpips.py`.
