@@ -275,7 +275,7 @@ COMMANDS: tuple[tuple[str, str, str, *tuple[Option, ...]], ...] = (
         "measure by LPIPS how far apart two images look, or those of two folders with one name",
         "distance originals/ restored/ --output distances.parquet",
         option("first", help="an image, a URL or a folder"),
-        option("second", help="another, of the same size, or a folder with the same names, suffixes too"),
+        option("second", help="another, of the same size, or a folder with the very same names"),
         option(
             "--size",
             type=_at_least(31),
