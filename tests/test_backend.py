@@ -118,7 +118,7 @@ def test_the_same_weights_may_be_used_otherwise(other: Callable[..., torch.Tenso
 
 
 def test_a_mode_is_refused() -> None:
-    compiled = torch.compile(small(), backend=alexnet_triton.backend, mode="max-autotune")
+    compiled: Any = torch.compile(small(), backend=alexnet_triton.backend, mode="max-autotune")
     with torch.no_grad(), pytest.raises(BackendCompilerFailed, match=r"EngineError: .*mode"):
         compiled(images(2))
 
