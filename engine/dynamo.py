@@ -13,7 +13,8 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .aten.graph import images_of, read
@@ -45,7 +46,7 @@ _TURN = threading.Lock()
 
 
 def backend(
-    model: GraphModule, example_inputs: Sequence[Any]
+    model: GraphModule, example_inputs: Sequence[Any], **options: object
 ) -> Callable[..., tuple[torch.Tensor]]:
     """A graph of torch.compile's by the engine's kernels: `torch.compile(model, backend=backend)`.
 
@@ -54,11 +55,14 @@ def backend(
     give it. The engine computes in the weights' dtype; on a CPU, in Triton's interpreter. A weight
     that was replaced or changed in place is noticed before the next call, by which tensor it is,
     its address and its version; inference tensors have no version, so a change in place of one is
-    not noticed. Nor is a write through `.data`: call torch.compiler.reset() after it.
+    not noticed. Nor is a write through `.data`, nor the step of an optimizer with fused=True: call
+    torch.compiler.reset() after it.
 
     Raises NetworkError and EngineError while it compiles, which torch quotes in its
     BackendCompilerFailed; and EngineError for a call that needs a gradient, or within autocast.
     """
+    if options:
+        raise EngineError(f"torch.compile: wanted no mode and no options, got {options}")
     graph = _aten(model).graph
     images = images_of(graph)
     nodes = graph.find_nodes(op="placeholder")
@@ -70,6 +74,7 @@ def backend(
     ]
     if not owned:
         raise EngineError("torch.compile: wanted a graph with weights, got one without")
+    roles = _roles([nodes[place] for place in owned])
 
     def canonical(inputs: Sequence[Any]) -> tuple[Network, State]:
         constants = {nodes[place].name: inputs[place].detach() for place in owned}
@@ -85,12 +90,13 @@ def backend(
             )
         if torch.is_autocast_enabled(pixels.device.type):
             raise EngineError("torch.compile: wanted a call outside of autocast; use model.half()")
-        engine = _engine(network, pixels, tensors[1:], lambda: canonical(inputs)[1])
+        engine = _engine(chain, pixels, tensors[1:], lambda: canonical(inputs)[1])
         return (engine(pixels).to(pixels.dtype),)
 
     network, state = canonical(example_inputs)
     weights = [example_inputs[place] for place in owned]
-    _engine(network, example_inputs[at], weights, lambda: state)  # refuses while it compiles
+    chain = network, roles
+    _engine(chain, example_inputs[at], weights, lambda: state)  # refuses while it compiles
     return run
 
 
@@ -107,17 +113,34 @@ def _aten(model: GraphModule) -> GraphModule:
         return make_fx(Interpreter(model).run, pre_dispatch=True)(*fakes)
 
 
+def _roles(weights: Sequence[Node]) -> tuple[str, ...]:
+    """What is done with which weight: chains of equal layers may use the same ones differently."""
+    said = {node: str(place) for place, node in enumerate(weights)}
+    roles = []
+    for node in weights[0].graph.nodes:
+        if any(read in said for read in node.all_input_nodes):
+            text = f"{node.target}{map_arg((node.args, node.kwargs), lambda n: said.get(n, ''))}"
+            if all(read in said for read in node.all_input_nodes):
+                said[node] = text
+            else:
+                roles.append(text)
+    return tuple(roles)
+
+
 def _engine(
-    network: Network, images: torch.Tensor, weights: Weights, state: Callable[[], State]
+    chain: tuple[Network, tuple[str, ...]],
+    images: torch.Tensor,
+    weights: Weights,
+    state: Callable[[], State],
 ) -> Engine:
-    """The engine that has these weights, packed anew only if there is none."""
+    """The engine that has these weights in these roles, packed anew only if there is none."""
     with _TURN:
         shared = _PACKED.setdefault(weights[0], {})
-        key = network, images.dtype, images.device
+        key = chain, images.dtype, images.device
         packed: _Packed | None = shared.get(key)
         if packed is None or not packed.holds(weights):
             if packed is None:
-                engine = Engine.load(network, state(), images.device, images.dtype)
+                engine = Engine.load(chain[0], state(), images.device, images.dtype)
             else:
                 engine = packed.engine.with_state(state())
             packed = _Packed(engine, tuple(map(ref, weights)), _stamps(weights))

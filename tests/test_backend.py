@@ -15,6 +15,7 @@ from alexnet_triton.engine import Engine, EngineError, dynamo
 from alexnet_triton.engine.devices import single
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn import functional as F
 
 IMAGE = (3, 9, 9)
 
@@ -92,6 +93,34 @@ def test_logits_are_the_engines_own(
         assert torch.equal(moved, own(model, x))
         model[4].running_mean.sub_(1)
         assert torch.equal(compiled(x), own(model, x))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x, a, b, m: F.conv2d(F.conv2d(F.conv2d(x, a), b), b).flatten(1) @ m,
+        lambda x, a, b, m: F.conv2d(F.conv2d(F.conv2d(x, a), b), a).flatten(1) @ m.t(),
+    ],
+)
+def test_the_same_weights_may_be_used_otherwise(other: Callable[..., torch.Tensor]) -> None:
+    """Equal layers on the same tensors, which are two networks all the same."""
+
+    def one(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.conv2d(F.conv2d(x, a), b), a).flatten(1) @ m
+
+    torch.manual_seed(0)
+    given = (images(2), *(torch.randn(3, 3, 3, 3) / 5 for _ in "ab"), torch.randn(27, 27) / 5)
+    with torch.no_grad():
+        for function in (one, other):
+            got = torch.compile(function, backend=alexnet_triton.backend)(*given)
+            torch.testing.assert_close(got, function(*given), rtol=1e-4, atol=1e-4)
+
+
+def test_a_mode_is_refused() -> None:
+    compiled: Any = torch.compile(small(), backend=alexnet_triton.backend, mode="max-autotune")
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match=r"EngineError: .*mode"):
+        compiled(images(2))
 
 
 @pytest.mark.interpreter

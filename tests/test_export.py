@@ -214,6 +214,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
     "size": (By(lambda m, x: m.conv(x) if len(x) == 2 else x), ("torch.export",)),
     "inputs": (nn.Bilinear(3, 3, 2), ("torch.export", "input2")),
     "subclass": (tagged(), ("x", "Tagged")),
+    "wrapped": (nn.DataParallel(nn.Conv2d(3, 4, 3)), (".module",)),
     "no data": (nn.Conv2d(3, 4, 3, device="meta"), ("weight", "without data")),
     "nothing": (nn.Identity(), ("empty",)),
     "no layer": (nn.Flatten(), ("layer",)),

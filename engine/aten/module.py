@@ -22,6 +22,8 @@ def read(model: nn.Module, input_shape: Shape) -> tuple[Network, State]:
     in training mode, one that torch.export cannot trace or that is no chain of the vocabulary.
     """
     name = type(model).__name__
+    if isinstance(model, nn.DataParallel):
+        raise NetworkError(f"{name}: wanted a module on one device; give its .module")
     for path, part in model.named_modules():
         if part.training:
             where = f", its {path} is" if path else ""
