@@ -21,6 +21,7 @@ from alexnet_triton.engine.jobs.tables import OutputError
 from alexnet_triton.engine.names import canonical
 from alexnet_triton.engine.zoo import DIGITS, network
 from PIL import Image
+from safetensors.numpy import save
 
 Capture = pytest.CaptureFixture[str]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -224,6 +225,9 @@ def test_an_array_of_somebody_else_is_not_touched(suffix: str, tmp_path: Path) -
     path = tmp_path / f"mine.{suffix}"
     np.save(tmp_path / "mine.npy", np.zeros((3, 2), np.float64))
     contents = [b"dear diary", b"\0" * 100, (tmp_path / "mine.npy").read_bytes()]
+    numbers = np.zeros((3, 2), np.float32)  # as a job's but for its record
+    np.save(tmp_path / "mine.npy", numbers)
+    contents += [(tmp_path / "mine.npy").read_bytes(), save({"features": numbers})]
     for content in contents:
         path.write_bytes(content)
         modes: tuple[Existing, ...] = ("refuse", "resume", "retry", "overwrite")

@@ -125,6 +125,18 @@ def test_the_held_out_digits(capsys: Capture) -> None:
     assert out.splitlines()[-1].split() == ["all", "360", "99.722%", "100.000%"]
 
 
+def test_what_the_table_shows_may_be_expected(tmp_path: Path, capsys: Capture) -> None:
+    """Two of three are 66.667 % there, which they are not quite."""
+    folder, labels = few(tmp_path / "few", classes=3, each=1), tmp_path / "labels.csv"
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(folder.glob("*/*"))]
+    rows = zip(names, (0, 1, 3), strict=True)
+    labels.write_text("".join(f"{name},{label}\n" for name, label in rows))
+    expected = (66, 66.667, 66.668)
+    found = [run(capsys, folder, "--labels", labels, "--expect", percent) for percent in expected]
+    assert [status for status, _, _ in found] == [0, 0, 1]
+    assert "66.667%" in found[0][1]
+
+
 @pytest.mark.interpreter
 def test_by_the_kernels_and_a_target(tmp_path: Path, capsys: Capture) -> None:
     folder = few(tmp_path / "few", classes=1, each=1)

@@ -221,8 +221,7 @@ class Output:
             self._finished = False
         elif self._size or self._finished:
             if made is None:
-                inside = self._finished and self._table and not self._table.beside
-                where = "its metadata" if inside else self._record
+                where = "its metadata" if self._finished else self._record
                 raise OutputError(
                     f"{self.path}: how its rows were made should stand in {where} and does not; "
                     "replace it (--overwrite), or name another file"

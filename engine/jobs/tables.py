@@ -209,11 +209,11 @@ def _array(path: Path, kind: Kind) -> Any:
 
 def _array_made(path: Path, kind: Kind) -> dict[str, Any] | None:
     _array(path, kind)
+    record = path.with_name(path.name + provenance.BESIDE)
     try:
-        record = path.with_name(path.name + provenance.BESIDE).read_bytes()
-    except OSError:
-        return None
-    return provenance.decode(record, kind.verb)
+        return provenance.decode(record.read_bytes(), kind.verb)
+    except FileNotFoundError:  # there is no other sign of whose such numbers are
+        raise foreign(f"its content, with no {record.name} beside it,", path) from None
 
 
 def _array_records(path: Path, kind: Kind, wanted: bool) -> Iterator[dict[str, Any]]:
