@@ -539,7 +539,7 @@ def test_interrupted_it_leaves_a_valid_output_that_resumes(
         for left in output.parent.iterdir():
             left.unlink()
         with start(folder, "--output", output, "--batch-size", 16, "--workers", workers) as process:
-            wait_for_bytes(lines, 1, lambda: process.poll() is None)  # noqa: B023 - called at once
+            wait_for_bytes(lines, 1, lambda: process.poll() is None)
             with contextlib.suppress(ProcessLookupError):
                 if how == signal.SIGINT:
                     os.killpg(process.pid, how)  # a terminal's Ctrl-C reaches the workers, too
