@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lpips = LPIPS(options.weights, backend=options.backend)
     sizes = defaultdict(list)  # names by the size of their images
     for name in sorted({p.name for p in first.iterdir()} & {p.name for p in second.iterdir()}):
-        sizes[Image.open(first / name).size].append(name)
+        if Path(name).suffix.lower() in Image.registered_extensions():
+            sizes[Image.open(first / name).size].append(name)
     found: list[tuple[float, str]] = []
     for names in sizes.values():
         a, b = (torch.stack([pixels(at / name) for name in names]) for at in (first, second))
