@@ -48,7 +48,7 @@ class Chain:
         name = self._named(stem)
         self._unbiased = isinstance(layer, Conv2d | Linear) and "bias" not in given
         if self._unbiased:
-            given["bias"] = torch.zeros(len(given["weight"]))
+            given["bias"] = given["weight"].new_zeros(len(given["weight"]))
         if isinstance(layer, Linear):
             given["bias"] = _by_channel(given["bias"], shape)
         if isinstance(layer, Owner):

@@ -73,7 +73,10 @@ def backend(
         if node.users and node is not images and isinstance(node.meta["val"], torch.Tensor)
     ]
     if not owned:
-        raise EngineError("torch.compile: wanted a graph with weights, got one without")
+        raise EngineError(
+            "torch.compile: wanted a graph with weights, got one without; if torch has cut the "
+            "model, fullgraph=True says where"
+        )
     roles = _roles([nodes[place] for place in owned])
 
     def canonical(inputs: Sequence[Any]) -> tuple[Network, State]:

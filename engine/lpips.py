@@ -92,9 +92,10 @@ class LPIPS:
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Distances, float32 [N, 1, 1, 1] on the engine's device; [N, 1, H, W] if spatial.
 
-        in0, in1: float images [N, 3, H, W] of one size from 31x31 up, from -1 to 1, or from 0 to 1
-        with `normalize`; one image stands against all of the other batch. With `retPerLayer` also
-        the list of the five layers' parts, of which the distance is the sum.
+        in0, in1: float images [N, 3, H, W] of one size from 31x31 up, or grey ones [N, 1, H, W],
+        from -1 to 1, or from 0 to 1 with `normalize`; one image stands against all of the other
+        batch. With `retPerLayer` also the list of the five layers' parts, of which the distance is
+        the sum.
 
         Raises ImageError for images that are none, or differ in size or number, and NetworkError
         for such that are too small.
@@ -123,6 +124,8 @@ class LPIPS:
 
     def _checked(self, name: str, images: object) -> Tensor:
         """A batch of float images [N, 3, H, W]. Raises ImageError naming the argument."""
+        if isinstance(images, Tensor) and not images.is_nested and images.shape[1:2] == (1,):
+            images = images.expand(-1, 3, *images.shape[2:])  # grey, as lpips takes it
         try:
             batch = self._engine._batch(images)
         except ImageError as error:

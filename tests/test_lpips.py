@@ -220,9 +220,9 @@ def test_a_card_by_target(original: Original, state: State, generator: torch.Gen
 
 
 def test_one_image_against_a_batch(
-    ours: Ours, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ours: Ours, original: Original, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the original, which broadcasts; all pieces are configured for the first's images."""
+    """As the original, which broadcasts, grey too; pieces are configured for the first's images."""
     mine = ours(backend="torch")
     many, one = images(5, 40, 44, generator), images(1, 40, 44, generator)
     told, running = [], mine._engine._running
@@ -237,6 +237,8 @@ def test_one_image_against_a_batch(
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
     assert told == [(4, 4), (4, 4), (2, 4), *2 * [(3, 3), (3, 3), (2, 3)]]
     assert mine(one[:0], one[:0]).shape == (0, 1, 1, 1)
+    grey = many[:, :1], one[:, 1:2]
+    torch.testing.assert_close(mine(*grey).cpu(), original()(*grey), rtol=0, atol=1e-6)
 
 
 def test_torchs_default_dtype_changes_nothing(

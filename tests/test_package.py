@@ -81,8 +81,11 @@ def test_wheel_carries_the_licence_and_its_commands(wheel: Path, pyproject: dict
         (entries,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         commands = archive.read(entries).decode()
-    for command, target in pyproject["project"]["scripts"].items():
-        assert f"{command} = {target}" in commands
+    project = pyproject["project"]
+    for group, named in {"console_scripts": project["scripts"], **project["entry-points"]}.items():
+        assert f"[{group}]" in commands
+        for name, target in named.items():
+            assert f"{name} = {target}" in commands
 
 
 def test_type_checkers_find_the_package(tmp_path: Path) -> None:

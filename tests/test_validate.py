@@ -98,7 +98,7 @@ def test_folders_are_classes_at_any_depth(tmp_path: Path) -> None:
 
 
 def test_rows_label_paths_urls_and_names_that_are_no_unicode(tmp_path: Path) -> None:
-    rows = b'\xef\xbb\xbfpath,label\n0/a.png, 3\n\n"b,c.png",x\n/d.png,1\nhttp://e/f,2\ncaf\xe9.png,4\n'
+    rows = b'\xef\xbb\xbfPath,Label\n0/a.png, 3\n\n"b,c.png",x\n/d.png,1\nhttp://e/f,2\ncaf\xe9.png,4\n'
     (tmp_path / "labels.csv").write_bytes(rows)
     (tmp_path / "pictures").mkdir()
     found = list(labelled(str(tmp_path / "pictures"), str(tmp_path / "labels.csv")))

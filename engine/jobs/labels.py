@@ -90,7 +90,7 @@ def _by_row(folder: str, labels: str) -> Iterator[Labelled]:
             for number, row in enumerate(rows):
                 where = f"{labels}, line {rows.line_num}"
                 row = [word.strip() for word in row]
-                if not row or (number == 0 and row == ["path", "label"]):
+                if not row or (number == 0 and [word.lower() for word in row] == ["path", "label"]):
                     continue
                 if len(row) != 2 or not all(row):
                     raise EngineError(f"{where}: wanted path,label, got {','.join(row)!r}")
