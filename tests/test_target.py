@@ -66,17 +66,17 @@ BOUNDS = {"fp32": 2e-6, "tf32": 1e-2, "fp16": 4e-3}
 def chain(
     name: str, convs: tuple[int, int, int, int], units: int, groups: int, *before: Layer
 ) -> Network:
-    """An AlexNet in small: conv1 makes 3x3, the maps after it are 2x2 and 1x1."""
+    """An AlexNet in small: conv1 makes 3x3, the maps after it are 2x2, from conv3 on 1x1."""
     after_relu1 = tuple((f"extra{i}", layer) for i, layer in enumerate(before, start=1))
     layers: tuple[tuple[str, Layer], ...] = (
         *(("conv1", Conv2d(convs[0], 11, stride=4, padding=2)), ("relu1", ReLU())),
         *after_relu1,
         ("pool1", MaxPool2d(2, stride=1)),
         *(("conv2", Conv2d(convs[1], 3, padding=1, groups=groups)), ("relu2", ReLU())),
-        *(("conv3", Conv2d(convs[2], 3, padding=1)), ("relu3", ReLU())),
+        *(("conv3", Conv2d(convs[2], 2)), ("relu3", ReLU())),
         *(("conv4", Conv2d(convs[3], 1, groups=groups)), ("relu4", ReLU())),
-        *(("pool4", MaxPool2d(2, stride=1)), ("avgpool", AdaptiveAvgPool2d(2))),
-        *(("flatten", Flatten()), ("fc6", Linear(units)), ("relu6", ReLU())),
+        *(("avgpool", AdaptiveAvgPool2d(2)), ("flatten", Flatten())),
+        *(("fc6", Linear(units)), ("relu6", ReLU())),
         *(("fc7", Linear(units // 2 + 4)), ("relu7", ReLU()), ("fc8", Linear(10))),
     )
     if groups > 1:
@@ -145,6 +145,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Tiles]:
         call(launch)
 
     monkeypatch.setattr(Launch, "__call__", spy)
+    monkeypatch.setattr(foretell, "_spent", lambda launch, programs: 0.0)  # it runs launches, too
     return seen
 
 
@@ -166,7 +167,7 @@ def wanted_of(
 
 # --- engine(x): every batch by every card -------------------------------------------------------
 
-BATCHES = (0, 1, 3, 8, 64, 100, 130, 257)
+BATCHES = (0, 1, 8, 3, 64, 257, 130)  # in this order every dtype meets all kinds of tiles
 TARGETS = (None, "sm_80", "sm_90", "sm_100")
 DTYPES = ("fp16", "tf32", "fp32")
 # Every batch meets every card; so do any two of batch, card, dtype and kind of network.
@@ -348,16 +349,17 @@ def test_batch_invariant(launched: set[Tiles]) -> None:
     together = engine(images)
     assert error(together, float64(WIDE, images)["fc8"]) < BOUNDS["fp16"]
     assert torch.equal(torch.cat([engine(images[:1]), engine(images[1:])]), together)
-    assert launched == wanted_of(WIDE, 33, 7, 1, batch_invariant=True)
+    pieces = ((33, 7), (1,), (33, 6))
+    assert launched == set.union(*(wanted_of(WIDE, *n, batch_invariant=True) for n in pieces))
 
 
 def test_demo(launched: set[Tiles]) -> None:
-    seen = demo(target="sm_90", images=72)
-    assert seen.images == 72
+    seen = demo(target="sm_90", images=40)
+    assert seen.images == 40
     assert seen.passed
     assert "sm_90" in seen.device
     assert seen.dtype == "fp16"
-    assert launched == wanted_of(DIGITS, 72)
+    assert launched == wanted_of(DIGITS, 40)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "tf32"])
@@ -418,10 +420,10 @@ def test_a_cards_name_brings_its_tuned_table(
 
 def test_undescribed_descriptors_through_pointers() -> None:
     """For a driver that refuses strides out of order: of images, or of groups."""
-    images = pixels(TOWERS, 70)
+    images = pixels(TOWERS, 34)
     made = []
     for pointers in (False, True):
-        engine = on_card(TOWERS, max_batch=70, options=Options(pointers=pointers))
+        engine = on_card(TOWERS, max_batch=34, options=Options(pointers=pointers))
         steps = {step.name: step.config for step in engine.plan.steps}
         conv1, conv2 = steps["conv1"], steps["conv2"]
         assert isinstance(conv1, FirstLayerConfig)
