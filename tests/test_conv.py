@@ -261,7 +261,7 @@ def test_nan_and_infinity_come_through(
 
 
 # Few, many and ragged images in tiles of rows: (images, rows of a tile).
-RAGGED = [(1, 16), (3, 64), (8, 16), (9, 32), (16, 16), (33, 16), (100, 64)]
+RAGGED = [(1, 16), (3, 64), (8, 16), (9, 32), (16, 16), (17, 16), (100, 64)]
 WINDOWS = {
     "3x3": Conv2dShape(1, 16, 3, 6, 16, 3, 3, padding=(1, 1, 1, 1)),
     "5x5 of 6": Conv2dShape(1, 8, 3, 6, 16, 5, 5, padding=(2, 2, 2, 2)),
