@@ -27,7 +27,6 @@ from alexnet_triton.engine.spec import (
 )
 from alexnet_triton.engine.zoo import NETWORKS
 
-
 # Two towers: an interpreter runs them forty times.
 LAYERS = (
     *(("conv1", Conv2d(16, 3)), ("norm1", LocalResponseNorm(5, groups=2))),
