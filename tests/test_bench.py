@@ -14,16 +14,26 @@ import pytest
 import torch
 from alexnet_triton.bench import env
 from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.measure import verb
 from alexnet_triton.bench.records import DeviceState, Row
 from alexnet_triton.engine.devices.pipeline import Pipeline
-from alexnet_triton.engine.spec import Network
+from alexnet_triton.engine.spec import (
+    Conv2d,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    Network,
+    Preprocess,
+)
 from alexnet_triton.engine.zoo import NETWORKS
 
-
-@pytest.fixture(autouse=True)
-def known(tiny2012: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verbs know the small network by its name."""
-    monkeypatch.setitem(NETWORKS, tiny2012.name, tiny2012)
+# Two towers: an interpreter runs them forty times.
+LAYERS = (
+    *(("conv1", Conv2d(16, 3)), ("norm1", LocalResponseNorm(5, groups=2))),
+    *(("conv2", Conv2d(16, 1, groups=2)), ("flatten", Flatten()), ("fc3", Linear(10))),
+)
+PRESET = Preprocess(5, 5, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+TOWERS = Network("two towers", (3, 5, 5), LAYERS, PRESET, "")
 
 
 def test_ways_of_two_devices_match_and_are_timed(
@@ -37,8 +47,10 @@ def test_ways_of_two_devices_match_and_are_timed(
         return {name: output * 1.5 for name, output in found.items()}
 
     monkeypatch.setattr(Pipeline, "run", wrong)
-    common = ["--devices", *[str(device)] * 2, "--batch", "6", "--micro-batch", "4"]
-    assert main(["pipeline", "tiny2012", *common, "--rounds", "2", "--json"]) == 1
+    monkeypatch.setitem(NETWORKS, TOWERS.name, TOWERS)
+    monkeypatch.setattr(verb, "measure_roofs", lambda *_: {"fp32": 1e11, "copy": 1e10})
+    common = ["--devices", *[str(device)] * 2, "--batch", "3", "--micro-batch", "2"]
+    assert main(["pipeline", TOWERS.name, *common, "--rounds", "2", "--json"]) == 1
     printed = capsys.readouterr()
     assert "pipeline: cut at " in printed.err
     found = json.loads(printed.out)

@@ -6,12 +6,13 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import parser
-from alexnet_triton.bench.inspect import ahead, inspect
+from alexnet_triton.bench.inspect import ahead, compiled, inspect
 from alexnet_triton.bench.inspect.compiled import compile_for, refusal
 from alexnet_triton.bench.inspect.configuration import parse
 from alexnet_triton.bench.inspect.limits import LIMITS
@@ -57,6 +58,17 @@ def test_each_architecture_gets_its_own_instructions(arch: int, product: str, lo
     assert binary.spills == binary.excess == 0
     assert f"sm_{arch}" in binary.ptx
     assert "tt.func" in binary.ttgir
+
+
+def test_machine_code_is_disassembled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal binaries; another one has its own."""
+    binary = compile_for(launch(Conv2dConfig("rows", 64, 64, 32, 4, 2, descriptors=False)), 80)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    text = binary.sass
+    assert "HMMA" in text
+    monkeypatch.setattr(compiled, "_run", lambda *_: "another")
+    assert replace(binary).sass == text
+    assert replace(binary, image=b"another").sass == "another"
 
 
 def test_registers_that_do_not_fit_show() -> None:

@@ -17,7 +17,7 @@ from alexnet_triton.bench.tune.schedule import (
 )
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC, PLAIN, Options
-from alexnet_triton.engine.spec import Flatten, Linear
+from alexnet_triton.engine.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from alexnet_triton.engine.zoo import ALEXNET, DIGITS
 from alexnet_triton.kernels.tuning import Table
 
@@ -40,9 +40,12 @@ def test_kernels_overlap_where_they_can() -> None:
 
 @pytest.mark.interpreter
 def test_every_order_is_proved_and_the_engine_follows_the_winner() -> None:
-    to_pool2 = [*dict(DIGITS.layers)].index("pool2") + 1
-    last = (("flatten", Flatten()), ("fc3", Linear(10)))
-    net = replace(DIGITS, layers=(*DIGITS.layers[:to_pool2], *last))
+    layers = (
+        *(("conv1", Conv2d(8, 3)), ("relu1", ReLU()), ("pool1", MaxPool2d(3, 2))),
+        *(("conv2", Conv2d(8, 3)), ("relu2", ReLU()), ("pool2", MaxPool2d(3, 2))),
+        *(("flatten", Flatten()), ("fc3", Linear(10))),
+    )
+    net = replace(DIGITS, input_shape=(3, 13, 13), layers=layers)
     found = orders(net, "fp32", 2, CPU, Effort(1))
     assert {row.contestant for row in found} == {
         "all images at once",

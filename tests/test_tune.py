@@ -25,7 +25,7 @@ from alexnet_triton.bench.tune.space import key
 from alexnet_triton.bench.tune.trial import TrialRunner, launches
 from alexnet_triton.bench.tune.tune import table
 from alexnet_triton.bench.tune.tuner import Outcome, Tuner, reasons, tune, winner
-from alexnet_triton.bench.worker import Worker
+from alexnet_triton.bench.worker import Lost, Worker
 from alexnet_triton.engine.devices.planner import Planner
 from alexnet_triton.engine.plan import ARITHMETIC
 from alexnet_triton.engine.zoo import network
@@ -100,9 +100,9 @@ def test_a_judged_kernel_is_not_compiled_again(
 
 def test_what_cannot_run_is_never_run(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned and judged for sm_90, with the interpreter in the place of the GPU."""
-    found = search("conv5", 64, 90)
+    found = search("fc8", 1, 90)
     monkeypatch.setattr(tuner, "arch", 90)
-    outcome = tune(found, tuner, Cache(None), only=[{**found.row.config, "num_stages": 40}])
+    outcome = tune(found, tuner, Cache(None), only=[{**found.row.config, "num_stages": 200}])
     default, large = outcome.trials
     assert default.status == "ok"
     assert default.registers
@@ -339,8 +339,12 @@ def test_what_touches_memory_that_is_not_its_own_is_wrong(
 
 
 @pytest.mark.interpreter
-def test_a_search_starts_from_the_best_of_its_hints(tuner: Tuner) -> None:
+def test_a_search_starts_from_the_best_of_its_hints(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is tried once, and what is outside the space is passed over."""
+    for rounds in ("ROUNDS", "FINAL_ROUNDS"):
+        monkeypatch.setattr(f"alexnet_triton.bench.tune.tuner.{rounds}", 2)
     found = search("fc7")
     default = dict(found.row.config)
     half, quarter = ({**default, "BLOCK_K": default["BLOCK_K"] // cut} for cut in (2, 4))
@@ -366,18 +370,24 @@ def test_failures_are_kept_with_their_reason(
     """A tile that is no power of two, and a process that does not answer in time."""
     found, path = search("fc8"), tmp_path / "cache.jsonl"
     odd = [{**found.row.config, "BLOCK_N": 24, "BLOCK_K": 512, "descriptors": False}]
+    first = tune(found, tuner, Cache(path), only=odd, limit=1)
+    other = Cache(None)
+    other.append(replace(first.default, clock="cold"))
+    again = tune(found, tuner, other, only=odd, limit=1)
+    clocks = [trial.clock for trial in again.trials]
+    assert clocks == ["host"], "another clock's times are not these"
     outcome = tune(found, tuner, Cache(path), only=odd)
     assert [trial.status for trial in outcome.trials] == ["ok", "failed"]
-    other = Cache(None)
-    other.append(replace(outcome.trials[0], clock="cold"))
-    again = tune(found, tuner, other, only=odd, limit=1)
-    assert again.fresh == 1, "another clock's times are not these"
-    monkeypatch.setattr(tuner, "timeout", 0.0)
+
+    def ask(seconds: float, *_: object) -> None:
+        raise Lost("timeout", f"no answer within {seconds:g} s")
+
+    monkeypatch.setattr(tuner._runner, "ask", ask)
     late = tune(found, tuner, Cache(None), only=odd, limit=1)
     kept = Cache(path).trials[1]
     assert "power of 2" in kept.reason
     assert late.best is None
-    assert late.default.status == "timeout"
+    assert (late.default.status, late.default.reason) == ("timeout", "no answer within 600 s")
     told = table([outcome, late])
     assert f"fc8 x1: 1 failed: {kept.reason}" in told
     assert "nothing was right" in told

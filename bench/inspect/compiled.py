@@ -8,6 +8,7 @@ knows. Registers, stack and shared memory are read off the binary with the `cuob
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.runtime.cache import get_cache_manager
 from triton.runtime.jit import create_function_from_signature
 
 from ...kernels.jit import ALONE, Launch
@@ -59,11 +61,19 @@ class Binary:
 
     @cached_property
     def sass(self) -> str:
-        """The machine code, as text."""
-        with tempfile.TemporaryDirectory() as folder:
-            cubin = Path(folder) / "kernel.cubin"
-            cubin.write_bytes(self.image)
-            return _run("nvdisasm", "-c", str(cubin))
+        """The machine code, as text.
+
+        The disassembler takes half a second for any, so Triton's cache keeps what it said.
+        """
+        kept = get_cache_manager(
+            hashlib.sha256(triton.__version__.encode() + self.image).hexdigest()
+        )
+        if (path := kept.get_file("sass")) is None:
+            with tempfile.TemporaryDirectory() as folder:
+                cubin = Path(folder) / "kernel.cubin"
+                cubin.write_bytes(self.image)
+                path = kept.put(_run("nvdisasm", "-c", str(cubin)), "sass", binary=False)
+        return Path(path).read_text()
 
     @cached_property
     def instructions(self) -> Counter[str]:
@@ -72,8 +82,8 @@ class Binary:
 
     @property
     def spills(self) -> int:
-        """Loads and stores of registers that did not fit, in local memory."""
-        return self.instructions["LDL"] + self.instructions["STL"]
+        """Loads and stores of registers that did not fit: in local memory, which is the stack."""
+        return self.instructions["LDL"] + self.instructions["STL"] if self.stack else 0
 
     @property
     def occupancy(self) -> Occupancy:

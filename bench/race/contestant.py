@@ -122,7 +122,8 @@ class Turn:
             if not 0 < us <= waited or (self.cpu and waited > MARGIN * us + SLACK_US):
                 continue
             if self.cpu and not self.computes:
-                _, again = self._waited("repeat", 1)
+                # The least of three: a machine that keeps it waiting would hide what it remembers.
+                again = min(self._waited("repeat", 1)[1] for _ in range(3))
                 said = f"keeps answers: {told(us)} on new inputs, {told(again)} on the same again"
                 if KEEPS * again + SLACK_US < us:
                     continue
