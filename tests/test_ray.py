@@ -189,10 +189,7 @@ def test_the_example(
 
 
 def test_a_dataset_without_rows(cluster: str) -> None:
-    import pyarrow as pa
-
-    dataset = ray.data.from_arrow(pa.table({"path": pa.array([], pa.string())}))
-    assert on_ray.classify(dataset, **DIGITS).take_all() == []
+    assert on_ray.classify(ray.data.from_items([]), **DIGITS).take_all() == []
 
 
 def test_workers_run_this_code_with_a_thread_each(cluster: str) -> None:
