@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from alexnet_triton.engine import Engine, EngineError
 from alexnet_triton.engine.__main__ import main
 from alexnet_triton.engine.images import ImageError, Source, expand
+from alexnet_triton.engine.jobs import workers
 from alexnet_triton.engine.jobs.classify import Tally, classify, remaining
 from alexnet_triton.engine.jobs.kinds import PREDICTIONS, path_of, row
 from alexnet_triton.engine.jobs.rows import Kept, pair
@@ -39,7 +41,7 @@ from PIL import Image
 Capture = pytest.CaptureFixture[str]
 
 DIGITS = ("--model", "digits", "--backend", "torch")
-IMAGES, BAD = 2000, 40
+IMAGES, BAD = 1000, 40
 
 CAUSES = {  # the eight ways in which an image of the big folder is none
     "corrupt": "cannot be decoded: broken data stream",
@@ -86,7 +88,7 @@ def spoil(path: Path, kind: str, good: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 files in two folders; the 40 bad ones lie anywhere and say in their names why."""
+    """1,000 files in two folders; the 40 bad ones lie anywhere and say in their names why."""
     root = tmp_path_factory.mktemp("job") / "photos"
     (root / "more").mkdir(parents=True)
     kinds = [*CAUSES] * (BAD // len(CAUSES)) + [""] * (IMAGES - BAD)
@@ -154,19 +156,29 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return status, out, err
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process and a session of its own."""
-    command = [sys.executable, "-m", "alexnet_triton.engine", "classify", *DIGITS]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A suite that a shell runs behind a `&` ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
+SESSION = """
+import os, signal, sys
+from alexnet_triton.engine.__main__ import main
+os.setsid()
+# A suite that a shell runs behind a `&` ignores Ctrl-C, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, name in enumerate(("stdout", "stderr"), 1):  # those of its workers, too
+    os.dup2(os.open(f"{told}/{name}", os.O_CREAT | os.O_WRONLY), number)
+sys.exit(main(job))
+"""
+
+
+def start(told: Path, *arguments: object) -> BaseProcess:
+    """The command in a process and a session of its own, which write into the folder `told`.
+
+    It comes from the server that workers come from: there torch is imported already.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([workers.__name__])
+    job = ["classify", *DIGITS, *map(str, arguments)]
+    process = context.Process(target=exec, args=(SESSION, {"job": job, "told": told}))
+    process.start()
+    return process
 
 
 def wait_for_bytes(path: Path, size: float, alive: Callable[[], bool]) -> None:
@@ -495,18 +507,17 @@ def test_killed_three_times_and_resumed_it_has_the_same_rows(
     folder: Path,
     unbroken: list[dict[str, Any]],
     output: Path,
+    tmp_path: Path,
     capsys: Capture,
 ) -> None:
     lines = lines_of(output)
     whole = sum(len(json.dumps(row)) + 1 for row in unbroken)
     dice = random.Random(0)
-    context = multiprocessing.get_context("forkserver")
-    job = ["classify", str(folder), *DIGITS, "--batch-size", "64", "--resume", "--output"]
+    job = (folder, "--batch-size", 64, "--resume", "--output", output)
     sizes = []
     for part in range(3):
-        process = context.Process(target=main, args=([*job, str(output)],))
-        process.start()
-        wait_for_bytes(lines, whole * (part + dice.random()) / 3.5, process.is_alive)
+        process = start(tmp_path, *job)
+        wait_for_bytes(lines, whole * (part + dice.random()) / 5, process.is_alive)
         time.sleep(dice.random() / 100)
         process.kill()
         process.join()
@@ -532,23 +543,22 @@ def test_interrupted_it_leaves_a_valid_output_that_resumes(
     folder: Path,
     unbroken: list[dict[str, Any]],
     output: Path,
+    tmp_path: Path,
     capsys: Capture,
     how: signal.Signals,
     workers: int,
 ) -> None:
-    lines = lines_of(output)
-    with start(folder, "--output", output, "--batch-size", 16, "--workers", workers) as process:
-        wait_for_bytes(lines, 20_000, lambda: process.poll() is None)
-        if how == signal.SIGINT:
-            os.killpg(process.pid, how)  # a terminal's Ctrl-C reaches the workers, too
-        else:
-            process.send_signal(how)
-        out, err = process.communicate(timeout=600)
-    assert process.returncode == 130
-    assert out == ""
-    assert (
-        err == f"alexnet-triton: interrupted; {output} holds the rows so far, go on with --resume\n"
-    )
+    job = (folder, "--output", output, "--batch-size", 16, "--workers", workers)
+    process = start(tmp_path, *job)
+    assert process.pid
+    wait_for_bytes(lines_of(output), 20_000, process.is_alive)
+    # A terminal's Ctrl-C reaches the workers, too.
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+    process.join(600)
+    assert process.exitcode == 130
+    assert (tmp_path / "stdout").read_text() == ""
+    told = f"interrupted; {output} holds the rows so far, go on with --resume"
+    assert (tmp_path / "stderr").read_text() == f"alexnet-triton: {told}\n"
     rows = read(output)
     assert 0 < len(rows) < IMAGES
     assert_same(rows, unbroken[: len(rows)])
@@ -572,10 +582,11 @@ def gone(session: int) -> bool:
 
 def test_workers_do_not_outlive_a_job_that_is_killed(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
-    with start(folder, "--output", output, "--batch-size", 16, "--workers", 2) as process:
-        wait_for_bytes(output, 20_000, lambda: process.poll() is None)
-        process.kill()
-        process.communicate()
+    process = start(tmp_path, folder, "--output", output, "--batch-size", 16, "--workers", 2)
+    assert process.pid
+    wait_for_bytes(output, 20_000, process.is_alive)
+    process.kill()
+    process.join()
     assert gone(process.pid)
 
 
@@ -733,8 +744,9 @@ def test_one_image_that_does_not_fit_is_refused(engine: Engine, tmp_path: Path) 
 
 
 def test_progress_tells_rate_and_remaining_time(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few(tmp_path / "photos", 100)
     ours, theirs = pty.openpty()
     seen = bytearray()
 
@@ -749,12 +761,12 @@ def test_progress_tells_rate_and_remaining_time(
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("COLUMNS", "120")
         monkeypatch.setenv("TERM", "xterm")
-        output = tmp_path / "rows.jsonl"
-        job = ["classify", str(folder), *DIGITS, "--output", str(output), "--batch-size", "64"]
-        assert main(job) == 0
+        output = str(tmp_path / "rows.jsonl")
+        photos = str(tmp_path / "photos")
+        assert main(["classify", photos, *DIGITS, "--output", output, "--batch-size", "16"]) == 0
     reader.join()
     os.close(ours)
     text = re.sub(r"\x1b\[[0-9;]*m", "", seen.decode())  # without colours
-    assert f"/{IMAGES}" in text
+    assert "/100" in text
     assert "images/s" in text
     assert "left 0:00:0" in text

@@ -265,6 +265,7 @@ def test_a_reader_that_leaves_early_is_no_error_message() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_bench_env(capsys: Capture) -> None:
