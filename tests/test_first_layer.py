@@ -288,7 +288,7 @@ def test_an_image_does_not_see_its_neighbours(
     form: Form, dtype: torch.dtype, run: Run, generator: torch.Generator
 ) -> None:
     """The same bits wherever in a batch it stands, and from run to run."""
-    shape = net(17, 3, 4, 5, 20, 3, 2, 1)
+    shape = net(17, 3, 2, 5, 20, 3, 2, 1)
     x, weight, bias = random_operands(shape, dtype, generator)
     config = FirstLayerConfig(form, 2, 16, 64, 0, 32)
     y = run(x, weight, bias, shape, 4, config, "relu")
