@@ -16,6 +16,7 @@ from alexnet_triton.engine.devices import single
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 IMAGE = (3, 9, 9)
 
@@ -115,6 +116,17 @@ def test_the_same_weights_may_be_used_otherwise(other: Callable[..., torch.Tenso
         for function in (one, other):
             got = torch.compile(function, backend=alexnet_triton.backend)(*given)
             torch.testing.assert_close(got, function(*given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.interpreter
+def test_what_a_weight_is_computed_from_is_noticed() -> None:
+    model, x = small(), images(2)
+    weight_norm(model[0])
+    compiled = compiled_of(model)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        model[0].parametrizations.weight.original0.mul_(2)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mode_is_refused() -> None:

@@ -28,6 +28,8 @@ from alexnet_triton.errors import Error
 from alexnet_triton.weights import load
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 SMALL = (3, 12, 13)
 
@@ -65,6 +67,7 @@ class By(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
         self.matrix, self.row = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(5))
+        self.register_buffer("calls", torch.zeros(()))
         self.given = forward
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -155,12 +158,26 @@ def test_every_operator_means_what_torch_means() -> None:
         lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 1).flatten(1).mm(m.matrix),
         lambda m, x: m.conv(x).contiguous().clone().view(x.size(0), -1).detach(),
         lambda m, x: m.conv(x).reshape(-1, 3 * 12 * 13),
+        lambda m, x: m.conv(x.to(m.row.device).float()).flatten(1),
     ],
-    ids=["matmul", "addmm", "add", "mm", "view", "reshape"],
+    ids=["matmul", "addmm", "add", "mm", "view", "reshape", "to"],
 )
 def test_heads_as_people_write_them(head: Callable[..., torch.Tensor]) -> None:
     last = check(By(head)).layers[-1][1]
     assert last in (Linear(5), Flatten())
+
+
+def pruned(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("made", [pruned, weight_norm, spectral_norm])
+def test_weights_may_be_computed(made: Callable[[nn.Module], object]) -> None:
+    """From constants alone, by any operator, in the first layer, too."""
+    torch.manual_seed(0)
+    model = By(lambda m, x: m.conv(x).mean((2, 3)))
+    made(model.conv)
+    assert [name for name, _ in check(model).layers] == ["conv1", "avgpool", "flatten"]
 
 
 def test_weights_are_copied() -> None:
@@ -218,6 +235,9 @@ REFUSED: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
     "no data": (nn.Conv2d(3, 4, 3, device="meta"), ("weight", "without data")),
     "nothing": (nn.Identity(), ("empty",)),
     "no layer": (nn.Flatten(), ("layer",)),
+    "counter": (By(lambda m, x: (m.calls.add_(1), m.conv(x))[1]), ("add_", "test_export.py")),
+    "random": (By(lambda m, x: F.conv2d(x, torch.rand_like(m.conv.weight))), ("rand_like",)),
+    "scalar first": (By(lambda m, x: m.conv(m.calls - x)), ("images",)),
     "norm": (By(lambda m, x: m.conv(x) / (1 + m.conv(x) * m.conv(x))), ("",)),
 }
 
@@ -229,6 +249,7 @@ def test_what_is_no_chain_is_refused(what: str, caplog: pytest.LogCaptureFixture
         read(model.eval(), SMALL)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in (type(model).__name__, *words))
+    assert str(caught.value).count("node ") <= 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

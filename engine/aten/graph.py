@@ -3,7 +3,8 @@
 The graph must be one chain from images [N, C, H, W] to one output. Each node is exactly what
 `operators.py` knows a layer for, or the graph is refused in one line that names the node. What a
 node makes is read from the fake tensor that its tracer left with it, not computed anew, and every
-layer is held against that. Sizes of images may be symbols: what depends on one is no number in the
+layer is held against that. Only what is made of constants alone, as a pruned or a normalised weight
+is, is computed, and is one. Sizes of images may be symbols: what depends on one is no number in the
 graph, and is refused as an argument.
 """
 
@@ -15,12 +16,21 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from ..chain import Chain, State, fitting
 from ..fuse import fuse
 from ..spec import Dropout, Layer, Network, NetworkError, Owner, Shape
 from ..zoo import NETWORKS
-from .operators import CONSTANT, OPERATORS, TORCH_NORM, Operation, operator, refused, torch_norm
+from .operators import (
+    OPERATORS,
+    TORCH_NORM,
+    Operation,
+    is_function,
+    operator,
+    refused,
+    torch_norm,
+)
 
 Constants = Mapping[str, torch.Tensor]  # by the name of the placeholder
 
@@ -43,16 +53,20 @@ def read(graph: Graph, constants: Constants, name: str) -> tuple[Network, State]
 
 
 def images_of(graph: Graph) -> Node:
-    """The placeholder that the chain starts from: the data of the first layer."""
-    for node in graph.nodes:
-        if node.op == "call_function" and _is_tensor(node) and operator(node) not in CONSTANT:
-            first = node
-            while first.op == "call_function" and (read := first.all_input_nodes):
-                first = read[operator(first) == "addmm"]  # where the bias comes first
-            if first.op == "placeholder" and _is_tensor(first):
-                images: Node = first
-                return images
-            raise refused(node, "wanted images to work on, got a constant")
+    """The placeholder that the chain starts from: the data of the first convolution.
+
+    Before it weights may be computed. A graph without one, which no network is, is read from its
+    first node on.
+    """
+    nodes = [node for node in graph.nodes if node.op == "call_function" and _is_tensor(node)]
+    for node in [node for node in nodes if operator(node) == "conv2d"] or nodes:
+        first = node
+        while first.op == "call_function" and (read := first.all_input_nodes):
+            first = read[operator(first) == "addmm"]  # where the bias comes first
+        if first.op == "placeholder" and _is_tensor(first):
+            images: Node = first
+            return images
+        raise refused(node, "wanted images to work on, got a constant")
     raise NetworkError("wanted a chain of layers, got an empty graph")
 
 
@@ -63,9 +77,9 @@ class _AtenWalk:
         self._current = images = images_of(graph)
         self._known = {n: constants[n.name] for n in graph.nodes if n.name in constants}
         self._known.pop(images, None)
+        if (axes := images.meta["val"].ndim) != 4:
+            raise NetworkError(f"wanted images [N, C, H, W], got {axes} axes")
         self._batch, *came = images.meta["val"].shape
-        if len(came) != 3:
-            raise NetworkError(f"wanted images [N, C, H, W], got {len(came) + 1} axes")
         self._dtype = images.meta["val"].dtype
         self.chain = Chain(name, _numbers(came))
         nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output") and _is_tensor(n)]
@@ -79,10 +93,9 @@ class _AtenWalk:
         """Take the first node, or the few from there that are one layer; how many they were."""
         node, reads = nodes[0], nodes[0].all_input_nodes
         name, few = operator(node), nodes[: len(TORCH_NORM)]
-        if name in CONSTANT and all(read in self._known for read in reads):
-            self._known[node] = node.target(  # type: ignore[operator]
-                *(self._known.get(arg, arg) for arg in node.args), **node.kwargs
-            )
+        if reads and all(read in self._known for read in reads) and is_function(node):
+            args, kwargs = map_arg((node.args, node.kwargs), self._known.__getitem__)
+            self._known[node] = node.target(*args, **kwargs)
             return 1
         if norm := torch_norm(few, self._current, self.chain.shape):
             self.chain.append("norm", norm)
@@ -92,13 +105,15 @@ class _AtenWalk:
             known = ", ".join(sorted({*(each.rstrip("_") for each in OPERATORS), "add"}))
             raise refused(node, f"not supported; wanted a chain of {known}")
         site = self._site(node)
-        made = OPERATORS[name](site) if name in OPERATORS else []
+        made, bias = OPERATORS[name](site) if name in OPERATORS else [], None
+        if name not in OPERATORS:
+            site.only(alpha=1)
+            bias = site.tensor("self" if "self" in site.tensors else "other")
         with fitting(site.refused):
             for stem, layer, tensors in made:
                 self.chain.append(stem, layer, tensors)
-            if name not in OPERATORS:
-                site.only(alpha=1)
-                self.chain.add_bias(site.tensor("self" if "self" in site.tensors else "other"))
+            if bias is not None:
+                self.chain.add_bias(bias)
         if site.output != self.chain.shape:
             raise refused(node, f"wanted an output {self.chain.shape}, got {site.output}")
         self._current = node

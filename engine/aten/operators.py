@@ -226,12 +226,10 @@ OPERATORS: dict[str, Callable[[Operation], Made]] = {
     "sigmoid_": _SIGMOID,
     "softmax": _softmax,
     "squeeze": _reshaped,
+    "to": _always([]),
     "view": _reshaped,
 }
 """The layer that a node becomes, by its operator; `graph.py` takes biases and `TORCH_NORM`."""
-
-CONSTANT = ("alias", "contiguous", "detach", "permute", "reshape", "t", "transpose", "view")
-"""What may be made of a weight before it is one."""
 
 TORCH_NORM = ["mul", "view", "pad", "avg_pool3d", "squeeze", "view", "mul", "add", "pow", "div"]
 """How torch writes local_response_norm: x / (k + alpha * mean of x * x) ** beta."""
@@ -272,3 +270,13 @@ def operator(node: Node) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target.overloadpacket.__name__)
     return str(target)
+
+
+def is_function(node: Node) -> bool:
+    """Whether it always makes the same of what it reads, and leaves that as it is."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
