@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -302,3 +303,20 @@ def test_relu_is_the_zoos() -> None:
     net = check(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)))
     assert dict(net.layers)["relu1"] == ReLU()
     assert replace(net, name="x").classes == ""
+
+
+class Forwards(nn.Module):
+    """One whose forward names no argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *images: torch.Tensor) -> Any:
+        return self.model(*images)
+
+
+@pytest.mark.parametrize("wrapped", [Forwards, partial(torch.compile, backend="eager")])
+def test_a_module_may_be_wrapped(wrapped: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    assert [name for name, _ in check(wrapped(model)).layers] == ["conv1", "relu1"]
