@@ -64,6 +64,8 @@ class TorchvisionAlexNet(nn.Module):
 class By(nn.Module):
     """A module with one convolution whose forward is given."""
 
+    calls: torch.Tensor
+
     def __init__(self, forward: Callable[[By, torch.Tensor], Any]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
@@ -223,6 +225,9 @@ REFUSED: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
     "stride": (nn.Conv2d(3, 4, 3, stride=(1, 2)), ("stride", "both axes")),
     "mode": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), ("pad",)),
     "dilated pool": (nn.MaxPool2d(3, dilation=2), ("dilation",)),
+    "device": (By(lambda m, x: m.conv(x).to("meta")), ("to", "on meta")),
+    "dtype": (By(lambda m, x: m.conv(x).to(torch.float16)), ("to", "float16")),
+    "noise": (By(lambda m, x: F.conv2d(x, F.dropout(m.conv.weight))), ("dropout",)),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), ("divisor_override",)),
     "dropout": (By(lambda m, x: F.dropout(m.conv(x))), ("train",)),
     "statistics": (nn.BatchNorm2d(3, track_running_stats=False), ("training",)),

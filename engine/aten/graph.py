@@ -80,7 +80,7 @@ class _AtenWalk:
         if (axes := images.meta["val"].ndim) != 4:
             raise NetworkError(f"wanted images [N, C, H, W], got {axes} axes")
         self._batch, *came = images.meta["val"].shape
-        self._dtype = images.meta["val"].dtype
+        self._kind = images.meta["val"].dtype, images.meta["val"].device
         self.chain = Chain(name, _numbers(came))
         nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output") and _is_tensor(n)]
         while nodes:
@@ -95,7 +95,7 @@ class _AtenWalk:
         name, few = operator(node), nodes[: len(TORCH_NORM)]
         if reads and all(read in self._known for read in reads) and is_function(node):
             args, kwargs = map_arg((node.args, node.kwargs), self._known.__getitem__)
-            self._known[node] = node.target(*args, **kwargs)
+            self._known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
             return 1
         if norm := torch_norm(few, self._current, self.chain.shape):
             self.chain.append("norm", norm)
@@ -123,9 +123,10 @@ class _AtenWalk:
         """The node with what it is given; refuses one that reads more than the one before."""
         value = node.meta["val"]
         batch, *sides = value.shape or (None,)
-        if batch != self._batch or value.dtype != self._dtype:
-            got = f"{value.dtype} {list(value.shape)}"
-            raise refused(node, f"wanted {self._dtype} [{self._batch}, ...], got {got}")
+        if batch != self._batch or (value.dtype, value.device) != self._kind:
+            wanted = "{} on {}".format(*self._kind)
+            got = f"{value.dtype} on {value.device} {list(value.shape)}"
+            raise refused(node, f"wanted {wanted} [{self._batch}, ...], got {got}")
         arguments: dict[str, Any] = {}
         tensors: dict[str, torch.Tensor] = {}
         reads = []

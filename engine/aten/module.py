@@ -38,10 +38,11 @@ def read(model: nn.Module, input_shape: Shape) -> tuple[Network, State]:
     quiet = logging.root.manager.disable
     try:
         logging.disable(logging.ERROR)  # torch tells of a module that raises by its own stack
+        shapes = torch.export.ShapesCollection()  # whatever its forward calls them
+        shapes[images] = {0: torch.export.Dim.DYNAMIC}
         with torch.no_grad():
-            shapes = torch.export.ShapesCollection()  # whatever its forward calls them
-            shapes[images] = {0: torch.export.Dim.DYNAMIC}
-            exported = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+            batch = shapes.dynamic_shapes(model, (images,))
+            exported = torch.export.export(model, (images,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # the module's own code runs there, and may raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NetworkError(
