@@ -230,6 +230,18 @@ def test_interrupted_it_goes_on_in_any_order(
 
 
 @pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("side", [10**4, 10**12])
+def test_a_size_beyond_pillows_limit_is_refused(
+    side: int, folders: tuple[str, str], capsys: Capture
+) -> None:
+    """At once, as a picture of it would be."""
+    status, out, err = run(capsys, *folders, "--size", side)
+    assert (status, out) == (1, "")
+    assert "--size" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("at_once")
 def test_two_images_and_json(folders: tuple[str, str], capsys: Capture) -> None:
     two = [f"{folder}/1.png" for folder in folders]
     status, out, err = run(capsys, *two, "--json")

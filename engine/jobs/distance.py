@@ -75,6 +75,12 @@ class Distances(Kind):
 def run_distance(options: argparse.Namespace) -> int:
     """A row for each pair; see `job.run`."""
     words = [plain(options.first), plain(options.second)]
+    limit = Image.MAX_IMAGE_PIXELS
+    if options.size and limit and options.size**2 > limit:
+        raise EngineError(
+            f"--size: wanted at most {math.isqrt(limit)}, Pillow's limit of pixels, got "
+            f"{options.size}"
+        )
     asked = {"size": options.size, **asked_of_sources(options, sorted(words))}  # in either order
     job = Job(Distances(), asked, lambda _: pairs(*words), partial(_rows, options), items="pairs")
     return run(options, job)
