@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.rows import Existing, Output
 from alexnet_triton.engine.jobs.tables import OutputError
 from alexnet_triton.engine.names import canonical
+from alexnet_triton.engine.spec import Dropout
 from alexnet_triton.engine.zoo import DIGITS, network
 from PIL import Image
 from safetensors.numpy import save
@@ -316,6 +318,15 @@ def test_torchvisions_names_are_the_networks(model: str, names: dict[str, str]) 
 def test_before_its_relu_a_layer_has_no_features(model: str, name: str, cure: str) -> None:
     with pytest.raises(NetworkError, match=cure):
         canonical(network(model), name)
+
+
+def test_without_its_dropouts_a_network_is_not_numbered_as_torchvisions() -> None:
+    """As an exporter writes it: the fourth of the classifier would be fc8, and not fc7."""
+    layers = [(name, layer) for name, layer in DIGITS.layers if not isinstance(layer, Dropout)]
+    exported = replace(DIGITS, layers=tuple(layers))
+    for name in ("classifier.1", "classifier.4", "features.2"):
+        with pytest.raises(NetworkError, match=f"has no features '{name}'; it has conv1"):
+            Features(name).fitted(exported)
 
 
 def test_features_keep_the_names_that_they_were_asked_by() -> None:
