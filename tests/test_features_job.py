@@ -244,6 +244,26 @@ def test_an_array_of_somebody_else_is_not_touched(suffix: str, tmp_path: Path) -
         write(tmp_path / f"ours.{suffix}", [made("c")], "resume")
 
 
+@pytest.mark.parametrize("output", ["npy", "safetensors", "parquet"], indirect=True)
+def test_rows_that_were_damaged_are_refused_by_their_file(output: Path) -> None:
+    lines = output.with_name(output.name + ".partial.jsonl")
+    lengths = ["AAAA", "AAAAAA=="][: 1 if output.suffix == ".parquet" else 2]  # 0.75 and 1 float
+    for value in lengths:
+        with pytest.raises(KeyboardInterrupt):
+            write(output, interrupted(), "overwrite")
+        with lines.open("a") as file:
+            file.write(f'{{"path": "b", "features": "{value}"}}\n')
+        with pytest.raises(OutputError, match=r"partial\.jsonl: its content was not written"):
+            write(output, [made("c")], "resume")
+    if output.suffix != ".parquet":
+        write(output, [made("a"), made("b")], "overwrite")
+        for line in ("null", "[]", "5", "{}", '{"path": 5}', '{"path": "b", "error": 5}'):
+            beside = output.with_name(output.name + ".paths.jsonl")
+            beside.write_text(f'{{"path": "a"}}\n{line}\n')
+            with pytest.raises(OutputError, match=r"paths\.jsonl: its content was not written"):
+                write(output, [made("c")], "resume")
+
+
 # What cannot be
 
 
