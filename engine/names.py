@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from .fuse import fuse
-from .spec import AdaptiveAvgPool2d, Flatten, Network, NetworkError
+from .spec import AdaptiveAvgPool2d, Dropout, Flatten, Network, NetworkError
 
 
 def canonical(network: Network, name: str) -> str:
@@ -35,9 +35,12 @@ def canonical(network: Network, name: str) -> str:
 
 
 def _numbered(network: Network) -> list[tuple[str, str]]:
-    """Each of torchvision's names with the network's own; none where it has no such halves."""
+    """Each of torchvision's names with the network's own; none where it has no such halves.
+
+    Nor where there is no dropout: what wrote an ONNX file left it out, and more that has a number.
+    """
     kinds = [type(layer) for _, layer in network.layers]
-    if AdaptiveAvgPool2d not in kinds or Flatten not in kinds:
+    if not {AdaptiveAvgPool2d, Flatten, Dropout} <= {*kinds}:
         return []
     names = [name for name, _ in network.layers]
     features = names[: kinds.index(AdaptiveAvgPool2d)]

@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alexnet_triton.engine.jobs.listing import listing
 from alexnet_triton.engine.jobs.rows import Existing, Output
 from alexnet_triton.engine.jobs.tables import OutputError
 from alexnet_triton.engine.names import canonical
+from alexnet_triton.engine.spec import Dropout
 from alexnet_triton.engine.zoo import DIGITS, network
 from PIL import Image
 from safetensors.numpy import save
@@ -242,6 +244,26 @@ def test_an_array_of_somebody_else_is_not_touched(suffix: str, tmp_path: Path) -
         write(tmp_path / f"ours.{suffix}", [made("c")], "resume")
 
 
+@pytest.mark.parametrize("output", ["npy", "safetensors", "parquet"], indirect=True)
+def test_rows_that_were_damaged_are_refused_by_their_file(output: Path) -> None:
+    lines = output.with_name(output.name + ".partial.jsonl")
+    lengths = ["AAAA", "AAAAAA=="][: 1 if output.suffix == ".parquet" else 2]  # 0.75 and 1 float
+    for value in lengths:
+        with pytest.raises(KeyboardInterrupt):
+            write(output, interrupted(), "overwrite")
+        with lines.open("a") as file:
+            file.write(f'{{"path": "b", "features": "{value}"}}\n')
+        with pytest.raises(OutputError, match=r"partial\.jsonl: its content was not written"):
+            write(output, [made("c")], "resume")
+    if output.suffix != ".parquet":
+        write(output, [made("a"), made("b")], "overwrite")
+        for line in ("null", "[]", "5", "{}", '{"path": 5}', '{"path": "b", "error": 5}'):
+            beside = output.with_name(output.name + ".paths.jsonl")
+            beside.write_text(f'{{"path": "a"}}\n{line}\n')
+            with pytest.raises(OutputError, match=r"paths\.jsonl: its content was not written"):
+                write(output, [made("c")], "resume")
+
+
 # What cannot be
 
 
@@ -316,6 +338,15 @@ def test_torchvisions_names_are_the_networks(model: str, names: dict[str, str]) 
 def test_before_its_relu_a_layer_has_no_features(model: str, name: str, cure: str) -> None:
     with pytest.raises(NetworkError, match=cure):
         canonical(network(model), name)
+
+
+def test_without_its_dropouts_a_network_is_not_numbered_as_torchvisions() -> None:
+    """As an exporter writes it: the fourth of the classifier would be fc8, and not fc7."""
+    layers = [(name, layer) for name, layer in DIGITS.layers if not isinstance(layer, Dropout)]
+    exported = replace(DIGITS, layers=tuple(layers))
+    for name in ("classifier.1", "classifier.4", "features.2"):
+        with pytest.raises(NetworkError, match=f"has no features '{name}'; it has conv1"):
+            Features(name).fitted(exported)
 
 
 def test_features_keep_the_names_that_they_were_asked_by() -> None:

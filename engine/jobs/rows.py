@@ -374,7 +374,10 @@ class Output:
     def _render(self, table: Format) -> None:
         """The table of all rows, in place of the last one only when it is complete."""
         with open(self._lines, "rb") as lines, provenance.replacing(self.path) as new:
-            table.render(lines, new, self.path, self.kind, self._made)
+            try:
+                table.render(lines, new, self.path, self.kind, self._made)
+            except (TypeError, ValueError):  # a line that looks like a row
+                raise foreign("its content", self._lines) from None
             self._check_table()
 
     # Refusals
