@@ -12,9 +12,10 @@ from typing import Any, cast
 import pytest
 import torch
 from alexnet_triton.bench.__main__ import main
+from alexnet_triton.bench.measure.problem import expected, tensors
 from alexnet_triton.bench.race import contestant
 from alexnet_triton.bench.race.contestant import Contestant, Judge, Turn
-from alexnet_triton.bench.race.examiner import Setup, find_problem
+from alexnet_triton.bench.race.examiner import Setup, find_problem, redraw
 from alexnet_triton.bench.race.proof import Disqualified
 from alexnet_triton.bench.race.race import League, Standing
 from alexnet_triton.bench.race.tiles import IMAGES
@@ -163,6 +164,31 @@ def test_whom_the_machine_keeps_waiting_gets_other_tries(monkeypatch: pytest.Mon
     turn = Turn(cast("Contestant", honest), LIMIT, cpu=True, judge=cast("Judge", Content()))
     assert turn() == 100.0
     assert honest.tries == 9
+
+
+def test_every_timed_answer_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of who is right at first, and then gives the answer to the inputs before."""
+    setup = Setup("digits", "fc8", 2, "fp32", "cpu", 0)
+    problem = find_problem(setup)
+    given = tensors(problem, torch.device("cpu"), torch.Generator().manual_seed(setup.seed))
+
+    class Late:
+        made = torch.empty(0)
+        late = False
+
+        def ask(self, limit: float, question: str, number: int = 0) -> object:
+            if question == "draw":
+                redraw(given.x, number)
+                self.made = self.made if self.late else expected(problem, given).float()
+            return 1e-3, self.made.view(torch.uint8).numpy()
+
+    monkeypatch.setattr(contestant, "SLACK_US", 1e9)
+    one, judge = Late(), Judge(setup, problem, 1.0)
+    turn = Turn(cast("Contestant", one), LIMIT, cpu=True, judge=judge, computes=True)
+    assert [turn(), turn()] == [1e-3, 1e-3]
+    one.late = True
+    with pytest.raises(Disqualified, match="right while it was proved, and when it is timed wrong"):
+        turn()
 
 
 def test_slow_is_not_wrong(race: Race, monkeypatch: pytest.MonkeyPatch) -> None:
