@@ -63,7 +63,7 @@ class Distances(Kind):
                 yield from (next(rows) if error is None else error for error in errors)
 
     def fault(self, result: float) -> str | None:
-        return None if math.isfinite(result) else "its distance is no number; try dtype fp32"
+        return None if math.isfinite(result) else "its distance is no number; in fp16 try fp32"
 
     def text(self, result: float) -> list[str]:
         return [f"  {result:.6f}"]

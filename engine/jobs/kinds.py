@@ -91,7 +91,7 @@ class Predictions(Kind):
 
     def fault(self, result: Iterable[Prediction]) -> str | None:
         if any(math.isnan(prediction.score) for prediction in result):
-            return "its scores are not numbers (NaN); try dtype fp32"
+            return "its scores are not numbers (NaN); in fp16 try fp32"
         return None
 
     def value(self, result: Iterable[Prediction]) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ class Features(Kind):
             yield from (next(rows) if error is None else error for error in errors)
 
     def fault(self, result: Vector) -> str | None:
-        return None if np.isfinite(result).all() else "its features overflow; try dtype fp32"
+        return None if np.isfinite(result).all() else "its features overflow; in fp16 try fp32"
 
     def value(self, result: Vector) -> list[float]:
         return result.ravel().tolist()
