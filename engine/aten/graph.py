@@ -25,6 +25,7 @@ from ..zoo import NETWORKS
 from .operators import (
     OPERATORS,
     TORCH_NORM,
+    Made,
     Operation,
     is_function,
     operator,
@@ -105,8 +106,11 @@ class _AtenWalk:
             known = ", ".join(sorted({*(each.rstrip("_") for each in OPERATORS), "add"}))
             raise refused(node, f"not supported; wanted a chain of {known}")
         site = self._site(node)
-        made, bias = OPERATORS[name](site) if name in OPERATORS else [], None
-        if name not in OPERATORS:
+        made: Made = []
+        bias = None
+        if name in OPERATORS:
+            made = OPERATORS[name](site)
+        else:
             site.only(alpha=1)
             bias = site.tensor("self" if "self" in site.tensors else "other")
         with fitting(site.refused):
